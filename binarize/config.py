@@ -1,0 +1,218 @@
+"""Every choice of a conversion in frozen dataclasses: TOML in and out, unknown keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from binarize.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SurgeryConfig:
+    """Which convolutions become binary, and what becomes of the layers around them."""
+
+    keep: tuple[str, ...] = ()
+    """Globs on module paths that stay float; a glob that matches nothing is an error."""
+    binarize_stem: bool = False
+    """Binarize the first conv too, which sees raw pixels; costs much accuracy."""
+    activation: Literal["rprelu", "prelu", "keep"] = "rprelu"
+    """What replaces a ReLU-like activation whose output meets a sign."""
+    activation_slope: float = 0.25
+    """Start of the replacement's negative slope."""
+    activation_gradient: Literal["approx", "clip"] = "approx"
+    """Gradient of the activations' sign: Bi-Real's ApproxSign, or the clipped straight-through estimator."""
+    threshold: Literal["median", "zero"] = "median"
+    """Start of each conv's sign threshold: the channel's median on calibration data, or 0."""
+    scale: Literal["mean_abs", "none"] = "mean_abs"
+    """Scaling factor of the binary weights."""
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """The shortcut around each binary convolution (METHODS of Elastic-Link and its relatives)."""
+
+    kind: Literal["elastic", "identity", "none"] = "elastic"
+    """`elastic`: every conv; `identity`: only convs that keep channels and size (Bi-Real); `none`."""
+    position: Literal["post_bn", "pre_bn"] = "post_bn"
+    """Where the link is added: `BN(conv) + link` or `BN(conv + link)`."""
+    gamma: Literal["channel", "scalar"] = "channel"
+    """One learnable weight per output channel, or one per link."""
+    gamma_init: float = 1.0
+    """Start of gamma (a squeeze of r channels starts at this over r)."""
+    pool: Literal["avg", "max"] = "avg"
+    """Pooling of a strided link."""
+    residual: Literal["replace", "keep"] = "replace"
+    """A block's identity shortcut that the links already span: drop it, or keep it and start the closing link at 0."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Fine-tuning with the float model as teacher."""
+
+    epochs: float = 8.0
+    """Passes over the training images, all stages together; may be a fraction."""
+    activation_share: float = 0.0
+    """Share of the epochs spent in stage 1: binary activations, float weights."""
+    float_epochs: float = 0.0
+    """Passes that first adapt the float model itself to the data (it then starts and teaches the binary one)."""
+    float_learning_rate: float = 0.02
+    """Peak SGD learning rate of that adaptation."""
+    batch_size: int = 64
+    learning_rate: float = 7e-3
+    """Peak Adam rate of everything but the latent weights of binary convs."""
+    weight_step: float = 0.08
+    """Peak Adam step of latent weights, in units of each layer's mean |weight|: the same for any weight scale."""
+    warmup: float = 0.05
+    """Share of a stage spent warming up; then cosine to 0."""
+    distillation: float = 1.0
+    """Weight of KL(teacher || student)."""
+    cross_entropy: float = 1.0
+    """Weight of the labels' cross entropy."""
+    temperature: float = 1.0
+    """Of the distillation's softmax."""
+    weight_decay: float = 0.0
+    """Of float convs and linear layers; binary weights, BN, gamma and thresholds have none."""
+    calibration_images: int = 512
+    """Images that set thresholds and BN statistics before training."""
+    bn_images: int = 2048
+    """Images of the BN re-estimation after training; kept only if held-out training images agree. 0: never."""
+    holdout: float = 0.02
+    """Share of the training images held out for that comparison."""
+    augment: Literal["standard", "crop", "none"] = "standard"
+    """`standard`: crop and horizontal flip; `crop`: no flip; `none`."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Channel means of the input normalisation the float model was trained with (images in [0, 1])."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Channel standard deviations of that normalisation."""
+    workers: int = 0
+    """Processes that decode large images."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """`torch.compile` the training step; `auto`: when the run is long enough to repay it."""
+    checkpoint_minutes: float = 5.0
+    """At most this much work is lost to a kill."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole conversion."""
+
+    recipe: str = "el"
+    seed: int = 0
+    surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as TOML and JSON want it (tuples become lists)."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_toml(self) -> str:
+        """The configuration as a TOML document that `read_config` reads back."""
+        top, tables = [], []
+        for key, value in self.to_dict().items():
+            if isinstance(value, dict):
+                tables.append("\n".join([f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]))
+            else:
+                top.append(f"{key} = {_toml(value)}")
+        return "\n\n".join(["\n".join(top), *tables]) + "\n"
+
+    def updated(self, values: dict[str, Any], source: str = "configuration") -> Config:
+        """A copy with nested `values` put in; unknown keys and wrong types are errors that name `source`."""
+        return _build(self, values, source, "")
+
+    def with_settings(self, settings: typing.Iterable[str]) -> Config:
+        """A copy with `key.path=value` strings put in; the value is read as TOML, else as a string."""
+        config = self
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            if not equals:
+                raise UsageError(f"--set {setting!r} has no '='", hint="write it as --set training.epochs=8")
+            values: Any = _parse_value(text)
+            for key in reversed(path.strip().split(".")):
+                values = {key: values}
+            config = config.updated(values, f"--set {setting}")
+        return config
+
+
+def read_config(path: str | Path, base: Config) -> Config:
+    """`base` with the TOML file at `path` on top of it."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration: {error.strerror}", layer=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a TOML file: {error}", layer=str(path)) from error
+    return base.updated(values, str(path))
+
+
+def _build(current: Any, values: dict[str, Any], source: str, prefix: str) -> Any:
+    hints = get_type_hints(type(current))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise UsageError(f"unknown key {name!r}", layer=source, hint=_suggest(key, hints, prefix))
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise UsageError(f"{name!r} is a table, not a value", layer=source)
+            changes[key] = _build(getattr(current, key), value, source, f"{name}.")
+        else:
+            changes[key] = _checked(value, hints[key], name, source)
+    return dataclasses.replace(current, **changes)
+
+
+def _suggest(key: str, known: typing.Iterable[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
+    return "did you mean " + ", ".join(prefix + k for k in close) + "?" if close else "known: " + ", ".join(known)
+
+
+def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
+    """`value` as the field's type, or a UsageError."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UsageError(f"{name!r} is {value!r}", layer=source, hint="one of " + ", ".join(get_args(hint)))
+        return value
+    if get_origin(hint) is tuple:
+        element = get_args(hint)[0]
+        values = [value] if isinstance(value, str | int | float) else value
+        if not isinstance(values, list | tuple):
+            raise UsageError(f"{name!r} wants a list", layer=source)
+        return tuple(_checked(v, element, name, source) for v in values)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(hint, type | types.UnionType) and (not isinstance(value, hint) or (hint is int and value is True)):
+        wanted = getattr(hint, "__name__", str(hint))
+        raise UsageError(f"{name!r} is {value!r}, which is not {wanted}", layer=source)
+    if hint is float and not (value == value and abs(value) != float("inf") and value >= 0):
+        raise UsageError(f"{name!r} is {value!r}; it must be a finite number >= 0", layer=source)
+    return value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return repr(value)

@@ -1,0 +1,76 @@
+"""Lowering: a trained binary module becomes a functional graph of a few fused, bit-packed operators."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from binarize.config import Config
+from binarize.errors import BinarizeError, UnsupportedModelError
+from binarize.passes.base import Pass, PassContext, run_passes
+from binarize.passes.cancel_transposes import CancelTransposes
+from binarize.passes.fuse_epilogue import FuseEpilogue
+from binarize.passes.fuse_packs import FusePacks
+from binarize.passes.lower_convs import LowerConvs
+from binarize.passes.lower_layers import lower_layers
+
+LOWERING_PASSES: tuple[Pass, ...] = (LowerConvs(), FuseEpilogue(), CancelTransposes(), FusePacks())
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The two functional graphs of a trained model.
+
+    Attributes:
+        original: one node per layer, plain floats; every value of the trained model can be read off it.
+        fused: packed and fused; a packed conv's `meta["origin"]` names the node of `original` it computes.
+        passes: a line per lowering pass.
+    """
+
+    original: GraphModule
+    fused: GraphModule
+    passes: list[str]
+
+
+def lower(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Lowered:
+    """Lower `module` (eval mode, dynamic batch) for inputs shaped like `example_inputs`.
+
+    Raises:
+        UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
+    """
+    module = copy.deepcopy(module).cpu().eval()
+    lower_layers(module)
+    example_inputs = tuple(x.detach().cpu() for x in example_inputs)
+    original = _functional(module, example_inputs)
+    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(Config()))
+    fused.graph.eliminate_dead_code()
+    fused.recompile()
+    return Lowered(original, fused, done)
+
+
+def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...]:
+    """`torch.export`'s description of a common dynamic first dimension."""
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    return tuple({0: batch} for _ in example_inputs)
+
+
+def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
+    try:
+        program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_batch(example_inputs))
+        graph_module = program.run_decompositions({}).module(check_guards=False)
+    except BinarizeError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModelError(
+            f"torch.export cannot represent the model: {reason}",
+            hint="data-dependent control flow must move out of forward(); export the part that is static",
+        ) from error
+    assert isinstance(graph_module, GraphModule)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module

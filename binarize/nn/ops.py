@@ -1,0 +1,170 @@
+"""Our operators as torch custom ops, so that `torch.export` keeps each as one node.
+
+The first three stand for the trainable layers; lowering turns them into the last two, which are the operators of
+the ONNX domain `ai.binarize` (docs/ops.md). Every op has a plain torch implementation, so both graphs run in
+Python and can be compared with the trained module and with ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.nn import functional
+from binarize.nn.geometry import ConvGeometry
+from binarize.nn.sign import hard_sign
+
+WORD = 64
+"""Channels per packed word."""
+
+
+def geometry_from_ints(values: list[int]) -> ConvGeometry:
+    """The inverse of `geometry_to_ints`."""
+    c, o, kh, kw, sh, sw, top, left, bottom, right, dh, dw, groups = values
+    return ConvGeometry(c, o, (kh, kw), (sh, sw), (top, left, bottom, right), (dh, dw), groups)
+
+
+def geometry_to_ints(g: ConvGeometry) -> list[int]:
+    """`geometry` as the list of ints that a custom op's schema can carry."""
+    return [g.in_channels, g.out_channels, *g.kernel, *g.stride, *g.pads, *g.dilation, g.groups]
+
+
+def _channelwise(x: Tensor) -> Tensor:
+    return x.view(1, -1, 1, 1)
+
+
+def _convolve(signs: Tensor, weight: Tensor, g: ConvGeometry) -> Tensor:
+    """Zero-padded convolution of +-1 values: exact integers in float32."""
+    top, left, bottom, right = g.pads
+    return F.conv2d(F.pad(signs, (left, right, top, bottom)), weight, None, g.stride, 0, g.dilation, g.groups)
+
+
+@torch.library.custom_op("binarize::binary_conv2d", mutates_args=())
+def binary_conv2d(
+    x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int]
+) -> Tensor:
+    """`scale * conv(sign(x - threshold), sign(weight)) + bias` on NCHW float32."""
+    g = geometry_from_ints(geometry)
+    signs = hard_sign(x - _channelwise(threshold))
+    return _convolve(signs, hard_sign(weight), g) * _channelwise(scale) + _channelwise(bias)
+
+
+@binary_conv2d.register_fake
+def _(x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int]) -> Tensor:
+    g = geometry_from_ints(geometry)
+    return x.new_empty(x.shape[0], g.out_channels, *g.output_size(x.shape[2], x.shape[3]))
+
+
+@torch.library.custom_op("binarize::elastic_link", mutates_args=())
+def elastic_link(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
+    """`gamma * EL(x)` on NCHW float32."""
+    return _channelwise(gamma) * functional.elastic_link(x, geometry_from_ints(geometry))
+
+
+@elastic_link.register_fake
+def _(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
+    g = geometry_from_ints(geometry)
+    return x.new_empty(x.shape[0], g.out_channels, *g.output_size(x.shape[2], x.shape[3]))
+
+
+@torch.library.custom_op("binarize::rprelu", mutates_args=())
+def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
+    """`prelu(x - shift_in, slope) + shift_out`, all per channel."""
+    x = x - _channelwise(shift_in)
+    return torch.where(x > 0, x, x * _channelwise(slope)) + _channelwise(shift_out)
+
+
+@rprelu.register_fake
+def _(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("binarize::pack", mutates_args=())
+def pack(x: Tensor, threshold: Tensor) -> Tensor:
+    """Bits of `x > threshold`: float32 `[N, H, W, C]` -> uint64 `[N, H, W, ceil(C/64)]`."""
+    return pack_bits(x > threshold)
+
+
+@pack.register_fake
+def _(x: Tensor, threshold: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], -(-x.shape[-1] // WORD), dtype=torch.uint64)
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Booleans `[..., C]` -> uint64 words `[..., ceil(C/64)]`; channel c is bit c % 64 of word c / 64."""
+    words = -(-bits.shape[-1] // WORD)
+    padded = F.pad(bits.to(torch.int64), (0, words * WORD - bits.shape[-1]))
+    powers = torch.tensor([1 << i if i < 63 else -(1 << 63) for i in range(WORD)], device=bits.device)
+    return (padded.unflatten(-1, (words, WORD)) * powers).sum(-1).view(torch.uint64)
+
+
+def unpack_signs(words: Tensor, channels: int) -> Tensor:
+    """uint64 words `[..., Wc]` -> float32 signs `[..., channels]`."""
+    shifts = torch.arange(WORD, device=words.device)
+    bits = (words.view(torch.int64).unsqueeze(-1) >> shifts) & 1
+    return bits.flatten(-2)[..., :channels].float() * 2 - 1
+
+
+def pack_weight(weight: Tensor, groups: int) -> Tensor:
+    """Latent weights `[O, C/groups, kh, kw]` -> uint64 `[O/groups, kh, kw, ceil(C/64)]`, the neutral layout."""
+    out_channels, group_in, rows, columns = weight.shape
+    by_row = (weight > 0).view(groups, out_channels // groups, group_in, rows, columns)
+    return pack_bits(by_row.permute(1, 3, 4, 0, 2).reshape(out_channels // groups, rows, columns, groups * group_in))
+
+
+def unpack_weight(words: Tensor, g: ConvGeometry) -> Tensor:
+    """The inverse of `pack_weight`, as float32 signs."""
+    signs = unpack_signs(words, g.in_channels)
+    rows = signs.view(*signs.shape[:3], g.groups, g.in_channels // g.groups)
+    return rows.permute(3, 0, 4, 1, 2).reshape(g.out_channels, g.in_channels // g.groups, *g.kernel)
+
+
+@torch.library.custom_op("binarize::packed_conv2d", mutates_args=())
+def packed_conv2d(
+    bits: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    link: Tensor,
+    gamma: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    next_threshold: Tensor,
+    geometry: list[int],
+) -> tuple[Tensor, Tensor]:
+    """The fused operator `ai.binarize::BinaryConv2d` of docs/ops.md: NHWC float `y` and its packed bits."""
+    g = geometry_from_ints(geometry)
+    signs = unpack_signs(bits, g.in_channels).permute(0, 3, 1, 2)
+    y = _convolve(signs, unpack_weight(weight, g), g).permute(0, 2, 3, 1) * scale + bias
+    if not is_absent(link):
+        y = y + gamma * functional.elastic_link(link.permute(0, 3, 1, 2), g).permute(0, 2, 3, 1)
+    y = y + residual
+    y = torch.where(y > 0, y, y * slope) + shift
+    return y.contiguous(), pack_bits(y > next_threshold)
+
+
+@packed_conv2d.register_fake
+def _(
+    bits: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    link: Tensor,
+    gamma: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    next_threshold: Tensor,
+    geometry: list[int],
+) -> tuple[Tensor, Tensor]:
+    g = geometry_from_ints(geometry)
+    rows, columns = g.output_size(bits.shape[1], bits.shape[2])
+    shape = (bits.shape[0], rows, columns)
+    return scale.new_empty(*shape, g.out_channels), bits.new_empty(*shape, -(-g.out_channels // WORD))
+
+
+def is_absent(tensor: Tensor) -> bool:
+    """Whether `tensor` is the neutral element that stands for a missing link or residual."""
+    return tuple(tensor.shape) == (1, 1, 1, 1)

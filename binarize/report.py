@@ -1,0 +1,114 @@
+"""What was decided about every convolution, and why: text for people, plain data for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One convolution's fate.
+
+    Attributes:
+        layer: module path in the user's model.
+        action: `binarize` or `keep`.
+        rule: short name of the rule that decided: `eligible`, `stem`, `classifier`, `gate`, `keep`, ...
+        reason: that rule in words.
+        kind: `1x1`, `3x3`, `depthwise`, `grouped`, ...
+        in_channels, out_channels, kernel, stride, dilation, groups: of the conv.
+        output_size: spatial size of its output for the example input, if known.
+        macs: multiply-accumulates of one example (all call sites together).
+        weight_bytes: of the float32 weight; a binary one packs to 1/32 of it.
+        link: `identity`, `expand`, `squeeze` or `none`.
+        residual: what became of the block shortcut around it: `replaced`, `kept` or `none`.
+    """
+
+    layer: str
+    action: str
+    rule: str
+    reason: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    output_size: tuple[int, ...]
+    macs: int
+    weight_bytes: int
+    link: str = "none"
+    residual: str = "none"
+
+    @property
+    def binarized(self) -> bool:
+        return self.action == "binarize"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass
+class Report:
+    """The record of a conversion; travels with the module as `.report` and inside the ONNX file.
+
+    Attributes:
+        model: class name of the user's model.
+        config: the whole configuration as plain data.
+        decisions: one per convolution, in order of execution.
+        passes: names of the passes that ran, in order.
+        results: what later stations measured: accuracies, sizes, times, verification.
+    """
+
+    model: str
+    config: dict[str, Any]
+    decisions: list[Decision]
+    passes: list[str] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def binarized(self) -> list[Decision]:
+        return [d for d in self.decisions if d.binarized]
+
+    @property
+    def kept(self) -> list[Decision]:
+        return [d for d in self.decisions if not d.binarized]
+
+    @property
+    def binary_mac_share(self) -> float:
+        """Share of the convolutions' multiply-accumulates that became binary, 0 to 1."""
+        total = sum(d.macs for d in self.decisions)
+        return sum(d.macs for d in self.binarized) / total if total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "config": self.config,
+            "convs": len(self.decisions),
+            "binarized": len(self.binarized),
+            "binary_mac_share": round(self.binary_mac_share, 6),
+            "decisions": [d.to_dict() for d in self.decisions],
+            "passes": self.passes,
+            "results": self.results,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def summary(self) -> str:
+        """A few lines: how many convs were binarized, which stayed float and why."""
+        lines = [
+            f"{self.model}: {len(self.binarized)} of {len(self.decisions)} convs binarized "
+            f"({self.binary_mac_share:.1%} of their multiply-accumulates)"
+        ]
+        links = Counter(d.link for d in self.binarized)
+        lines.append("links: " + ", ".join(f"{count} {form}" for form, count in sorted(links.items())))
+        for reason, count in Counter(d.reason for d in self.kept).items():
+            layers = [d.layer for d in self.kept if d.reason == reason]
+            shown = ", ".join(layers[:3]) + (", ..." if count > 3 else "")
+            lines.append(f"kept float: {count} ({reason}): {shown}")
+        return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""The state of a training run on disk: one file, replaced atomically, read without unpickling code."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from binarize.errors import UsageError
+from binarize.files import atomic_output
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain data) with the random generators' states to `path`."""
+    random_state = random.getstate()
+    full = {**state, "torch_rng": torch.get_rng_state(), "python_rng": [random_state[0], list(random_state[1])]}
+    with atomic_output(path) as temporary:
+        torch.save(full, temporary)
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The state at `path` with the generators put back; None if there is no file.
+
+    Raises:
+        UsageError: the file is damaged, or belongs to a run with another configuration, data or model.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["fingerprint"]
+    except Exception as error:
+        raise UsageError(
+            f"the checkpoint cannot be read: {error}", layer=str(path), hint="delete it, or pass --restart"
+        ) from error
+    if found != fingerprint:
+        raise UsageError(
+            "the checkpoint belongs to a run with another model, configuration or data",
+            layer=str(path),
+            hint="pass --restart to begin anew, or choose another --out",
+        )
+    torch.set_rng_state(state["torch_rng"])
+    version, numbers = state["python_rng"]
+    random.setstate((version, tuple(numbers), None))
+    return state

@@ -1,0 +1,45 @@
+"""Top-1 accuracy of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from binarize.errors import UnsupportedModelError
+from binarize.progress import Listener, ProgressEvent, silent
+
+
+def logits_of(output: object) -> Tensor:
+    """The class scores [N, K] in a model's output, or UnsupportedModelError if it is no classifier."""
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise UnsupportedModelError(
+        f"the model gives {what}, not class scores [N, classes]",
+        hint="fine-tuning and accuracy are for classifiers; train other models with a loop of your own on "
+        "binarize.apply(model)",
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, total: int = 0, progress: Listener = silent
+) -> dict[str, float]:
+    """Top-1 accuracy (0 to 1) and mean cross entropy of `module` in eval mode on `batches` of (images, labels)."""
+    device = next(module.parameters()).device
+    training = module.training
+    module.eval()
+    right, loss, seen = 0, 0.0, 0
+    for images, labels in batches:
+        images = images.to(device, memory_format=torch.channels_last)
+        labels = labels.to(device)
+        logits = logits_of(module(images)).float()
+        right += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        seen += len(labels)
+        progress(ProgressEvent("evaluating", seen, max(total, seen), {"top-1": f"{right / seen:.2%}"}))
+    module.train(training)
+    return {"top1": right / max(seen, 1), "loss": loss / max(seen, 1), "images": seen}

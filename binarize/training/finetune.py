@@ -1,0 +1,225 @@
+"""Fine-tuning as a user sees it: calibrate, train in stages, re-estimate batch norms, keep what is better."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from binarize.config import Config
+from binarize.errors import UsageError
+from binarize.progress import Listener, silent
+from binarize.training.calibration import calibrate, reestimate_batch_norm
+from binarize.training.data import ImageDataset, check_classes, make_loader, split_train_val
+from binarize.training.evaluate import evaluate, logits_of
+from binarize.training.stages import Stage, binary_stages, float_stages
+from binarize.training.trainer import Trainer
+
+
+@dataclass
+class TrainingResult:
+    """What a run achieved.
+
+    Attributes:
+        history: a dict per epoch: stage, loss, accuracies, images per second, share of flipped signs.
+        results: accuracies (0 to 1), seconds, what the BN re-estimation brought.
+    """
+
+    history: list[dict[str, Any]]
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches of one data set for one model: size and normalisation settled."""
+
+    dataset: ImageDataset
+    input_size: tuple[int, int, int]
+    config: Config
+
+    def train_batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._loader(train=True, epoch=epoch, first=first)
+
+    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._loader(train=False, epoch=0, first=0)
+
+    def _loader(self, *, train: bool, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        training = self.config.training
+        channels = self.input_size[0]
+        return iter(
+            make_loader(
+                self.dataset,
+                input_size=self.input_size,
+                batch_size=training.batch_size if train else max(training.batch_size, 128),
+                train=train,
+                seed=self.config.seed,
+                epoch=epoch,
+                mean=fit_channels(training.mean, channels, "training.mean"),
+                std=fit_channels(training.std, channels, "training.std"),
+                workers=training.workers,
+                start_batch=first,
+                augment=training.augment,
+            )
+        )
+
+    def images(self, count: int) -> list[Tensor]:
+        """About `count` augmented training images, in batches (always the same ones)."""
+        batches = -(-count // self.config.training.batch_size)
+        return [images for images, _ in itertools.islice(self.train_batches(0, 0), batches)]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.dataset) // self.config.training.batch_size
+
+
+def fit_channels(values: tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
+    """`values` for `channels` channels: one value serves all; three serve one channel by their mean."""
+    if len(values) == channels:
+        return values
+    if len(values) == 1:
+        return values * channels
+    if channels == 1:
+        return (sum(values) / len(values),)
+    raise UsageError(f"{name} has {len(values)} values for {channels} channels")
+
+
+def finetune(
+    module: nn.Module,
+    teacher: nn.Module,
+    train_set: ImageDataset,
+    config: Config,
+    *,
+    input_size: tuple[int, int, int],
+    val_set: ImageDataset | None = None,
+    checkpoint: Path | None = None,
+    progress: Listener = silent,
+) -> TrainingResult:
+    """Train a freshly binarized `module` in place, with its float original as `teacher`.
+
+    Args:
+        module: from `binarize.apply`.
+        teacher: the float model; left as it is.
+        train_set, val_set: labelled images; accuracy on `val_set` is reported each epoch.
+        config: seed and `training` are used.
+        input_size: (C, H, W) of the model's input.
+        checkpoint: file to resume from (same configuration, data and model) and to write to.
+
+    Raises:
+        UsageError: data and model do not fit, or the checkpoint belongs to another run.
+        TrainingDiverged: the loss is no longer finite.
+    """
+    torch.manual_seed(config.seed)
+    holdout, feed = _prepare(teacher, train_set, config, input_size)
+    with torch.no_grad():
+        calibration = torch.cat(feed.images(config.training.calibration_images))
+    fingerprint = _fingerprint(module, feed, "binary")
+    calibrate(module, teacher, calibration, threshold=config.surgery.threshold)
+    trainer = _trainer(module, binary_stages(config.training), feed, val_set, checkpoint, fingerprint, progress)
+    if trainer.teacher is None and config.training.distillation > 0:
+        trainer.teacher = _frozen(teacher).to(trainer.device, memory_format=torch.channels_last)
+    history = trainer.run()
+    results = _finish_batch_norm(module, feed, replace(feed, dataset=holdout)) if holdout is not None else {}
+    if val_set is not None:
+        results["val_top1"] = evaluate(module, replace(feed, dataset=val_set).eval_batches(), progress=progress)["top1"]
+    results["train_seconds"] = round(trainer.clock.seconds, 1)
+    module.eval()
+    return TrainingResult(history, results)
+
+
+def adapt_float(
+    model: nn.Module,
+    train_set: ImageDataset,
+    config: Config,
+    *,
+    input_size: tuple[int, int, int],
+    val_set: ImageDataset | None = None,
+    checkpoint: Path | None = None,
+    progress: Listener = silent,
+) -> TrainingResult:
+    """Train the float `model` in place for `training.float_epochs`, so that it knows the data it will teach."""
+    torch.manual_seed(config.seed)
+    _, feed = _prepare(model, train_set, config, input_size)
+    fingerprint = _fingerprint(model, feed, "float")
+    trainer = _trainer(model, float_stages(config.training), feed, val_set, checkpoint, fingerprint, progress)
+    history = trainer.run()
+    model.eval()
+    return TrainingResult(history, {"train_seconds": round(trainer.clock.seconds, 1)})
+
+
+def _prepare(
+    model: nn.Module, train_set: ImageDataset, config: Config, input_size: tuple[int, int, int]
+) -> tuple[ImageDataset | None, Feed]:
+    """The held-out part (None if there is none) and the feed of the rest; checks that data and model fit."""
+    like = next(model.parameters())
+    with torch.no_grad():
+        outputs = logits_of(_frozen(model)(torch.zeros(2, *input_size, device=like.device))).shape[1]
+    check_classes(train_set, outputs)
+    if config.training.holdout > 0 and config.training.bn_images > 0:
+        rest, holdout = split_train_val(train_set, config.training.holdout, config.seed)
+        return holdout, Feed(rest, input_size, config)
+    return None, Feed(train_set, input_size, config)
+
+
+def _trainer(
+    module: nn.Module,
+    stages: list[Stage],
+    feed: Feed,
+    val_set: ImageDataset | None,
+    checkpoint: Path | None,
+    fingerprint: str,
+    progress: Listener,
+) -> Trainer:
+    def score(trained: nn.Module) -> dict[str, float]:
+        assert val_set is not None
+        return evaluate(trained, replace(feed, dataset=val_set).eval_batches())
+
+    return Trainer(
+        module,
+        stages,
+        feed.train_batches,
+        feed.steps_per_epoch,
+        feed.config.training,
+        evaluate=score if val_set is not None else None,
+        checkpoint=checkpoint,
+        fingerprint=fingerprint,
+        progress=progress,
+    )
+
+
+def _finish_batch_norm(module: nn.Module, feed: Feed, holdout: Feed) -> dict[str, Any]:
+    """Re-estimate BN statistics on training images; keep them only if the held-out images' loss says so."""
+    before = evaluate(module, holdout.eval_batches())
+    old = copy.deepcopy(module.state_dict())
+    reestimate_batch_norm(module, feed.images(feed.config.training.bn_images))
+    after = evaluate(module, holdout.eval_batches())
+    kept = after["loss"] < before["loss"]
+    if not kept:
+        module.load_state_dict(old)
+    figures = {"loss_before": round(before["loss"], 5), "loss_after": round(after["loss"], 5), "kept": kept}
+    return {"batch_norm_reestimation": figures}
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode that needs no gradient."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
+    """Identifies a run: configuration, data and the weights it starts from."""
+    training = asdict(feed.config.training)
+    training.pop("checkpoint_minutes")
+    training.pop("workers")
+    facts = [role, feed.config.seed, training, feed.input_size, len(feed.dataset), list(feed.dataset.classes)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, value in module.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().float().sum().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,283 @@
+"""The loop: stages over batches, on HF Accelerate, resumable at any step."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from binarize.config import TrainingConfig
+from binarize.errors import BinarizeError, UsageError
+from binarize.nn import BinaryConv2d
+from binarize.progress import Listener, ProgressEvent, silent
+from binarize.training.checkpoint import load_checkpoint, save_checkpoint
+from binarize.training.evaluate import logits_of
+from binarize.training.stages import Stage
+
+COMPILE_AFTER_IMAGES = 60_000
+"""`compile = "auto"`: a run over more images than this repays the minute that compiling takes on a small CPU."""
+
+BatchSource = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+"""`(epoch, first batch) -> batches of (images, labels)`, the same for the same arguments."""
+
+
+class TrainingDiverged(BinarizeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Clock:
+    """Where a run is: what a checkpoint must remember beside tensors."""
+
+    stage: int = 0
+    step: int = 0
+    """Steps done in the current stage."""
+    total_steps: int = 0
+    """Steps done in all stages: the data's position."""
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs `stages` on `module`.
+
+    Args:
+        module: trained in place.
+        stages: see `binarize.training.stages`.
+        batches: training batches of an epoch from a given one on.
+        steps_per_epoch: how many of them an epoch has.
+        config: batch size, compilation, checkpoint interval.
+        teacher: the float model, if a stage distills.
+        evaluate: called at each epoch's end; its figures go into the history.
+        checkpoint: file to resume from and to write to; None keeps everything in memory.
+        fingerprint: identifies model, data and configuration; a checkpoint with another one is refused.
+        progress: told about every few steps and each epoch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        stages: list[Stage],
+        batches: BatchSource,
+        steps_per_epoch: int,
+        config: TrainingConfig,
+        *,
+        teacher: nn.Module | None = None,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        checkpoint: Path | None = None,
+        fingerprint: str = "",
+        progress: Listener = silent,
+    ) -> None:
+        if steps_per_epoch < 1:
+            raise UsageError(
+                f"there are fewer training images than training.batch_size = {config.batch_size}",
+                hint="--set training.batch_size=...",
+            )
+        self.module, self.stages, self.batches, self.steps_per_epoch = module, stages, batches, steps_per_epoch
+        self.config, self.evaluate, self.checkpoint, self.fingerprint = config, evaluate, checkpoint, fingerprint
+        self.progress = progress
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        module.to(self.device, memory_format=torch.channels_last)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.to(self.device, memory_format=torch.channels_last).eval()
+        self.clock = Clock()
+        self.steps = [max(1, round(stage.epochs * steps_per_epoch)) for stage in stages]
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end; returns the history, a dict per epoch.
+
+        On KeyboardInterrupt or any error after the first step a checkpoint is written before it propagates.
+
+        Raises:
+            TrainingDiverged: with the step and the loss.
+        """
+        keep_freed_memory()
+        state = load_checkpoint(self.checkpoint, self.fingerprint) if self.checkpoint else None
+        if state is not None:
+            self.module.load_state_dict(state["module"])
+            self.clock = Clock(**state["clock"])
+        while self.clock.stage < len(self.stages):
+            self._run_stage(self.stages[self.clock.stage], state)
+            self.clock.stage, self.clock.step, state = self.clock.stage + 1, 0, None
+        self._save(None)
+        return self.clock.history
+
+    def _run_stage(self, stage: Stage, state: dict[str, Any] | None) -> None:
+        set_weight_bits(self.module, stage.weight_bits)
+        inner = stage.optimizer(self.module)
+        for group in inner.param_groups:
+            group["peak"] = group["lr"]  # travels with the checkpoint: the mean |weight| it came from has moved on
+        if state is not None and state["optimizer"] is not None:
+            inner.load_state_dict(state["optimizer"])
+        model, optimizer = self.accelerator.prepare(self.module, inner)
+        model = torch.compile(model) if self._compiles() else model
+        with self._saving_when_interrupted(inner):
+            self._steps(stage, model, optimizer)
+        set_weight_bits(self.module, 1)
+
+    def _steps(self, stage: Stage, model: Any, optimizer: Any) -> None:
+        clock, steps = self.clock, self.steps[self.clock.stage]
+        meter = Meter(self.module)
+        saved = time.monotonic()
+        while clock.step < steps:
+            epoch, first = divmod(clock.total_steps, self.steps_per_epoch)
+            for images, labels in self.batches(epoch, first):
+                started = time.monotonic()
+                factor = stage.rate(clock.step, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * factor
+                meter.add(*self._step(stage, model, optimizer, images, labels), len(labels))
+                clock.step += 1
+                clock.total_steps += 1
+                clock.seconds += time.monotonic() - started
+                meter.seconds += time.monotonic() - started
+                if clock.step == steps:
+                    break
+                self._report(stage, meter, steps)
+                if self.checkpoint and time.monotonic() - saved > self.config.checkpoint_minutes * 60:
+                    self._save(optimizer)
+                    saved = time.monotonic()
+            self._finish_epoch(stage, meter, steps)
+            meter = Meter(self.module)
+
+    def _step(self, stage: Stage, model: Any, optimizer: Any, images: Tensor, labels: Tensor) -> tuple[float, int]:
+        """One optimizer step; returns the loss and how many images were classified right."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        images = images[rank::world].to(self.device, memory_format=torch.channels_last)
+        labels = labels[rank::world].to(self.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            target = logits_of(self.teacher(images)) if self.teacher is not None and stage.distill else None
+        model.train()
+        logits = logits_of(model(images))
+        loss = stage.objective(logits, target, labels)
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise TrainingDiverged(
+                f"the loss is {value} at step {self.clock.step} of stage {stage.name}",
+                hint="lower the rates: --set training.learning_rate=... --set training.weight_step=...",
+            )
+        optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        optimizer.step()
+        return value, int((logits.detach().argmax(1) == labels).sum())
+
+    def _compiles(self) -> bool:
+        if self.config.compile != "auto":
+            return self.config.compile == "on"
+        return sum(self.steps) * self.config.batch_size > COMPILE_AFTER_IMAGES
+
+    def _report(self, stage: Stage, meter: Meter, steps: int) -> None:
+        all_steps = sum(self.steps)
+        left = (all_steps - self.clock.total_steps) * meter.seconds / max(meter.steps, 1)
+        fields = {**meter.fields(), "left": _minutes(left)}
+        self.progress(ProgressEvent(f"training ({stage.name})", self.clock.total_steps, all_steps, fields))
+
+    def _finish_epoch(self, stage: Stage, meter: Meter, steps: int) -> None:
+        entry: dict[str, Any] = {
+            "stage": stage.name,
+            "epoch": round(self.clock.total_steps / self.steps_per_epoch, 3),
+            "step": self.clock.total_steps,
+            "seconds": round(self.clock.seconds, 2),
+            **meter.figures(),
+        }
+        if self.evaluate is not None:
+            entry |= {f"val_{key}": value for key, value in self.evaluate(self.module).items() if key != "images"}
+        self.clock.history.append(entry)
+        fields = meter.fields()
+        if "val_top1" in entry:
+            fields["val top-1"] = f"{entry['val_top1']:.2%}"
+        name = f"training ({stage.name})"
+        self.progress(ProgressEvent(name, self.clock.total_steps, sum(self.steps), fields, milestone=True))
+
+    @contextlib.contextmanager
+    def _saving_when_interrupted(self, optimizer: Any) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if self.checkpoint and self.clock.total_steps:
+                self._save(optimizer)
+            raise
+
+    def _save(self, optimizer: Any) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "module": self.module.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "clock": vars(self.clock),
+        }
+        save_checkpoint(self.checkpoint, state)
+
+
+class Meter:
+    """Running figures of one epoch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.loss, self.right, self.images, self.steps, self.seconds = 0.0, 0, 0, 0, 0.0
+        self._weights = [m.weight for m in module.modules() if isinstance(m, BinaryConv2d)]
+        self._signs = [weight.detach() > 0 for weight in self._weights]
+
+    def add(self, loss: float, right: int, images: int) -> None:
+        self.loss += loss * images
+        self.right += right
+        self.images += images
+        self.steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Mean loss, top-1 on the training images, images per second and the share of flipped weight signs."""
+        images = max(self.images, 1)
+        return {
+            "loss": round(self.loss / images, 5),
+            "train_top1": round(self.right / images, 5),
+            "images_per_second": round(self.images / max(self.seconds, 1e-9), 1),
+            "flips": round(self._flips(), 6),
+        }
+
+    def fields(self) -> dict[str, str]:
+        images = max(self.images, 1)
+        return {
+            "loss": f"{self.loss / images:.3f}",
+            "top-1": f"{self.right / images:.1%}",
+            "img/s": f"{self.images / max(self.seconds, 1e-9):.0f}",
+        }
+
+    def _flips(self) -> float:
+        pairs = list(zip(self._weights, self._signs, strict=True))
+        flipped = sum(int(((weight.detach() > 0) != signs).sum()) for weight, signs in pairs)
+        return flipped / max(sum(signs.numel() for signs in self._signs), 1)
+
+
+def set_weight_bits(module: nn.Module, bits: int) -> None:
+    """Binary (1) or latent float (32) weights in every binary conv of `module`."""
+    for layer in module.modules():
+        if isinstance(layer, BinaryConv2d):
+            layer.weight_bits = bits
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to reuse freed blocks instead of handing them back to the kernel after every step.
+
+    Training allocates the same few hundred MB over and over; page faults cost 20-30 % of a CPU step otherwise.
+    Other C libraries have no `mallopt`; then this does nothing.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**31 - 1)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,7 @@
+"""Graph passes, one per file, in the order in which the pipeline runs them.
+
+Surgery works on the module-level graph of the user's model: `capture`, `plan`, `replace_activations`,
+`replace_convs`, `insert_batch_norm`, `insert_elastic_links`, `balance_residuals`.
+Lowering works on the functional graph of the trained model: `lower_convs`, `fold_batch_norm`, `fuse_epilogue`,
+`fuse_packs`, `cancel_transposes`.
+"""

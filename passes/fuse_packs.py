@@ -1,0 +1,48 @@
+"""Let the conv that makes a map also pack it for the conv that reads it: the bits cost nothing in its epilogue.
+
+A map read by several convs with different thresholds keeps a `pack` for each but the first.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node
+
+from binarize.passes.base import PassContext, PassResult
+from binarize.passes.lower_tools import PACK, PACKED_CONV, PackedConv, constant, is_item, item_of
+
+
+class FusePacks:
+    name = "fuse_packs"
+
+    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
+        changed = 0
+        seen: list[tuple[Node, torch.Tensor, Node]] = []
+        for node in [n for n in graph_module.graph.nodes if n.target is PACK]:
+            source, threshold = node.args
+            assert isinstance(source, Node) and isinstance(threshold, Node)
+            value = constant(threshold)
+            same = next((b for s, t, b in seen if s is source and torch.equal(t, value)), None)
+            bits = same or _bits_of_producer(graph_module, source, threshold)
+            if bits is not None:
+                node.replace_all_uses_with(bits)
+                graph_module.graph.erase_node(node)
+                changed += 1
+            seen.append((source, value, bits or node))
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, changed)
+
+
+def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) -> Node | None:
+    """The packed output of the conv that makes `source`, now with `threshold`; None if it is taken or no conv."""
+    if not is_item(source, 0):
+        return None
+    conv = source.args[0]
+    if not isinstance(conv, Node) or conv.target is not PACKED_CONV or item_of(conv, 1) is not None:
+        return None
+    conv.prepend(threshold)
+    PackedConv(conv).update(next_threshold=threshold)
+    with graph_module.graph.inserting_after(source):
+        return graph_module.graph.call_function(operator.getitem, (conv, 1))

@@ -1,0 +1,132 @@
+"""Small questions and edits that several passes share."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import networkx as nx
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+ADD_TARGETS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+"""Every spelling of an addition in a module-level graph."""
+
+MUL_TARGETS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+
+ACTIVATION_MODULES: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Softplus,
+    nn.Hardtanh,
+)
+ACTIVATION_FUNCTIONS = {
+    F.relu,
+    F.relu_,
+    F.relu6,
+    F.leaky_relu,
+    F.elu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.hardswish,
+    F.softplus,
+    F.hardtanh,
+    torch.relu,
+    torch.relu_,
+    torch.clamp,
+    "relu",
+    "relu_",
+    "clamp",
+    "clamp_",
+}
+GATE_MODULES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d)
+GATE_FUNCTIONS = {F.sigmoid, F.hardsigmoid, F.softmax, torch.sigmoid, torch.softmax, "sigmoid", "softmax"}
+
+
+def module_of(node: Node) -> nn.Module | None:
+    """The module a `call_module` node calls, else None."""
+    if node.op != "call_module":
+        return None
+    owner = node.graph.owning_module
+    assert owner is not None
+    return owner.get_submodule(str(node.target))
+
+
+def calls_module(node: Node, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
+    """Whether `node` calls a module of one of `kinds`."""
+    return isinstance(module_of(node), kinds)
+
+
+def calls_function(node: Node, targets: set[Any]) -> bool:
+    """Whether `node` calls one of `targets`, as a function or as a method."""
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def is_activation(node: Node) -> bool:
+    """Whether `node` is a ReLU-like activation in any spelling."""
+    return calls_module(node, ACTIVATION_MODULES) or calls_function(node, ACTIVATION_FUNCTIONS)
+
+
+def is_gate_function(node: Node) -> bool:
+    """Whether `node` is a sigmoid, hard sigmoid or softmax."""
+    return calls_module(node, GATE_MODULES) or calls_function(node, GATE_FUNCTIONS)
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The recorded shape of `node`'s value, or None if it is not a tensor."""
+    return node.meta.get("shape")
+
+
+def dataflow(graph: Graph) -> nx.DiGraph:
+    """Data edges between `graph`'s nodes."""
+    flow = nx.DiGraph()
+    flow.add_nodes_from(graph.nodes)
+    flow.add_edges_from((source, node) for node in graph.nodes for source in node.all_input_nodes)
+    return flow
+
+
+def walk_forward(start: Node, through: Callable[[Node], bool]) -> Iterator[Node]:
+    """Every node that `start`'s value reaches; the walk goes on past a node only if `through` says so."""
+    seen: set[Node] = set()
+    stack = list(start.users)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if through(node):
+            stack.extend(node.users)
+
+
+def add_module(graph_module: GraphModule, path: str, module: nn.Module) -> str:
+    """Register `module` at `path`, or at `path_2`, `path_3`, ... if that is taken; returns where."""
+    taken = {name for name, _ in graph_module.named_modules()}
+    name, number = path, 1
+    while name in taken:
+        number += 1
+        name = f"{path}_{number}"
+    graph_module.add_submodule(name, module)
+    return name
+
+
+def insert_module_call(graph_module: GraphModule, after: Node, path: str, argument: Node) -> Node:
+    """A call of the module at `path` on `argument`, placed right after `after`; shape metadata is carried over."""
+    with graph_module.graph.inserting_after(after):
+        node = graph_module.graph.call_module(path, (argument,))
+    if "shape" in argument.meta:
+        node.meta["shape"] = argument.meta["shape"]
+    return node

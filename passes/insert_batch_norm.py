@@ -1,0 +1,44 @@
+"""Give every binary conv a batch norm of its own: `conv -> BN`, inserted where there is none.
+
+A binary conv's output has another scale and offset than the float one's; only a BN behind it lets training start
+(Larq's guide for binary architectures). `training.calibrate` gives the inserted ones the float conv's statistics.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from binarize.nn import BinaryConv2d
+from binarize.passes.base import PassContext, PassResult
+from binarize.passes.graph_tools import add_module, calls_module, insert_module_call
+
+SUFFIX = "_bn"
+"""What an inserted batch norm's path adds to its conv's."""
+
+
+class InsertBatchNorm:
+    name = "insert_batch_norm"
+
+    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
+        inserted: dict[str, str] = {}
+        calls = [node for node in graph_module.graph.nodes if calls_module(node, BinaryConv2d)]
+        for node in calls:
+            if batch_norm_after(node) is not None:
+                continue
+            path = str(node.target)
+            if path not in inserted:
+                conv = graph_module.get_submodule(path)
+                assert isinstance(conv, BinaryConv2d)
+                like = conv.weight
+                norm = nn.BatchNorm2d(conv.out_channels, device=like.device, dtype=like.dtype).train(conv.training)
+                inserted[path] = add_module(graph_module, path + SUFFIX, norm)
+            call = insert_module_call(graph_module, node, inserted[path], node)
+            node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+        return PassResult(graph_module, len(inserted))
+
+
+def batch_norm_after(conv: Node) -> Node | None:
+    """The batch norm that alone consumes `conv`'s value, if that is how it is used."""
+    users = list(conv.users)
+    return users[0] if len(users) == 1 and calls_module(users[0], nn.BatchNorm2d) else None

@@ -1,0 +1,69 @@
+"""Bridge every binary conv with an Elastic Link from its float input to its output."""
+
+from __future__ import annotations
+
+import operator
+
+from torch.fx import GraphModule, Node
+
+from binarize.nn import BinaryConv2d, ElasticLink
+from binarize.passes.base import PassContext, PassResult
+from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, module_of
+from binarize.passes.insert_batch_norm import batch_norm_after
+
+SUFFIX = "_link"
+"""What a link's path adds to its conv's."""
+
+
+class InsertElasticLinks:
+    name = "insert_elastic_links"
+
+    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
+        links: dict[str, str] = {}
+        for node in list(graph_module.graph.nodes):
+            if not calls_module(node, BinaryConv2d) or link_of(node) is not None:
+                continue
+            path = str(node.target)
+            conv = graph_module.get_submodule(path)
+            assert isinstance(conv, BinaryConv2d)
+            if not is_linked(node, context):
+                continue
+            if path not in links:
+                links[path] = add_module(graph_module, path + SUFFIX, _link_for(conv, path, context))
+                context.amend(path, link=conv.geometry.link_form)
+            _bridge(graph_module, node, links[path], context.config.link.position)
+        return PassResult(graph_module, len(links))
+
+
+def is_linked(conv: Node, context: PassContext) -> bool:
+    """Whether the configuration wants a link around the binary conv that `conv` calls."""
+    module = module_of(conv)
+    assert isinstance(module, BinaryConv2d)
+    kind = context.config.link.kind
+    return kind == "elastic" or (kind == "identity" and module.geometry.keeps_shape)
+
+
+def _link_for(conv: BinaryConv2d, path: str, context: PassContext) -> ElasticLink:
+    link = context.config.link
+    start = 0.0 if path in context.closed_links else link.gamma_init
+    module = ElasticLink(conv.geometry, gamma=link.gamma, gamma_init=start, pool=link.pool)
+    return module.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+
+
+def _bridge(graph_module: GraphModule, conv: Node, path: str, position: str) -> None:
+    """Add the link's value to the conv's (`pre_bn`) or to its batch norm's (`post_bn`)."""
+    norm = batch_norm_after(conv)
+    assert norm is not None  # insert_batch_norm ran before
+    end = conv if position == "pre_bn" else norm
+    link = insert_module_call(graph_module, end, path, conv.all_input_nodes[0])
+    with graph_module.graph.inserting_after(link):
+        total = graph_module.graph.call_function(operator.add, (end, link))
+    link.meta["shape"] = total.meta["shape"] = end.meta["shape"]
+    end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+
+
+def link_of(conv: Node) -> Node | None:
+    """The call of the link that bridges `conv`, if there is one."""
+    source = conv.all_input_nodes[0]
+    path = str(conv.target) + SUFFIX
+    return next((u for u in source.users if calls_module(u, ElasticLink) and str(u.target).startswith(path)), None)

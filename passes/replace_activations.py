@@ -1,0 +1,58 @@
+"""Replace activations whose output meets a sign, because a ReLU there leaves nothing to binarize.
+
+`ReLU -> ... -> binary conv` becomes `RPReLU -> ... -> binary conv`; activations that only float layers see stay
+(METHODS of the field: ReActNet section 4.2; a sign after a ReLU has a constant input on half of its range).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn.modules.conv import _ConvNd
+
+from binarize.nn import RPReLU
+from binarize.passes.base import PassContext, PassResult
+from binarize.passes.graph_tools import add_module, calls_module, is_activation, shape_of, walk_forward
+
+
+class ReplaceActivations:
+    name = "replace_activations"
+
+    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
+        surgery = context.config.surgery
+        if surgery.activation == "keep":
+            return PassResult(graph_module, 0)
+        changed = 0
+        for node in list(graph_module.graph.nodes):
+            shape = shape_of(node)
+            if not is_activation(node) or shape is None or len(shape) != 4 or not _meets_sign(node, context):
+                continue
+            module = RPReLU(shape[1], slope=surgery.activation_slope, shifts=surgery.activation == "rprelu")
+            _replace(graph_module, node, module)
+            changed += 1
+        graph_module.delete_all_unused_submodules()
+        return PassResult(graph_module, changed)
+
+
+def _meets_sign(node: Node, context: PassContext) -> bool:
+    """Whether `node`'s value reaches a binarized conv through nothing that has weights or is an activation."""
+
+    def passes_on(user: Node) -> bool:
+        return not calls_module(user, (_ConvNd, nn.Linear, RPReLU)) and not is_activation(user)
+
+    reached = (user for user in walk_forward(node, passes_on) if user.op == "call_module")
+    decisions = (context.decisions.get(str(user.target)) for user in reached)
+    return any(decision is not None and decision.binarized for decision in decisions)
+
+
+def _replace(graph_module: GraphModule, node: Node, module: RPReLU) -> None:
+    """Put `module` at `node`'s call site only: activation modules are often shared between sites."""
+    like = next(graph_module.parameters())
+    base = str(node.target) if node.op == "call_module" else node.name
+    path = add_module(graph_module, f"{base}_rprelu", module.to(like.device, like.dtype))
+    source = node.all_input_nodes[0]
+    with graph_module.graph.inserting_after(node):
+        call = graph_module.graph.call_module(path, (source,))
+    call.meta.update(node.meta)
+    node.replace_all_uses_with(call)
+    graph_module.graph.erase_node(node)
