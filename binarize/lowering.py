@@ -13,12 +13,13 @@ from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.cancel_transposes import CancelTransposes
+from binarize.passes.decompose_unfused import DecomposeUnfused
 from binarize.passes.fuse_epilogue import FuseEpilogue
 from binarize.passes.fuse_packs import FusePacks
 from binarize.passes.lower_convs import LowerConvs
 from binarize.passes.lower_layers import lower_layers
 
-LOWERING_PASSES: tuple[Pass, ...] = (LowerConvs(), FuseEpilogue(), CancelTransposes(), FusePacks())
+LOWERING_PASSES: tuple[Pass, ...] = (LowerConvs(), FuseEpilogue(), CancelTransposes(), FusePacks(), DecomposeUnfused())
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def lower(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Lowered:
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(Config()))
     fused.graph.eliminate_dead_code()
     fused.recompile()
-    return Lowered(original, fused, done)
+    return Lowered(original, fused.eval(), done)
 
 
 def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...]:

@@ -54,6 +54,7 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
         y = graph.call_function(operator.getitem, (conv, 0))
     set_value_like(y, node, lambda v: v.permute(TO_NHWC))
     conv.meta["layer"] = name
+    conv.meta["path"] = str(weight.target).removesuffix(".weight")
     conv.meta["origin"] = node.name
     node.replace_all_uses_with(permute(graph_module, y, TO_NCHW, node))
     graph.erase_node(node)

@@ -49,7 +49,7 @@ def add_constant(graph_module: GraphModule, name: str, value: Tensor, before: No
     while hasattr(graph_module, unique):
         number += 1
         unique = f"{name}_{number}"
-    graph_module.register_buffer(unique, value.contiguous())
+    graph_module.register_buffer(unique, value.detach().contiguous())
     with graph_module.graph.inserting_before(before):
         return graph_module.graph.get_attr(unique)
 

@@ -68,3 +68,9 @@ def elastic_link(x: Tensor, geometry: ConvGeometry) -> Tensor:
     if geometry.link_form == "squeeze":
         return pool_to_output(map_channels(x, geometry.out_channels, geometry.groups), geometry)
     return map_channels(pool_to_output(x, geometry), geometry.out_channels, geometry.groups)
+
+
+def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
+    """`prelu(x - shift_in, slope) + shift_out`, all per channel, on `[N, C, H, W]`."""
+    x = x - shift_in.view(1, -1, 1, 1)
+    return torch.where(x > 0, x, x * slope.view(1, -1, 1, 1)) + shift_out.view(1, -1, 1, 1)

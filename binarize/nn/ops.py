@@ -71,8 +71,7 @@ def _(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
 @torch.library.custom_op("binarize::rprelu", mutates_args=())
 def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
     """`prelu(x - shift_in, slope) + shift_out`, all per channel."""
-    x = x - _channelwise(shift_in)
-    return torch.where(x > 0, x, x * _channelwise(slope)) + _channelwise(shift_out)
+    return functional.rprelu(x, shift_in, slope, shift_out)
 
 
 @rprelu.register_fake

@@ -24,6 +24,12 @@ from binarize.training.stages import Stage, binary_stages, float_stages
 from binarize.training.trainer import Trainer
 
 
+_FLOAT_KEYS = (
+    "float_epochs float_learning_rate batch_size warmup weight_decay augment mean std holdout bn_images".split()
+)
+"""Settings that the float model's adaptation depends on."""
+
+
 @dataclass
 class TrainingResult:
     """What a run achieved.
@@ -213,13 +219,23 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 
 def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
-    """Identifies a run: configuration, data and the weights it starts from."""
-    training = asdict(feed.config.training)
-    training.pop("checkpoint_minutes")
-    training.pop("workers")
+    """Identifies a run: what of the configuration matters to it, data and the weights it starts from."""
+    every = asdict(feed.config.training)
+    training = {key: value for key, value in every.items() if key in _FLOAT_KEYS or role == "binary"}
+    for key in ("checkpoint_minutes", "workers", "compile"):
+        training.pop(key, None)
     facts = [role, feed.config.seed, training, feed.input_size, len(feed.dataset), list(feed.dataset.classes)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, value in module.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().float().sum().numpy().tobytes())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def float_accuracy(
+    model: nn.Module, val_set: ImageDataset, config: Config, input_size: tuple[int, int, int], progress: Listener
+) -> float:
+    """Top-1 (0 to 1) of a float model on `val_set`, with `config`'s normalisation."""
+    return evaluate(
+        model, Feed(val_set, input_size, config).eval_batches(), total=len(val_set), progress=progress
+    )["top1"]

@@ -1,0 +1,79 @@
+"""A binary module on disk: its weights, and how to build it again, without pickled code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from binarize.config import Config
+from binarize.errors import UnsupportedModelError, UsageError
+from binarize.files import atomic_output
+from binarize.loading import Loaded, resolve
+from binarize.report import Report
+from binarize.surgery import binarize_model
+
+FORMAT = "binarize-module"
+
+
+def save_binary(path: str | Path, module: GraphModule, source: Loaded) -> None:
+    """Write a binary `module` made from `source`; it can be loaded again if the architecture has a name."""
+    report: Report = module.report  # type: ignore[assignment]
+    state = {
+        "format": FORMAT,
+        "arch": None if source.arch_how == "pickled" else source.arch,
+        "num_classes": source.num_classes,
+        "config": report.config,
+        "example_shapes": module.example_shapes,
+        "results": report.results,
+        "state_dict": module.state_dict(),
+    }
+    with atomic_output(path) as temporary:
+        torch.save(state, temporary)
+
+
+def is_binary_file(path: str | Path) -> bool:
+    """Whether the file at `path` was written by `save_binary`."""
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:
+        return False
+    return isinstance(state, dict) and state.get("format") == FORMAT
+
+
+def load_binary(path: str | Path, arch: str | None = None) -> GraphModule:
+    """The binary module at `path`, in eval mode.
+
+    Args:
+        arch: needed if the module came from a pickled or in-memory model, whose architecture has no name.
+
+    Raises:
+        UsageError: no architecture is known.
+        UnsupportedModelError: the file is no binary module, or does not fit the architecture.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        assert state["format"] == FORMAT
+    except FileNotFoundError as error:
+        raise UsageError("there is no such file", layer=str(path)) from error
+    except Exception as error:
+        raise UnsupportedModelError("not a binary module written by binarize", layer=str(path)) from error
+    name = arch or state["arch"]
+    if name is None:
+        raise UsageError("the file does not say which architecture it is", layer=str(path), hint="pass --arch")
+    architecture = resolve(name)
+    classes = {"num_classes": state["num_classes"]} if architecture.accepts("num_classes") else {}
+    model = architecture.build(**{key: value for key, value in classes.items() if value is not None})
+    inputs = tuple(torch.zeros(shape) for shape in state["example_shapes"])
+    module = binarize_model(model, inputs, Config().updated(state["config"], str(path)))
+    try:
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}", layer=str(path)
+        ) from error
+    report: Report = module.report  # type: ignore[assignment]
+    report.results.update(state["results"])
+    return module.eval()

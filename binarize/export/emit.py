@@ -1,0 +1,188 @@
+"""Emit: the fused graph becomes an ONNX model of standard ops and the two of `ai.binarize` (docs/ops.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import defs
+from onnxscript import values
+from torch import Tensor
+
+from binarize.errors import UnsupportedModelError
+from binarize.export.functions import model_local_functions
+from binarize.files import atomic_output
+from binarize.lowering import Lowered, dynamic_batch
+from binarize.nn.ops import geometry_from_ints
+from binarize.passes.lower_tools import PACK, PACKED_CONV, packed_convs
+
+DOMAIN = "ai.binarize"
+OPSET = 18
+"""Of the standard ops, in the model and in the functions it carries."""
+
+
+def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...], metadata: dict[str, str]) -> onnx.ModelProto:
+    """The ONNX model of `lowered`, with a symbolic batch dimension.
+
+    Args:
+        lowered: from `binarize.lowering.lower`.
+        example_inputs: like the ones it was lowered with.
+        metadata: strings for the file's `metadata_props`.
+
+    Raises:
+        UnsupportedModelError: an operator has no ONNX form; names it.
+    """
+    inputs = tuple(x.detach().cpu() for x in example_inputs)
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                lowered.fused,
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_batch(inputs),
+                input_names=names,
+                custom_translation_table={PACK: _translate_pack, PACKED_CONV: _translate_conv},
+                verbose=False,
+            )
+    except Exception as error:
+        reasons = [line for line in str(error).splitlines() if "No ONNX function" in line or "Error" in line]
+        raise UnsupportedModelError(
+            f"the model has no ONNX form: {(reasons or [type(error).__name__])[0].strip()[:300]}"
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    _name_nodes(model, lowered)
+    _drop_unread_outputs(model)
+    model.functions.extend(model_local_functions())
+    _set_opset(model, DOMAIN, 1)
+    model.producer_name = "binarize"
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model)
+    return model
+
+
+def write_onnx(model: onnx.ModelProto, path: str | Path) -> int:
+    """Write `model` to `path` atomically; returns the file's size in bytes."""
+    data = model.SerializeToString()
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(data)
+    return len(data)
+
+
+@cache
+def _operators() -> Any:
+    """The domain's operators for onnxscript, whose schemas must be registered first."""
+    parameter, attribute = defs.OpSchema.FormalParameter, defs.OpSchema.Attribute
+    types, optional = defs.OpSchema.AttrType, defs.OpSchema.FormalParameterOption.Optional
+
+    def register(name: str, inputs: dict[str, str], outputs: dict[str, str], attributes: dict[str, Any]) -> None:
+        defs.register_schema(
+            defs.OpSchema(
+                name,
+                DOMAIN,
+                1,
+                inputs=[parameter(n, f"tensor({t})") for n, t in inputs.items()],
+                outputs=[parameter(n, f"tensor({t})", param_option=optional) for n, t in outputs.items()],
+                attributes=[attribute(n, t, required=False) for n, t in attributes.items()],
+            )
+        )
+
+    floats = ("scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold")
+    integers = {"channels": types.INT, "group": types.INT}
+    register("Pack", {"x": "float", "threshold": "float"}, {"bits": "uint64"}, {})
+    register(
+        "BinaryConv2d",
+        {"bits": "uint64", "weight": "uint64", **dict.fromkeys(floats, "float")},
+        {"y": "float", "next_bits": "uint64"},
+        integers | dict.fromkeys(("strides", "pads", "dilations"), types.INTS),
+    )
+    return values.Opset(DOMAIN, 1)
+
+
+def _translate_pack(x: Any, threshold: Any) -> Any:
+    return _operators().Pack(x, threshold)
+
+
+def _translate_conv(*arguments: Any) -> Any:
+    *tensors, ints = arguments
+    g = geometry_from_ints(list(ints))
+    return _operators().BinaryConv2d(
+        *tensors,
+        channels=g.in_channels,
+        group=g.groups,
+        strides=list(g.stride),
+        pads=list(g.pads),
+        dilations=list(g.dilation),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on stdout and warns about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: they hold source paths of the user's machine and weigh more than small nets."""
+    graph = model.graph
+    for holder in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        if hasattr(holder, "metadata_props"):
+            del holder.metadata_props[:]
+        holder.doc_string = ""
+    del graph.value_info[:]
+
+
+def _name_nodes(model: onnx.ModelProto, lowered: Lowered) -> None:
+    """Binary convs carry their module's path as node name, so that profiles and Netron speak the user's language."""
+    convs = packed_convs(lowered.fused)
+    nodes = binary_nodes(model)
+    assert len(nodes) == len(convs), f"{len(convs)} convs became {len(nodes)} nodes"
+    used: set[str] = set()
+    for node, conv in zip(nodes, convs, strict=True):
+        name = str(conv.node.meta["path"])
+        node.name = name if name not in used else f"{name}#{len(used)}"
+        used.add(node.name)
+
+
+def binary_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The model's BinaryConv2d nodes, in order of execution."""
+    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == "BinaryConv2d"]
+
+
+def _drop_unread_outputs(model: onnx.ModelProto) -> None:
+    """An output nobody reads is left out, so that the kernel does not write it."""
+    read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    for node in binary_nodes(model):
+        outputs = [name if name in read else "" for name in node.output]
+        while outputs and not outputs[-1]:
+            outputs.pop()
+        del node.output[:]
+        node.output.extend(outputs)
+
+
+def _set_opset(model: onnx.ModelProto, domain: str, version: int) -> None:
+    for opset in list(model.opset_import):
+        if opset.domain not in ("", domain):
+            model.opset_import.remove(opset)
+    if all(opset.domain != domain for opset in model.opset_import):
+        model.opset_import.add(domain=domain, version=version)
