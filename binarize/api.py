@@ -163,8 +163,8 @@ def export(
         VerificationError: the proof failed; nothing is written.
         UnsupportedModelError: the model has no ONNX form.
     """
-    from binarize.export import emit, verify, write_onnx
-    from binarize.export.size import size_report
+    from binarize.exporting import emit, verify, write_onnx
+    from binarize.exporting.size import size_report
     from binarize.lowering import lower
 
     check_writable(path)
@@ -224,7 +224,7 @@ def convert(
     val_set = None if val_data is None else _dataset(val_data, "val")
     inputs = default_example_inputs(teacher, input_size or _image_size(train_set, teacher))
     run = _run_folder(Path(out), settled, restart)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = _source(loaded) if isinstance(loaded, Loaded) else {}
     if train_set is not None:
         teacher = _adapted(teacher, train_set, val_set, settled, inputs, run, results, progress)
     module = binarize_model(teacher, inputs, settled)
@@ -299,6 +299,12 @@ def _adapted(
             results["float_top1_before_adaptation"] = results["float_top1"]
             results["float_top1"] = float_accuracy(teacher, val_set, config, size, progress)
     return teacher
+
+
+def _source(loaded: Loaded) -> dict[str, Any]:
+    """Where the float model came from; the file's name only, because the record travels with the model."""
+    facts = {name: getattr(loaded, name) for name in ("kind", "arch", "arch_how", "num_classes")}
+    return {"source": {"file": Path(loaded.source).name, **facts, "notes": list(loaded.notes)}}
 
 
 def _dataset(data: Any, split: str) -> Any:

@@ -100,7 +100,11 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
     if end is fork:
         return Branch(end, (), False, False, 0)
     between = (nx.descendants(flow, fork) & nx.ancestors(flow, end)) | {end}
-    convs = tuple(node for node in end.graph.nodes if node in between and calls_module(node, _ConvNd))
+    convs = tuple(
+        node
+        for node in end.graph.nodes
+        if node in between and calls_module(node, _ConvNd) and context.decisions[str(node.target)].rule != "gate"
+    )
     binary = [node for node in convs if calls_module(node, BinaryConv2d)]
     pure = all(calls_module(n, (BinaryConv2d, nn.BatchNorm2d, RPReLU)) or is_activation(n) for n in between)
     return Branch(
@@ -108,7 +112,7 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
         convs=convs,
         linked=len(binary) == len(convs) and all(is_linked(node, context) for node in binary),
         pure=pure and bool(convs) and convs[0].all_input_nodes[0] is fork,
-        narrowest=min((context.decisions[str(n.target)].out_channels for n in convs), default=0),
+        narrowest=min((context.decisions[str(node.target)].out_channels for node in convs), default=0),
     )
 
 

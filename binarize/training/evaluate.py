@@ -40,6 +40,6 @@ def evaluate(
         right += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         seen += len(labels)
-        progress(ProgressEvent("evaluating", seen, max(total, seen), {"top-1": f"{right / seen:.2%}"}))
+        progress(ProgressEvent("evaluating", seen, total, {"top-1": f"{right / seen:.2%}"}))
     module.train(training)
     return {"top1": right / max(seen, 1), "loss": loss / max(seen, 1), "images": seen}

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from binarize.errors import VerificationError
-from binarize.export.emit import DOMAIN, binary_nodes
+from binarize.exporting.emit import DOMAIN, binary_nodes
 from binarize.lowering import Lowered
 from binarize.nn.ops import pack_bits, unpack_signs
 from binarize.passes.lower_tools import PACK, TO_NCHW, TO_NHWC, PackedConv, constant, is_item, is_permute, packed_convs

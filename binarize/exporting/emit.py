@@ -18,7 +18,7 @@ from onnxscript import values
 from torch import Tensor
 
 from binarize.errors import UnsupportedModelError
-from binarize.export.functions import model_local_functions
+from binarize.exporting.functions import model_local_functions
 from binarize.files import atomic_output
 from binarize.lowering import Lowered, dynamic_batch
 from binarize.nn.ops import geometry_from_ints

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from binarize.export.emit import binary_nodes
+from binarize.exporting.emit import binary_nodes
 from binarize.report import Report
 
 

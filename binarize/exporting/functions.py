@@ -1,0 +1,250 @@
+"""Model-local ONNX functions: `ai.binarize` in standard operators, carried inside every exported file.
+
+A runtime with our op library uses its kernels; any other runtime inlines these bodies and computes the same values
+slowly (accumulators exactly, floats to rounding). docs/ops.md is the specification. Extents come from the tensors'
+run-time shapes and from attribute references, so one body serves every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+DOMAIN = "ai.binarize"
+OPSET = 18
+
+# Lets a truncating integer division round up for negative numbers too; far above any extent.
+_LARGE = 1 << 40
+
+
+class _Body:
+    """Collects the nodes of one function; each method adds nodes and returns the name of their result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+
+    def op(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """One standard operator."""
+        name = output or f"v{len(self.nodes)}_{op_type.lower()}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, value: Any, dtype: type = np.int64) -> str:
+        """A constant tensor."""
+        return self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype=dtype)))
+
+    def with_reference(self, op_type: str, *inputs: str, references: dict[str, tuple[str, int]]) -> str:
+        """An operator whose attributes are those of the function's caller: name -> (caller's name, type)."""
+        name = self.op(op_type, *inputs)
+        for attribute, (caller, kind) in references.items():
+            self.nodes[-1].attribute.append(
+                onnx.AttributeProto(name=attribute, ref_attr_name=caller, type=kind)
+            )
+        return name
+
+    def int_attribute(self, name: str) -> str:
+        """The caller's integer attribute as int64[1]."""
+        scalar = self.with_reference("Constant", references={"value_int": (name, onnx.AttributeProto.INT)})
+        return self.op("Reshape", scalar, self.constant([1]))
+
+    def ints_attribute(self, name: str) -> str:
+        """The caller's integer list as int64[n]."""
+        return self.with_reference("Constant", references={"value_ints": (name, onnx.AttributeProto.INTS)})
+
+    def extents(self, tensor: str, start: int, end: int) -> str:
+        """Dimensions [start, end) of a tensor as int64[end - start]."""
+        return self.op("Shape", tensor, start=start, end=end)
+
+    def concat(self, *parts: str) -> str:
+        return self.op("Concat", *parts, axis=0)
+
+
+def _pack(body: _Body, x: str, threshold: str, output: str) -> None:
+    """Adds `output = bits of x > threshold`: powers of two per channel, summed over half words."""
+    positive = body.op("Cast", body.op("Greater", x, threshold), to=onnx.TensorProto.INT64)
+    channels = body.extents(x, 3, 4)
+    word = body.constant([64])
+    words = body.op("Div", body.op("Add", channels, body.constant([63])), word)
+    missing = body.op("Sub", body.op("Mul", words, word), channels)
+    padded = body.op("Pad", positive, body.concat(body.constant([0] * 7), missing))
+    half = body.constant([2, 32])
+    by_half = body.op("Reshape", padded, body.concat(body.constant([0, 0, 0]), words, half))
+    # ONNX Runtime sums int64 through doubles, which are exact to 53 bits: hence halves of 32.
+    powers = body.constant([1 << bit for bit in range(32)])
+    sums = body.op("ReduceSum", body.op("Mul", by_half, powers), body.constant([-1]), keepdims=0)
+    halves = body.op("Cast", sums, to=onnx.TensorProto.UINT64)
+    placed = body.op("BitShift", halves, body.constant([0, 32], np.uint64), direction="LEFT")
+    low, high = (body.op("Gather", placed, body.constant(index), axis=4) for index in (0, 1))
+    body.op("BitwiseOr", low, high, output=output)
+
+
+def _signs(body: _Body, bits: str, channels: str) -> str:
+    """Words `[a, b, c, Wc]` to floats `[a, b, c, C]` of +1 and -1."""
+    shifts = body.constant(range(64), np.uint64)
+    spread = body.op("BitShift", body.op("Unsqueeze", bits, body.constant([-1])), shifts, direction="RIGHT")
+    ones = body.op(
+        "Cast", body.op("BitwiseAnd", spread, body.constant(1, np.uint64)), to=onnx.TensorProto.FLOAT
+    )
+    width = body.op("Mul", body.extents(bits, 3, 4), body.constant([64]))
+    flat = body.op("Reshape", ones, body.concat(body.constant([0, 0, 0]), width))
+    used = body.op("Slice", flat, body.constant([0]), channels, body.constant([3]))
+    return body.op(
+        "Sub", body.op("Mul", used, body.constant(2.0, np.float32)), body.constant(1.0, np.float32)
+    )
+
+
+def _accumulators(body: _Body, channels: str, group: str) -> str:
+    """The binary convolution as a float Conv of signs, NHWC; its zero padding is ours, its sums are exact."""
+    x = body.op("Transpose", _signs(body, "bits", channels), perm=[0, 3, 1, 2])
+    kernel = body.extents("weight", 1, 3)
+    rows = body.extents("weight", 0, 1)
+    per_group = body.op("Div", channels, group)
+    by_group = body.op(
+        "Reshape", _signs(body, "weight", channels), body.concat(rows, kernel, group, per_group)
+    )
+    grouped = body.op("Transpose", by_group, perm=[3, 0, 4, 1, 2])  # group, row, channel of the group, kh, kw
+    out_channels = body.op("Mul", rows, group)
+    w = body.op("Reshape", grouped, body.concat(out_channels, per_group, kernel))
+    ints = onnx.AttributeProto.INTS
+    references = {name: (name, ints) for name in ("strides", "pads", "dilations")}
+    references["group"] = ("group", onnx.AttributeProto.INT)
+    return body.op("Transpose", body.with_reference("Conv", x, w, references=references), perm=[0, 2, 3, 1])
+
+
+def _link_offset(body: _Body) -> str:
+    """`ceil((dilation (k-1) - (stride-1) - 2 pad) / 2)` for both axes, int64[2]."""
+    strides, dilations = body.ints_attribute("strides"), body.ints_attribute("dilations")
+    begin = body.op("Slice", body.ints_attribute("pads"), body.constant([0]), body.constant([2]))
+    one, two = body.constant([1]), body.constant([2])
+    reach = body.op("Mul", dilations, body.op("Sub", body.extents("weight", 1, 3), one))
+    doubled = body.op("Sub", body.op("Sub", reach, body.op("Sub", strides, one)), body.op("Mul", two, begin))
+    raised = body.op("Add", doubled, body.constant([2 * _LARGE + 1]))
+    return body.op("Sub", body.op("Div", raised, two), body.constant([_LARGE]))
+
+
+def _window_sums(body: _Body, tensor: str, offset: str, extents: str, strides: str) -> str:
+    """Sums over windows of the stride's size, `[a, Ho, Wo, c]`; outside the map there is 0.
+
+    A map smaller than it should be, such as the neutral [1,1,1,1], is padded to the same windows.
+    """
+    zero = body.constant([0, 0])
+    size = body.op("Mul", extents, strides)
+    last = body.op("Sub", body.op("Add", offset, size), body.extents(tensor, 1, 3))
+    none = body.constant([0])
+    before = body.op("Max", body.op("Neg", offset), zero)
+    after = body.op("Max", last, zero)
+    padded = body.op("Pad", tensor, body.concat(none, before, none, none, after, none))
+    start = body.op("Max", offset, zero)
+    cropped = body.op("Slice", padded, start, body.op("Add", start, size), body.constant([1, 2]))
+
+    def axis(values: str, index: int) -> str:
+        return body.op("Slice", values, body.constant([index]), body.constant([index + 1]))
+
+    shape = body.concat(
+        body.extents(tensor, 0, 1),
+        axis(extents, 0),
+        axis(strides, 0),
+        axis(extents, 1),
+        axis(strides, 1),
+        body.extents(tensor, 3, 4),
+    )
+    return body.op("ReduceSum", body.op("Reshape", cropped, shape), body.constant([2, 4]), keepdims=0)
+
+
+def _channel_map(body: _Body, link_channels: str, out_channels: str, group: str) -> str:
+    """0/1 matrix `[C, O]`: input i feeds output o where they share a group and are equal modulo min(c, o) in it."""
+    one = body.constant([1])
+    inputs = body.op(
+        "Max", body.op("Div", link_channels, group), one
+    )  # the neutral link has 1 channel in all
+    outputs = body.op("Div", out_channels, group)
+    modulus = body.op("Min", inputs, outputs)
+
+    def place(count: str, per_group: str, axis: int) -> tuple[str, str]:
+        scalar = body.op("Squeeze", count, body.constant([0]))
+        index = body.op("Range", body.constant(0), scalar, body.constant(1))
+        column = body.op("Unsqueeze", index, body.constant([axis]))
+        within = body.op("Mod", body.op("Mod", column, per_group), modulus)
+        return body.op("Div", column, per_group), within
+
+    group_in, channel_in = place(link_channels, inputs, 1)
+    group_out, channel_out = place(out_channels, outputs, 0)
+    same = body.op("And", body.op("Equal", group_in, group_out), body.op("Equal", channel_in, channel_out))
+    return body.op("Cast", same, to=onnx.TensorProto.FLOAT)
+
+
+def _elastic_link(body: _Body, accumulators: str, group: str) -> str:
+    """`EL(link)`: mean over the stride's window, then the channel map; zero for the neutral link."""
+    extents = body.extents(accumulators, 1, 3)
+    strides = body.ints_attribute("strides")
+    offset = _link_offset(body)
+    sums = _window_sums(body, "link", offset, extents, strides)
+    one = body.constant([1])
+    pixels = body.concat(one, body.extents("link", 1, 3), one)
+    ones = body.op("ConstantOfShape", pixels, value=numpy_helper.from_array(np.ones(1, dtype=np.float32)))
+    counts = _window_sums(body, ones, offset, extents, strides)
+    mean = body.op("Div", sums, body.op("Max", counts, body.constant(1.0, np.float32)))
+    channels = _channel_map(body, body.extents("link", 3, 4), body.extents(accumulators, 3, 4), group)
+    return body.op("MatMul", mean, channels)
+
+
+def _pack_function() -> onnx.FunctionProto:
+    body = _Body()
+    _pack(body, "x", "threshold", "bits")
+    return helper.make_function(
+        DOMAIN, "Pack", ["x", "threshold"], ["bits"], body.nodes, [helper.make_opsetid("", OPSET)]
+    )
+
+
+def _binary_conv2d_function() -> onnx.FunctionProto:
+    body = _Body()
+    channels, group = body.int_attribute("channels"), body.int_attribute("group")
+    accumulators = _accumulators(body, channels, group)
+    t = body.op("Add", body.op("Mul", accumulators, "scale"), "bias")
+    t = body.op("Add", body.op("Mul", "gamma", _elastic_link(body, accumulators, group)), t)
+    t = body.op("Add", t, "residual")
+    positive = body.op("Greater", t, body.constant(0.0, np.float32))
+    t = body.op("Where", positive, t, body.op("Mul", "slope", t))
+    body.op("Add", t, "shift", output="y")
+    _pack(body, "y", "next_threshold", "next_bits")
+    inputs = [
+        "bits",
+        "weight",
+        "scale",
+        "bias",
+        "link",
+        "gamma",
+        "residual",
+        "slope",
+        "shift",
+        "next_threshold",
+    ]
+    defaults: Sequence[tuple[str, Any]] = (
+        ("group", 1),
+        ("strides", [1, 1]),
+        ("pads", [0, 0, 0, 0]),
+        ("dilations", [1, 1]),
+    )
+    return helper.make_function(
+        DOMAIN,
+        "BinaryConv2d",
+        inputs,
+        ["y", "next_bits"],
+        body.nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["channels"],
+        attribute_protos=[helper.make_attribute(name, value) for name, value in defaults],
+    )
+
+
+def model_local_functions() -> list[onnx.FunctionProto]:
+    """The functions `ai.binarize.Pack` and `ai.binarize.BinaryConv2d`, to be put into `ModelProto.functions`.
+
+    The model must import the domains "" (opset 18) and "ai.binarize" (version 1) and have IR version 9 or newer,
+    the first with default values for the attributes of a function.
+    """
+    return [_pack_function(), _binary_conv2d_function()]

@@ -1,0 +1,23 @@
+"""The strict sign and its stand-in gradients."""
+
+import math
+
+import pytest
+import torch
+
+from binarize.nn.sign import SIGN_GRADIENTS, hard_sign
+
+
+def test_sign_is_strict_and_has_no_third_value():
+    x = torch.tensor([-1.0, -0.0, 0.0, 1e-30, math.inf, -math.inf, math.nan])
+    assert hard_sign(x).tolist() == [-1, -1, -1, 1, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("approx", [0, 0, 1, 2, 1, 0, 0]), ("clip", [0, 1, 1, 1, 1, 1, 0])],
+)
+def test_gradients(name, expected):
+    x = torch.tensor([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
+    SIGN_GRADIENTS[name](x).sum().backward()
+    assert x.grad.tolist() == expected
