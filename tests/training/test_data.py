@@ -316,7 +316,7 @@ def test_small_images_are_decoded_once(tmp_path: Path, monkeypatch) -> None:
         batches(held, epoch=epoch, train=False)
     assert sorted(calls) == list(range(12))
     cached = batches(dataset)
-    monkeypatch.setattr("binarize.training.data.MAX_CACHE_BYTES", 10)
+    monkeypatch.setattr("binarize.training.data.dataset.MAX_CACHE_BYTES", 10)
     assert same(cached, batches(dataset))
     assert len(calls) == 12 + 12
 

@@ -1,0 +1,182 @@
+"""Lowering, emission and the proof of equality."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+import binarize
+from binarize import api
+from binarize.errors import UsageError, VerificationError
+from binarize.exporting import emit, verify
+from binarize.exporting.emit import binary_nodes
+from binarize.lowering import lower
+from tests.models import EveryConv, PreActivation, randomized
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def prepared(model, *values):
+    module = binarize.apply(model, X, config=api.resolve_config("el", None, values))
+    return randomized(module).eval()
+
+
+@pytest.fixture(scope="module")
+def lowered_and_model():
+    lowered = lower(prepared(EveryConv()), (X,))
+    return lowered, emit(lowered, (X,), {})
+
+
+def targets(graph_module):
+    return [str(node.target) for node in graph_module.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        ("link.position=pre_bn",),
+        ("link.pool=max",),
+        ("link.kind=none",),
+        ("link.gamma=scalar",),
+        ("link.residual=keep",),
+        ("surgery.activation=keep",),
+        ("surgery.activation=prelu", "surgery.scale=none"),
+        ("surgery.binarize_stem=true",),
+    ],
+    ids=str,
+)
+def test_every_switch_lowers_to_the_same_function(values):
+    module = prepared(EveryConv(), *values)
+    lowered = lower(module, (X,))
+    with torch.no_grad():
+        expected = module(X)
+        torch.testing.assert_close(lowered.original(X), expected, rtol=0, atol=0)
+        torch.testing.assert_close(lowered.fused(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_packed_op_per_conv_and_nothing_left_around_it(lowered_and_model):
+    names = targets(lowered_and_model[0].fused)
+    assert names.count("binarize.packed_conv2d.default") == 15
+    assert "binarize.binary_conv2d.default" not in names
+    assert "binarize.elastic_link.default" not in names
+    # only the stem's batch norm is left
+    assert sum("batch_norm" in name for name in names) == 1
+
+
+def test_pre_activation_nets_export():
+    module = prepared(PreActivation())
+    lowered = lower(module, (X,))
+    assert verify(lowered, emit(lowered, (X,), {}), (X,)).nodes > 0
+
+
+def test_the_proof_passes_on_our_kernels_and_on_stock_onnx_runtime(lowered_and_model):
+    lowered, model = lowered_and_model
+    ours = verify(lowered, model, (X,))
+    stock = verify(lowered, model, (X,), session=ort.InferenceSession)
+    for result in (ours, stock):
+        assert result.nodes >= 15 and result.values > 0 and result.bits > 0
+        assert result.worst <= 1 and not result.failures
+
+
+@pytest.mark.parametrize("which", ["packed weight", "scale", "bias", "gamma", "stem"])
+def test_the_proof_finds_one_wrong_number(lowered_and_model, which):
+    lowered, model = lowered_and_model
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    node = binary_nodes(broken)[2]
+    position = {"packed weight": 1, "scale": 2, "bias": 3, "gamma": 5}.get(which)
+    conv = next(n for n in broken.graph.node if n.op_type == "Conv")
+    name = conv.input[1] if position is None else node.input[position]
+    tensor = next(t for t in broken.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    if values.dtype == np.uint64:
+        values.flat[0] ^= np.uint64(1)
+    else:
+        values.flat[0] += 0.05
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    with pytest.raises(VerificationError):
+        verify(lowered, broken, (X,))
+
+
+def test_batch_is_dynamic_and_weights_take_a_thirty_second(tmp_path):
+    module = prepared(EveryConv())
+    report = binarize.export(module, tmp_path / "m.onnx", X)
+    session = binarize.InferenceSession(tmp_path / "m.onnx")
+    name = session.get_inputs()[0].name
+    one = session.run(None, {name: X[:1].numpy()})[0]
+    five = session.run(None, {name: np.repeat(X[:1].numpy(), 5, 0)})[0]
+    assert five.shape == (5, 5)
+    np.testing.assert_allclose(five, np.repeat(one, 5, 0), rtol=1e-5, atol=1e-6)
+    model = onnx.load(tmp_path / "m.onnx")
+    packed = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT64}
+    for node in binary_nodes(model):
+        decision = next(d for d in report.binarized if d.layer == node.name)
+        weight = packed[node.input[1]]
+        words = -(-decision.in_channels // 64)
+        assert weight.shape == (decision.out_channels // decision.groups, *decision.kernel, words)
+        padded = decision.weight_bytes / 32 * words * 64 / decision.in_channels
+        assert weight.nbytes == padded
+    sizes = report.results["size"]
+    assert sizes["packed_weights"] == sum(w.nbytes for w in packed.values())
+    parts = ("packed_weights", "scales_links_thresholds", "float_layers", "graph_and_functions")
+    assert sizes["file"] == sum(sizes[part] for part in parts)
+    assert abs((tmp_path / "m.onnx").stat().st_size - sizes["file"]) < 60_000
+
+
+def test_the_file_says_what_was_decided(tmp_path):
+    module = prepared(EveryConv())
+    binarize.export(module, tmp_path / "m.onnx", X)
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    report = json.loads(metadata["binarize.report"])
+    assert len(report["decisions"]) == len(module.report.decisions)
+    assert all(d["reason"] for d in report["decisions"])
+    assert report["results"]["verification"]["nodes"] > 0
+    assert 'recipe = "el"' in metadata["binarize.config"]
+    assert "torch" in json.loads(metadata["binarize.versions"])
+    assert "/" not in "".join(n.doc_string for n in onnx.load(tmp_path / "m.onnx").graph.node)
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"precious")
+
+    def fails(*args, **kwargs):
+        raise VerificationError("no")
+
+    monkeypatch.setattr("binarize.exporting.verify", fails)
+    with pytest.raises(VerificationError):
+        binarize.export(prepared(EveryConv()), path, X)
+    assert path.read_bytes() == b"precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_unwritable_output_is_told_before_the_work(tmp_path):
+    with pytest.raises(UsageError, match="cannot write"):
+        binarize.export(prepared(EveryConv()), tmp_path / "missing" / "m.onnx", X)
+    with pytest.raises(UsageError, match="directory"):
+        binarize.export(prepared(EveryConv()), tmp_path, X)
+
+
+def test_stage_one_weights_are_not_exported(tmp_path):
+    from binarize.training.trainer import set_weight_bits
+
+    module = prepared(EveryConv())
+    set_weight_bits(module, 32)
+    with pytest.raises(UsageError, match="not binary yet"):
+        binarize.export(module, tmp_path / "m.onnx", X)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_torchvision_models_at_full_size(name, tmp_path):
+    import torchvision
+
+    model = torchvision.models.get_model(name, weights=None)
+    conversion = binarize.convert(model, tmp_path / "m.onnx", input_size=(3, 224, 224))
+    result = conversion.report.results["verification"]
+    assert result["nodes"] >= len(conversion.report.binarized) and result["worst"] <= 1

@@ -1,0 +1,196 @@
+"""Fine-tuning: it learns, its stages are what they say, and it resumes exactly."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import binarize
+from binarize import api
+from binarize.errors import UsageError
+from binarize.nn import BinaryConv2d, ElasticLink
+from binarize.training import adapt_float, evaluate
+from binarize.training.calibration import calibrate, reestimate_batch_norm
+from binarize.training.data import TensorImages, make_loader
+from binarize.training.stages import binary_stages
+from binarize.training.trainer import TrainingDiverged
+from tests.models import BasicBlock, conv_bn
+
+SIZE = (1, 8, 8)
+
+
+def images(count=256, seed=0, classes=4):
+    """Bright quadrant = class, under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    pixels = 60 + 40 * torch.randn(count, 1, 8, 8, generator=generator)
+    for i, label in enumerate(labels.tolist()):
+        row, column = divmod(label % 4, 2)
+        pixels[i, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 110
+    return TensorImages(pixels.clamp(0, 255).to(torch.uint8), labels, [str(i) for i in range(classes)])
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(conv_bn(1, 8), BasicBlock(8, 16, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+def config(*values):
+    common = ["training.batch_size=32", "training.augment=none", "training.mean=0.5", "training.std=0.5"]
+    common += ["training.calibration_images=64", "training.bn_images=64", "training.holdout=0.1", "training.epochs=2"]
+    return api.resolve_config("el", None, [*common, *values])
+
+
+def binarized(settled, model=None):
+    return binarize.apply(model or net(), torch.zeros(2, *SIZE), config=settled)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    model = net()
+    adapt_float(model, images(), config("training.float_epochs=6", "training.float_learning_rate=0.1"), input_size=SIZE)
+    return model
+
+
+def score(module):
+    loader = make_loader(
+        images(seed=1), input_size=SIZE, batch_size=64, train=False, seed=0, epoch=0, mean=(0.5,), std=(0.5,)
+    )
+    return evaluate(module, loader)["top1"]
+
+
+def test_it_learns_from_the_float_model_which_stays_as_it_is(teacher):
+    assert score(teacher) > 0.95
+    before = copy.deepcopy(teacher.state_dict())
+    settled = config("training.epochs=6")
+    module = binarized(settled, teacher)
+    untrained = score(module)
+    binarize.finetune(module, teacher, images(), val_data=images(seed=1))
+    assert score(module) > max(0.9, untrained)
+    assert not module.training
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    training = module.report.results["training"]
+    assert len(training["history"]) == 6
+    assert training["val_top1"] == score(module)
+    assert {"stage", "loss", "train_top1", "val_top1", "images_per_second", "flips"} <= set(training["history"][0])
+    assert training["history"][0]["flips"] > 0
+
+
+def test_stage_one_trains_float_weights_behind_binary_activations(teacher):
+    settled = config("training.activation_share=0.5")
+    module = binarized(settled, teacher)
+    bits = []
+
+    def watch(event):
+        bits.append(next(m.weight_bits for m in module.modules() if isinstance(m, BinaryConv2d)))
+
+    binarize.finetune(module, teacher, images(), progress=watch)
+    assert [h["stage"] for h in module.report.results["training"]["history"]] == ["activations", "binary"]
+    assert bits == sorted(bits, reverse=True) and set(bits) == {32, 1}
+    assert {m.weight_bits for m in module.modules() if isinstance(m, BinaryConv2d)} == {1}
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_resuming_gives_the_same_bits_as_never_stopping(teacher, tmp_path, how):
+    settled = config("training.activation_share=0.5", "training.checkpoint_minutes=0")
+    whole = binarized(settled, teacher)
+    binarize.finetune(whole, teacher, images())
+    checkpoint, copied = tmp_path / "c.ckpt", tmp_path / "copy.ckpt"
+
+    def stop(event):
+        if event.task.startswith("training") and event.done == 10:  # of 14, in the second stage
+            shutil.copy(checkpoint, copied)
+            if how == "interrupted":
+                raise KeyboardInterrupt
+
+    first = binarized(settled, teacher)
+    if how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            binarize.finetune(first, teacher, images(), checkpoint=checkpoint, progress=stop)
+    else:
+        binarize.finetune(first, teacher, images(), checkpoint=checkpoint, progress=stop)
+        shutil.move(copied, checkpoint)  # what a kill at that moment would have left
+    steps = []
+    second = binarized(settled, teacher)
+    binarize.finetune(
+        second, teacher, images(), checkpoint=checkpoint, progress=lambda e: steps.append((e.task, e.done))
+    )
+    done = [d for task, d in steps if task.startswith("training")]
+    assert min(done) >= 10
+    for (name, a), b in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_of_another_run_is_refused(teacher, tmp_path):
+    checkpoint = tmp_path / "c.ckpt"
+    binarize.finetune(binarized(config(), teacher), teacher, images(), checkpoint=checkpoint)
+    other = config("training.learning_rate=0.001")
+    with pytest.raises(UsageError, match=r"another model, configuration or data"):
+        binarize.finetune(binarized(other, teacher), teacher, images(), checkpoint=checkpoint)
+    checkpoint.write_bytes(b"damaged")
+    with pytest.raises(UsageError, match="cannot be read"):
+        binarize.finetune(binarized(config(), teacher), teacher, images(), checkpoint=checkpoint)
+
+
+def test_divergence_is_an_error_with_the_way_out(teacher):
+    settled = config("training.learning_rate=1e30")
+    with pytest.raises(TrainingDiverged, match="learning_rate"):
+        binarize.finetune(binarized(settled, teacher), teacher, images())
+
+
+def test_data_that_does_not_fit_is_told_before_training(teacher):
+    with pytest.raises(UsageError, match="classes"):
+        binarize.finetune(binarized(config(), teacher), teacher, images(classes=3))
+    with pytest.raises(UsageError, match="batch_size"):
+        binarize.finetune(binarized(config(), teacher), teacher, images(count=30))
+
+
+def test_calibration_sets_medians_and_inserted_norms():
+    model = nn.Sequential(conv_bn(1, 8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    module = binarized(config(), model)
+    x = torch.randn(64, *SIZE)
+    calibrate(module, model, x)
+    conv, norm = module.get_submodule("1"), module.get_submodule("1_bn")
+    seen = []
+    conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        module.train()(x)
+        out = model[1](model[0].eval()(x))
+    median = seen[0].transpose(0, 1).flatten(1).median(1).values
+    torch.testing.assert_close(conv.threshold.detach(), median)
+    torch.testing.assert_close(norm.weight.detach(), out.std((0, 2, 3)))
+    torch.testing.assert_close(norm.bias.detach(), out.mean((0, 2, 3)))
+
+
+def test_reestimation_replaces_statistics_and_leaves_the_rest():
+    module = binarized(config()).eval()
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = torch.randn(32, *SIZE) * 3 + 1
+    reestimate_batch_norm(module, [x, x])
+    assert all(norm.momentum == 0.1 and not norm.training for norm in norms)
+    first = module.get_submodule("0.0")(x)
+    torch.testing.assert_close(norms[0].running_mean, first.mean((0, 2, 3)).detach())
+
+
+def test_learning_rates_follow_each_layers_scale():
+    module = binarized(config())
+    with torch.no_grad():
+        module.get_submodule("1.conv1").weight.mul_(100)
+    stage = binary_stages(config().training)[-1]
+    rates = {id(g["params"][0]): g["lr"] for g in stage.optimizer(module).param_groups}
+    weights = [module.get_submodule(f"1.conv{i}").weight for i in (1, 2)]
+    steps = [rates[id(w)] / float(w.detach().abs().mean()) for w in weights]
+    assert steps == pytest.approx([0.08, 0.08])
+    assert stage.rate(0, 100) < stage.rate(5, 100) == 1.0 > stage.rate(99, 100)
+
+
+def test_every_gamma_and_threshold_is_trained(teacher):
+    module = binarized(config(), teacher)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    binarize.finetune(module, teacher, images())
+    moved = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    wanted = {n for n in before if n.endswith(("gamma", "threshold", "slope"))}
+    assert wanted <= moved
+    assert any(isinstance(m, ElasticLink) for m in module.modules())
