@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +19,17 @@ from binarize.config import Config, read_config
 from binarize.errors import UsageError
 from binarize.files import check_writable, write_text
 from binarize.loading import Loaded, load_model
+from binarize.machine import versions
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
-from binarize.surgery import binarize_model, default_example_inputs, plan_model
+from binarize.surgery import binarize_model, default_example_inputs, plan_model, report_of
 
 InputSize = tuple[int, int, int]
+SMALL_IMAGE = 64
+"""Data whose images are at most this many pixels wide and high decide the input size themselves."""
+PROOF_IMAGES = 8
+"""How many images the proof of equality looks at."""
 
 
 @dataclass
@@ -123,7 +128,7 @@ def finetune(
     """
     from binarize.training import finetune as run
 
-    report: Report = module.report  # type: ignore[assignment]
+    report = report_of(module)
     settled = config or Config().updated(report.config)
     size = input_size or tuple(module.example_shapes[0][1:])  # type: ignore[index]
     result = run(
@@ -164,23 +169,20 @@ def export(
         UnsupportedModelError: the model has no ONNX form.
     """
     from binarize.exporting import emit, verify, write_onnx
-    from binarize.exporting.size import size_report
+    from binarize.exporting.metadata import set_metadata
     from binarize.lowering import lower
 
     check_writable(path)
-    report: Report = module.report  # type: ignore[assignment]
+    report = report_of(module)
     inputs = as_inputs(example_inputs) or _inputs_like(module)
     progress(ProgressEvent("exporting", 0, 3))
     lowered = lower(module, inputs)
     progress(ProgressEvent("exporting", 1, 3))
-    report.results["size"] = {}
-    model = emit(lowered, inputs, {})
+    model = emit(lowered, inputs)
     progress(ProgressEvent("exporting", 2, 3))
     if check:
         report.results["verification"] = verify(lowered, model, inputs).to_dict()
-    report.results["size"] = size_report(model, report)
-    for key, value in _metadata(report).items():
-        model.metadata_props.add(key=key, value=value)
+    set_metadata(model, report)
     write_onnx(model, path)
     progress(ProgressEvent("exporting", 3, 3))
     return report
@@ -218,29 +220,52 @@ def convert(
     started = time.monotonic()
     settled = resolve_config(recipe, config, settings)
     check_writable(out)
-    loaded = model if isinstance(model, nn.Module) else load_model(model, arch, trust_pickle=trust_pickle)
-    teacher = loaded.module if isinstance(loaded, Loaded) else loaded
-    train_set = None if data is None else _dataset(data, "train")
-    val_set = None if val_data is None else _dataset(val_data, "val")
-    inputs = default_example_inputs(teacher, input_size or _image_size(train_set, teacher))
-    run = _run_folder(Path(out), settled, restart)
-    results: dict[str, Any] = _source(loaded) if isinstance(loaded, Loaded) else {}
-    if train_set is not None:
-        teacher = _adapted(teacher, train_set, val_set, settled, inputs, run, results, progress)
-    module = binarize_model(teacher, inputs, settled)
-    report: Report = module.report  # type: ignore[assignment]
-    report.results.update(results)
-    if train_set is not None:
-        checkpoint = run / "binary.ckpt"
-        finetune(module, teacher, train_set, val_data=val_set, checkpoint=checkpoint, progress=progress)
-        write_text(run / "history.json", json.dumps(report.results["training"]["history"], indent=1))
-    module.eval()
-    if isinstance(loaded, Loaded):
-        save_binary(run / "binary.pt", module, loaded)
-    export(module, out, inputs, progress=progress)
+    loaded = None if isinstance(model, nn.Module) else load_model(model, arch, trust_pickle=trust_pickle)
+    teacher = copy.deepcopy(model) if isinstance(model, nn.Module) else loaded.module  # type: ignore[union-attr]
+    run = run_folder(out, settled, restart)
+    if data is None:
+        module = binarize_model(teacher, default_example_inputs(teacher, input_size), settled)
+        proof = None
+    else:
+        train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
+        module = distill(teacher, train_set, val_set, settled, run, input_size=input_size, progress=progress)
+        proof = _some_images(val_set or train_set, module, settled)
+    report = report_of(module)
+    if loaded is not None:
+        report.results["source"] = _source(loaded)
+        save_binary(run / "binary.pt", module.eval(), loaded)
+    export(module, out, proof, progress=progress)
     report.results["seconds"] = round(time.monotonic() - started, 1)
     write_text(run / "report.json", report.to_json())
     return Conversion(module, report, Path(out), run)
+
+
+def distill(
+    teacher: nn.Module,
+    train_set: Any,
+    val_set: Any,
+    config: Config,
+    run: Path,
+    *,
+    input_size: InputSize | None = None,
+    progress: Listener = silent,
+) -> GraphModule:
+    """The middle of `convert`: adapt the float model if the configuration says so, binarize it, fine-tune.
+
+    Args:
+        teacher: the float model; trained in place if `training.float_epochs` is not 0.
+        train_set, val_set: data sets of `binarize.training.data`; `val_set` may be None.
+        run: folder for checkpoints and the history.
+        input_size: (C, H, W); by default the data's own if its images are small, else 224 x 224.
+    """
+    inputs = default_example_inputs(teacher, input_size or _small_size(train_set, teacher))
+    results = _adapt(teacher, train_set, val_set, config, inputs, run, progress)
+    module = binarize_model(teacher, inputs, config)
+    report = report_of(module)
+    report.results.update(results)
+    finetune(module, teacher, train_set, val_data=val_set, checkpoint=run / "binary.ckpt", progress=progress)
+    write_text(run / "history.json", json.dumps(report.results["training"]["history"], indent=1))
+    return module
 
 
 def as_inputs(example_inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
@@ -251,76 +276,70 @@ def as_inputs(example_inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tenso
     return tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in inputs)
 
 
-def versions() -> dict[str, str]:
-    """Versions and machine, for the record beside a result."""
-    import importlib.metadata
-
-    names = ("binarize-nn", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "accelerate")
-    found = {name: _version(importlib.metadata.version, name) for name in names}
-    return {**found, "python": platform.python_version(), "machine": platform.platform()}
-
-
-def _version(lookup: Any, name: str) -> str:
-    try:
-        return str(lookup(name))
-    except Exception:
-        return "not installed"
-
-
-def _adapted(
+def _adapt(
     teacher: nn.Module,
     train_set: Any,
     val_set: Any,
     config: Config,
     inputs: tuple[Tensor, ...],
     run: Path,
-    results: dict[str, Any],
     progress: Listener,
-) -> nn.Module:
-    """The teacher, adapted to the data first if the configuration says so; its accuracy goes into `results`."""
+) -> dict[str, Any]:
+    """Adapt the teacher to the data if the configuration says so; its accuracies before and after."""
     from binarize.training import adapt_float
     from binarize.training.finetune import float_accuracy
 
     size: Any = tuple(inputs[0].shape[1:])
+    results: dict[str, Any] = {}
     if val_set is not None:
         results["float_top1"] = float_accuracy(teacher, val_set, config, size, progress)
     if config.training.float_epochs > 0:
+        checkpoint = run / "float.ckpt"
         adapted = adapt_float(
             teacher,
             train_set,
             config,
             input_size=size,
             val_set=val_set,
-            checkpoint=run / "float.ckpt",
+            checkpoint=checkpoint,
             progress=progress,
         )
         results["float_adaptation"] = {**adapted.results, "history": adapted.history}
         if val_set is not None:
             results["float_top1_before_adaptation"] = results["float_top1"]
             results["float_top1"] = float_accuracy(teacher, val_set, config, size, progress)
-    return teacher
+    return results
 
 
 def _source(loaded: Loaded) -> dict[str, Any]:
     """Where the float model came from; the file's name only, because the record travels with the model."""
     facts = {name: getattr(loaded, name) for name in ("kind", "arch", "arch_how", "num_classes")}
-    return {"source": {"file": Path(loaded.source).name, **facts, "notes": list(loaded.notes)}}
+    return {"file": Path(loaded.source).name, **facts, "notes": list(loaded.notes)}
 
 
 def _dataset(data: Any, split: str) -> Any:
-    from binarize.training.data import open_dataset
+    """`data` opened if it is a path, its `split` if it has one."""
+    from binarize.training.data import available_splits, open_dataset
 
-    return open_dataset(data, split=split) if isinstance(data, str | Path) else data
+    if not isinstance(data, str | Path):
+        return data
+    return open_dataset(data, split=split if split in available_splits(data) else None)
 
 
-def _image_size(dataset: Any, model: nn.Module) -> InputSize | None:
+def _small_size(dataset: Any, model: nn.Module) -> InputSize | None:
     """The data's own image size if its images are small, so that CIFAR nets need no --input-size."""
-    if dataset is None:
-        return None
     _, height, width = dataset.image(0).shape
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
-    return (channels, int(height), int(width)) if max(height, width) <= 64 else None
+    channels = default_example_inputs(model)[0].shape[1]
+    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else None
+
+
+def _some_images(dataset: Any, module: GraphModule, config: Config) -> tuple[Tensor, ...]:
+    """A few real images for the proof of equality."""
+    from binarize.training.finetune import Feed
+
+    size: Any = tuple(module.example_shapes[0][1:])  # type: ignore[index]
+    images, _ = next(Feed(dataset, size, config).eval_batches())
+    return (images[:PROOF_IMAGES],)
 
 
 def _inputs_like(module: GraphModule) -> tuple[Tensor, ...]:
@@ -330,8 +349,10 @@ def _inputs_like(module: GraphModule) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes)
 
 
-def _run_folder(out: Path, config: Config, restart: bool) -> Path:
-    run = out.with_name(out.name.removesuffix(".onnx") + ".run")
+def run_folder(out: str | Path, config: Config, restart: bool = False) -> Path:
+    """The folder `<out>.run` beside an output: configuration and versions now, checkpoints and results later."""
+    out = Path(out)
+    run = out.with_name(out.name.removesuffix(out.suffix) + ".run")
     try:
         run.mkdir(exist_ok=True)
     except OSError as error:
@@ -342,13 +363,3 @@ def _run_folder(out: Path, config: Config, restart: bool) -> Path:
     write_text(run / "config.toml", config.to_toml())
     write_text(run / "environment.json", json.dumps(versions(), indent=1))
     return run
-
-
-def _metadata(report: Report) -> dict[str, str]:
-    """What the ONNX file says about itself."""
-    slim = {key: value for key, value in report.results.items() if key != "training"}
-    return {
-        "binarize.report": json.dumps({**report.to_dict(), "results": slim}),
-        "binarize.config": Config().updated(report.config).to_toml(),
-        "binarize.versions": json.dumps(versions()),
-    }

@@ -12,15 +12,14 @@ from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.files import atomic_output
 from binarize.loading import Loaded, resolve
-from binarize.report import Report
-from binarize.surgery import binarize_model
+from binarize.surgery import binarize_model, report_of
 
 FORMAT = "binarize-module"
 
 
 def save_binary(path: str | Path, module: GraphModule, source: Loaded) -> None:
     """Write a binary `module` made from `source`; it can be loaded again if the architecture has a name."""
-    report: Report = module.report  # type: ignore[assignment]
+    report = report_of(module)
     state = {
         "format": FORMAT,
         "arch": None if source.arch_how == "pickled" else source.arch,
@@ -74,6 +73,5 @@ def load_binary(path: str | Path, arch: str | None = None) -> GraphModule:
         raise UnsupportedModelError(
             f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}", layer=str(path)
         ) from error
-    report: Report = module.report  # type: ignore[assignment]
-    report.results.update(state["results"])
+    report_of(module).results.update(state["results"])
     return module.eval()

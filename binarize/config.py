@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,47 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from binarize.errors import UsageError
 
+_LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "training.activation_share": (0, 1),
+    "training.batch_size": (1, 1 << 20),
+    "training.calibration_images": (1, 1 << 24),
+    "training.warmup": (0, 1),
+    "training.temperature": (1e-3, 1e3),
+    "training.holdout": (0, 0.9),
+    "training.mean": (0, 1),
+    "training.std": (1e-4, 1e4),
+    "training.workers": (0, 1024),
+}
+"""Ranges, both ends included, of the numbers that have narrower ones than `_ANY_NUMBER`."""
+
+_ANY_NUMBER = (0, 1e9)
+"""Nothing here has a meaning below 0 or beyond this."""
+
+_EXAMPLES = {
+    bool: "true or false",
+    int: "a whole number such as 64",
+    float: "a number such as 0.5",
+    str: "a text",
+}
+"""What a value of each type looks like, for hints."""
+
+
+class _Checked:
+    """A dataclass whose values are checked and brought to their types also when it is made in code."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        table = type(self).__name__.removesuffix("Config").lower()
+        for key, hint in hints.items():
+            if not dataclasses.is_dataclass(hint):
+                name = f"{table}.{key}" if table else key
+                value = _checked(getattr(self, key), hint, name, type(self).__name__)
+                object.__setattr__(self, key, value)
+
 
 @dataclass(frozen=True)
-class SurgeryConfig:
+class SurgeryConfig(_Checked):
     """Which convolutions become binary, and what becomes of the layers around them."""
 
     keep: tuple[str, ...] = ()
@@ -35,7 +73,7 @@ class SurgeryConfig:
 
 
 @dataclass(frozen=True)
-class LinkConfig:
+class LinkConfig(_Checked):
     """The shortcut around each binary convolution (METHODS of Elastic-Link and its relatives)."""
 
     kind: Literal["elastic", "identity", "none"] = "elastic"
@@ -49,11 +87,11 @@ class LinkConfig:
     pool: Literal["avg", "max"] = "avg"
     """Pooling of a strided link."""
     residual: Literal["replace", "keep"] = "replace"
-    """A block's identity shortcut that the links already span: drop it, or keep it and start the closing link at 0."""
+    """A block's identity shortcut that the links span: drop it, or keep it with the closing link at 0."""
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(_Checked):
     """Fine-tuning with the float model as teacher."""
 
     epochs: float = 8.0
@@ -61,14 +99,14 @@ class TrainingConfig:
     activation_share: float = 0.0
     """Share of the epochs spent in stage 1: binary activations, float weights."""
     float_epochs: float = 0.0
-    """Passes that first adapt the float model itself to the data (it then starts and teaches the binary one)."""
+    """Passes that first adapt the float model to the data; it then starts and teaches the binary one."""
     float_learning_rate: float = 0.02
     """Peak SGD learning rate of that adaptation."""
     batch_size: int = 64
     learning_rate: float = 7e-3
     """Peak Adam rate of everything but the latent weights of binary convs."""
     weight_step: float = 0.08
-    """Peak Adam step of latent weights, in units of each layer's mean |weight|: the same for any weight scale."""
+    """Peak Adam step of latent weights, in units of each layer's mean |weight|, which cancels its scale."""
     warmup: float = 0.05
     """Share of a stage spent warming up; then cosine to 0."""
     distillation: float = 1.0
@@ -82,7 +120,7 @@ class TrainingConfig:
     calibration_images: int = 512
     """Images that set thresholds and BN statistics before training."""
     bn_images: int = 2048
-    """Images of the BN re-estimation after training; kept only if held-out training images agree. 0: never."""
+    """Images of the BN re-estimation after training; kept if held-out training images agree. 0: never."""
     holdout: float = 0.02
     """Share of the training images held out for that comparison."""
     augment: Literal["standard", "crop", "none"] = "standard"
@@ -100,7 +138,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(_Checked):
     """A whole conversion."""
 
     recipe: str = "el"
@@ -134,6 +172,10 @@ class Config:
             path, equals, text = setting.partition("=")
             if not equals:
                 raise UsageError(f"--set {setting!r} has no '='", hint="write it as --set training.epochs=8")
+            if path.strip() == "recipe":
+                raise UsageError(
+                    f"--set {setting!r} would change the recipe's name alone", hint=f"--recipe {text.strip()}"
+                )
             values: Any = _parse_value(text)
             for key in reversed(path.strip().split(".")):
                 values = {key: values}
@@ -144,7 +186,7 @@ class Config:
 def read_config(path: str | Path, base: Config) -> Config:
     """`base` with the TOML file at `path` on top of it."""
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read the configuration: {error.strerror}", layer=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -169,30 +211,42 @@ def _build(current: Any, values: dict[str, Any], source: str, prefix: str) -> An
 
 
 def _suggest(key: str, known: typing.Iterable[str], prefix: str) -> str:
-    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
-    return "did you mean " + ", ".join(prefix + k for k in close) + "?" if close else "known: " + ", ".join(known)
+    """A hint for an unknown `key`: near names here, or the table that has it."""
+    tables = {} if prefix else get_type_hints(Config)
+    for table, made in tables.items():
+        if dataclasses.is_dataclass(made) and key in get_type_hints(made):
+            return f"did you mean {table}.{key}?"
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+    return f"did you mean {', '.join(prefix + k for k in close)}?" if close else f"known: {', '.join(known)}"
 
 
 def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
     """`value` as the field's type, or a UsageError."""
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UsageError(f"{name!r} is {value!r}", layer=source, hint="one of " + ", ".join(get_args(hint)))
+            raise UsageError(f"{name!r} is {value!r}", layer=source, hint=f"one of {', '.join(get_args(hint))}")
         return value
     if get_origin(hint) is tuple:
-        element = get_args(hint)[0]
-        values = [value] if isinstance(value, str | int | float) else value
-        if not isinstance(values, list | tuple):
-            raise UsageError(f"{name!r} wants a list", layer=source)
-        return tuple(_checked(v, element, name, source) for v in values)
+        return _checked_list(value, get_args(hint)[0], name, source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(hint, type | types.UnionType) and (not isinstance(value, hint) or (hint is int and value is True)):
-        wanted = getattr(hint, "__name__", str(hint))
-        raise UsageError(f"{name!r} is {value!r}, which is not {wanted}", layer=source)
-    if hint is float and not (value == value and abs(value) != float("inf") and value >= 0):
-        raise UsageError(f"{name!r} is {value!r}; it must be a finite number >= 0", layer=source)
+        value = float(value) if abs(value) < 1 << 1000 else float("inf")  # no OverflowError
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        what = f"{name!r} is {value!r}, which is not {hint.__name__}"
+        raise UsageError(what, layer=source, hint=_EXAMPLES[hint])
+    low, high = _LIMITS.get(name, _ANY_NUMBER)
+    if hint in (int, float) and not low <= value <= high:
+        raise UsageError(f"{name!r} is {value}", layer=source, hint=f"a number from {low:g} to {high:g}")
     return value
+
+
+def _checked_list(value: Any, element: type, name: str, source: str) -> tuple[Any, ...]:
+    """A list of checked elements, as a tuple; a single value counts as a list of one."""
+    values = [value] if isinstance(value, str if element is str else int | float) else value
+    if not isinstance(values, list | tuple) or (element is float and not values):
+        example = '["stem", "layer1.*"]' if element is str else "[0.485, 0.456, 0.406]"
+        raise UsageError(f"{name!r} is {value!r}, which is not a list", layer=source, hint=f"such as {example}")
+    return tuple(_checked(v, element, name, source) for v in values)
 
 
 def _parse_value(text: str) -> Any:
@@ -212,7 +266,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return repr(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,31 +16,34 @@ from binarize.errors import EnvironmentProblem, UsageError
 def atomic_output(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it if the block ends well and vanishes if it does not.
 
+    A new file gets the mode that `open` would give it, a replaced one keeps its own; links are followed.
+
     Raises:
-        UsageError: the folder does not exist or cannot be written to.
+        UsageError: the folder does not exist or cannot be written to, or `path` is a folder or device.
         EnvironmentProblem: writing failed, for example on a full disk.
     """
-    path = Path(path)
+    path = _target(path)
     temporary = _temporary_beside(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot write the file: {error.strerror or error}", layer=str(path), hint="check free space and permissions"
-        ) from error
+        raise _failure(path, error.strerror or str(error)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        raise _failure(path, "the disk takes no more data") from error  # how torch.save says so
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:
     """Raise UsageError now if `path` could not be written later: before hours of work, not after."""
-    path = Path(path)
-    if path.is_dir():
-        raise UsageError("the output is a directory", layer=str(path), hint="give a file name")
-    _temporary_beside(path).unlink()
+    _temporary_beside(_target(path)).unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -48,12 +52,29 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _target(path: str | Path) -> Path:
+    """The file that is to be written: `path`, or what it links to. Folders and devices are UsageErrors."""
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError("the output is a directory", layer=str(path), hint="give a file name")
+    if path.exists() and not path.is_file():
+        raise UsageError("the output is not a regular file", layer=str(path), hint="give a file name")
+    return path.resolve() if path.is_symlink() else path
+
+
 def _temporary_beside(path: Path) -> Path:
+    """A new empty file in `path`'s folder; `tempfile` would keep it from everyone but its owner for good."""
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise UsageError(
             f"cannot write there: {error.strerror}", layer=str(path), hint="give an existing, writable folder"
         ) from error
-    os.close(handle)
-    return Path(name)
+    return temporary
+
+
+def _failure(path: Path, reason: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"cannot write the file: {reason}", layer=str(path), hint="check free space and permissions"
+    )

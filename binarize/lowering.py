@@ -19,7 +19,13 @@ from binarize.passes.fuse_packs import FusePacks
 from binarize.passes.lower_convs import LowerConvs
 from binarize.passes.lower_layers import lower_layers
 
-LOWERING_PASSES: tuple[Pass, ...] = (LowerConvs(), FuseEpilogue(), CancelTransposes(), FusePacks(), DecomposeUnfused())
+LOWERING_PASSES: tuple[Pass, ...] = (
+    LowerConvs(),
+    FuseEpilogue(),
+    CancelTransposes(),
+    FusePacks(),
+    DecomposeUnfused(),
+)
 
 
 @dataclass(frozen=True)

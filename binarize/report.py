@@ -106,7 +106,8 @@ class Report:
             f"({self.binary_mac_share:.1%} of their multiply-accumulates)"
         ]
         links = Counter(d.link for d in self.binarized)
-        lines.append("links: " + ", ".join(f"{count} {form}" for form, count in sorted(links.items())))
+        if links:
+            lines.append("links: " + ", ".join(f"{count} {form}" for form, count in sorted(links.items())))
         for reason, count in Counter(d.reason for d in self.kept).items():
             layers = [d.layer for d in self.kept if d.reason == reason]
             shown = ", ".join(layers[:3]) + (", ..." if count > 3 else "")

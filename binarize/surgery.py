@@ -32,23 +32,26 @@ SURGERY_PASSES: tuple[Pass, ...] = (
 
 def plan_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config) -> Report:
     """What surgery would decide about every conv of `model`, which is left as it is."""
-    return _operate(copy.deepcopy(model), example_inputs, config, SURGERY_PASSES).report
+    return report_of(binarize_model(model, example_inputs, config))
+
+
+def report_of(module: nn.Module) -> Report:
+    """The report that a binarized `module` carries; UsageError if it is not one."""
+    report = getattr(module, "report", None)
+    if not isinstance(report, Report):
+        raise UsageError(f"{type(module).__name__} was not made by binarize.apply", hint="call binarize.apply first")
+    return report
 
 
 def binarize_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config) -> GraphModule:
     """A binary copy of `model`, an fx `GraphModule` with the original's parameter names and a `.report`."""
-    return _operate(copy.deepcopy(model), example_inputs, config, SURGERY_PASSES)
-
-
-def _operate(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config, passes: tuple[Pass, ...]
-) -> GraphModule:
     context = PassContext(config)
-    graph_module, done = run_passes(passes, capture(model, example_inputs), context)
+    captured = capture(copy.deepcopy(model), example_inputs)
+    module, done = run_passes(SURGERY_PASSES, captured, context)
     report = Report(type(model).__name__, config.to_dict(), list(context.decisions.values()), done)
-    graph_module.report = report  # type: ignore[assignment]
-    graph_module.example_shapes = [list(x.shape) for x in example_inputs]  # type: ignore[assignment]
-    return graph_module
+    module.report = report  # type: ignore[assignment]
+    module.example_shapes = [list(x.shape) for x in example_inputs]  # type: ignore[assignment]
+    return module
 
 
 def default_example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:

@@ -1,0 +1,1 @@
+"""The command line: one command per file, assembled in `app`, all printing through `output`."""

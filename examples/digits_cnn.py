@@ -18,9 +18,7 @@ TEST_FRACTION = 0.2
 class ConvUnit(nn.Sequential):
     """Conv without bias, BatchNorm, ReLU; padded to keep the size at stride 1."""
 
-    def __init__(
-        self, in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(
             nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False),
             nn.BatchNorm2d(channels),

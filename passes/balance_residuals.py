@@ -21,7 +21,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from binarize.nn import BinaryConv2d, RPReLU
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import ADD_TARGETS, calls_function, calls_module, dataflow, is_activation, shape_of
+from binarize.passes.graph_tools import (
+    ADD_TARGETS,
+    calls_function,
+    calls_module,
+    dataflow,
+    is_activation,
+    shape_of,
+)
 from binarize.passes.insert_elastic_links import is_linked
 
 
@@ -124,5 +131,3 @@ def _start_at_zero(branch: Branch, context: PassContext) -> int:
 def _record(branch: Branch, what: str, context: PassContext) -> None:
     for conv in branch.convs:
         context.amend(str(conv.target), residual=what)
-
-

@@ -35,10 +35,11 @@ class LowerConvs:
 
 def _lower(graph_module: GraphModule, node: Node) -> None:
     x, threshold, weight, scale, bias, geometry = node.args
-    assert isinstance(x, Node) and isinstance(weight, Node) and isinstance(geometry, list | tuple)
+    assert isinstance(x, Node) and isinstance(weight, Node)
+    ints: list[int] = list(geometry)  # type: ignore[arg-type]
     graph = graph_module.graph
     name = str(weight.target).removesuffix(".weight").replace(".", "_")
-    groups = geometry_from_ints(list(geometry)).groups
+    groups = geometry_from_ints(ints).groups
 
     def new(suffix: str, value: torch.Tensor) -> Node:
         return add_constant(graph_module, f"{name}_{suffix}", value, node)
@@ -50,7 +51,7 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
     rest += [new("slope", one), new("shift", zero), new("next_threshold", zero)]
     with graph.inserting_before(node):
         bits = graph.call_function(PACK, (nhwc, threshold))
-        conv = graph.call_function(PACKED_CONV, (bits, packed, scale, bias, *rest, list(geometry)))
+        conv = graph.call_function(PACKED_CONV, (bits, packed, scale, bias, *rest, ints))
         y = graph.call_function(operator.getitem, (conv, 0))
     set_value_like(y, node, lambda v: v.permute(TO_NHWC))
     conv.meta["layer"] = name

@@ -1,4 +1,4 @@
-"""Swap the trainable layers for twins that call our torch custom ops, so that each is one node of the exported graph."""
+"""Swap trainable layers for twins that call our torch custom ops, so that each is one node of the exported graph."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def lower_layers(module: nn.Module) -> int:
         if isinstance(layer, BinaryConv2d):
             if layer.weight_bits != 1:
                 raise UsageError(
-                    "its weights are not binary yet: training stopped in stage 1", layer=name, hint="finish training"
+                    "its weights are not binary yet: training stopped in stage 1",
+                    layer=name,
+                    hint="finish training",
                 )
             twin: nn.Module = _BinaryConv(layer)
         elif isinstance(layer, ElasticLink):

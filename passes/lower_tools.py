@@ -20,9 +20,19 @@ PERMUTE = torch.ops.aten.permute.default
 TO_NHWC = [0, 2, 3, 1]
 TO_NCHW = [0, 3, 1, 2]
 
-ARGUMENTS = (
-    "bits weight scale bias link gamma residual slope shift next_threshold geometry".split()
-)
+ARGUMENTS = [
+    "bits",
+    "weight",
+    "scale",
+    "bias",
+    "link",
+    "gamma",
+    "residual",
+    "slope",
+    "shift",
+    "next_threshold",
+    "geometry",
+]
 """Names of a packed conv's arguments, in order."""
 
 
@@ -82,7 +92,7 @@ def set_value_like(node: Node, source: Node, function: Any) -> Node:
 
 def is_permute(node: Any, dims: list[int]) -> bool:
     """Whether `node` permutes with exactly `dims`."""
-    return isinstance(node, Node) and node.target is PERMUTE and list(node.args[1]) == dims  # type: ignore[arg-type]
+    return isinstance(node, Node) and node.target is PERMUTE and list(node.args[1]) == dims  # type: ignore
 
 
 def is_item(node: Node, index: int) -> bool:
@@ -123,7 +133,7 @@ class PackedConv:
     @property
     def activated(self) -> bool:
         """Whether an activation or shift already closes the epilogue."""
-        return bool((self.value("slope") != 1).any() or (self.value("shift") != 0).any())
+        return bool(torch.any(self.value("slope") != 1)) or bool(torch.any(self.value("shift") != 0))
 
 
 def packed_convs(graph_module: GraphModule) -> list[PackedConv]:

@@ -55,7 +55,9 @@ def conv_calls(graph_module: GraphModule) -> dict[str, list[Node]]:
         if calls_module(node, _ConvNd):
             if calls_module(node, BinaryConv2d):
                 raise UsageError(
-                    "the model is already binarized", layer=str(node.target), hint="apply() takes the float model"
+                    "the model is already binarized",
+                    layer=str(node.target),
+                    hint="apply() takes the float model",
                 )
             calls.setdefault(str(node.target), []).append(node)
     return calls
@@ -68,7 +70,9 @@ def check_weights(module: nn.Module) -> None:
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UnsupportedModelError(
-            f"the weights hold NaN or infinity{more}", layer=bad[0], hint="load a checkpoint from before it diverged"
+            f"the weights hold NaN or infinity{more}",
+            layer=bad[0],
+            hint="load a checkpoint from before it diverged",
         )
 
 
@@ -89,7 +93,12 @@ def match_globs(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
 
 
 def _rule(
-    conv: _ConvNd, path: str, nodes: list[Node], flow: nx.DiGraph, context: PassContext, kept_by_user: set[str]
+    conv: _ConvNd,
+    path: str,
+    nodes: list[Node],
+    flow: nx.DiGraph,
+    context: PassContext,
+    kept_by_user: set[str],
 ) -> tuple[str, str]:
     """The first rule that applies, and its reason in words."""
     if path in kept_by_user:

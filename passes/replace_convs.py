@@ -22,9 +22,7 @@ class ReplaceConvs:
             assert isinstance(conv, nn.Conv2d)
             if isinstance(conv, BinaryConv2d):
                 continue
-            binary = BinaryConv2d.from_float(
-                conv, activation_gradient=surgery.activation_gradient, scale=surgery.scale
-            )
+            binary = BinaryConv2d.from_float(conv, activation_gradient=surgery.activation_gradient, scale=surgery.scale)
             graph_module.set_submodule(path, binary)
             changed += 1
         return PassResult(graph_module, changed)

@@ -37,7 +37,10 @@ class Bottleneck(nn.Module):
     def __init__(self, c: int, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *conv_bn(c, width, 1), *conv_bn(width, width, 3), nn.Conv2d(width, c, 1, bias=False), nn.BatchNorm2d(c)
+            *conv_bn(c, width, 1),
+            *conv_bn(width, width, 3),
+            nn.Conv2d(width, c, 1, bias=False),
+            nn.BatchNorm2d(c),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,13 +29,12 @@ OPSET = 18
 """Of the standard ops, in the model and in the functions it carries."""
 
 
-def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...], metadata: dict[str, str]) -> onnx.ModelProto:
+def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
     """The ONNX model of `lowered`, with a symbolic batch dimension.
 
     Args:
         lowered: from `binarize.lowering.lower`.
         example_inputs: like the ones it was lowered with.
-        metadata: strings for the file's `metadata_props`.
 
     Raises:
         UnsupportedModelError: an operator has no ONNX form; names it.
@@ -67,8 +66,6 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...], metadata: dict[st
     model.functions.extend(model_local_functions())
     _set_opset(model, DOMAIN, 1)
     model.producer_name = "binarize"
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     return model
 
@@ -170,12 +167,10 @@ def binary_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _drop_unread_outputs(model: onnx.ModelProto) -> None:
-    """An output nobody reads is left out, so that the kernel does not write it."""
+    """An output nobody reads gets no name, so that the kernel does not write it; both stay listed (docs/ops.md)."""
     read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
     for node in binary_nodes(model):
         outputs = [name if name in read else "" for name in node.output]
-        while outputs and not outputs[-1]:
-            outputs.pop()
         del node.output[:]
         node.output.extend(outputs)
 

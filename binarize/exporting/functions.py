@@ -1,8 +1,8 @@
 """Model-local ONNX functions: `ai.binarize` in standard operators, carried inside every exported file.
 
-A runtime with our op library uses its kernels; any other runtime inlines these bodies and computes the same values
-slowly (accumulators exactly, floats to rounding). docs/ops.md is the specification. Extents come from the tensors'
-run-time shapes and from attribute references, so one body serves every node.
+A runtime with our op library uses its kernels; any other runtime inlines these bodies and computes the same
+values slowly (accumulators exactly, floats to rounding). docs/ops.md is the specification. Extents come
+from the tensors' run-time shapes and from attribute references, so one body serves every node.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ class _Body:
         """A constant tensor."""
         return self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype=dtype)))
 
-    def with_reference(self, op_type: str, *inputs: str, references: dict[str, tuple[str, int]]) -> str:
+    def with_reference(self, op_type: str, *inputs: str, references: dict[str, tuple[str, Any]]) -> str:
         """An operator whose attributes are those of the function's caller: name -> (caller's name, type)."""
         name = self.op(op_type, *inputs)
         for attribute, (caller, kind) in references.items():
-            self.nodes[-1].attribute.append(
-                onnx.AttributeProto(name=attribute, ref_attr_name=caller, type=kind)
-            )
+            self.nodes[-1].attribute.append(onnx.AttributeProto(name=attribute, ref_attr_name=caller, type=kind))
         return name
 
     def int_attribute(self, name: str) -> str:
@@ -86,15 +84,11 @@ def _signs(body: _Body, bits: str, channels: str) -> str:
     """Words `[a, b, c, Wc]` to floats `[a, b, c, C]` of +1 and -1."""
     shifts = body.constant(range(64), np.uint64)
     spread = body.op("BitShift", body.op("Unsqueeze", bits, body.constant([-1])), shifts, direction="RIGHT")
-    ones = body.op(
-        "Cast", body.op("BitwiseAnd", spread, body.constant(1, np.uint64)), to=onnx.TensorProto.FLOAT
-    )
+    ones = body.op("Cast", body.op("BitwiseAnd", spread, body.constant(1, np.uint64)), to=onnx.TensorProto.FLOAT)
     width = body.op("Mul", body.extents(bits, 3, 4), body.constant([64]))
     flat = body.op("Reshape", ones, body.concat(body.constant([0, 0, 0]), width))
     used = body.op("Slice", flat, body.constant([0]), channels, body.constant([3]))
-    return body.op(
-        "Sub", body.op("Mul", used, body.constant(2.0, np.float32)), body.constant(1.0, np.float32)
-    )
+    return body.op("Sub", body.op("Mul", used, body.constant(2.0, np.float32)), body.constant(1.0, np.float32))
 
 
 def _accumulators(body: _Body, channels: str, group: str) -> str:
@@ -103,9 +97,7 @@ def _accumulators(body: _Body, channels: str, group: str) -> str:
     kernel = body.extents("weight", 1, 3)
     rows = body.extents("weight", 0, 1)
     per_group = body.op("Div", channels, group)
-    by_group = body.op(
-        "Reshape", _signs(body, "weight", channels), body.concat(rows, kernel, group, per_group)
-    )
+    by_group = body.op("Reshape", _signs(body, "weight", channels), body.concat(rows, kernel, group, per_group))
     grouped = body.op("Transpose", by_group, perm=[3, 0, 4, 1, 2])  # group, row, channel of the group, kh, kw
     out_channels = body.op("Mul", rows, group)
     w = body.op("Reshape", grouped, body.concat(out_channels, per_group, kernel))
@@ -156,11 +148,9 @@ def _window_sums(body: _Body, tensor: str, offset: str, extents: str, strides: s
 
 
 def _channel_map(body: _Body, link_channels: str, out_channels: str, group: str) -> str:
-    """0/1 matrix `[C, O]`: input i feeds output o where they share a group and are equal modulo min(c, o) in it."""
+    """0/1 matrix `[C, O]`: input i feeds output o where, in one group, they are equal modulo min(c, o)."""
     one = body.constant([1])
-    inputs = body.op(
-        "Max", body.op("Div", link_channels, group), one
-    )  # the neutral link has 1 channel in all
+    inputs = body.op("Max", body.op("Div", link_channels, group), one)  # the neutral link has 1 channel in all
     outputs = body.op("Div", out_channels, group)
     modulus = body.op("Min", inputs, outputs)
 
@@ -244,7 +234,7 @@ def _binary_conv2d_function() -> onnx.FunctionProto:
 def model_local_functions() -> list[onnx.FunctionProto]:
     """The functions `ai.binarize.Pack` and `ai.binarize.BinaryConv2d`, to be put into `ModelProto.functions`.
 
-    The model must import the domains "" (opset 18) and "ai.binarize" (version 1) and have IR version 9 or newer,
-    the first with default values for the attributes of a function.
+    The model must import the domains "" (opset 18) and "ai.binarize" (version 1) and have IR version 9 or
+    newer, the first with default values for the attributes of a function.
     """
     return [_pack_function(), _binary_conv2d_function()]

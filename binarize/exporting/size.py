@@ -21,6 +21,7 @@ def size_report(model: onnx.ModelProto, report: Report) -> dict[str, Any]:
     total = model.ByteSize()
     packed_bytes = sum(sizes[name] for name in packed)
     epilogue_bytes = sum(sizes[name] for name in epilogue)
+    metadata = sum(entry.ByteSize() for entry in model.metadata_props)
     rest = sum(size for name, size in sizes.items() if name not in packed and name not in epilogue)
     return {
         "file": total,
@@ -28,7 +29,8 @@ def size_report(model: onnx.ModelProto, report: Report) -> dict[str, Any]:
         "float_weights_replaced": sum(d.weight_bytes for d in report.binarized),
         "scales_links_thresholds": epilogue_bytes,
         "float_layers": rest,
-        "graph_and_functions": total - packed_bytes - epilogue_bytes - rest,
+        "metadata": metadata,
+        "graph_and_functions": total - packed_bytes - epilogue_bytes - rest - metadata,
         "largest_float_layers": dict(
             sorted(((n, s) for n, s in sizes.items() if n not in packed | epilogue), key=lambda item: -item[1])[:3]
         ),

@@ -23,7 +23,16 @@ from binarize.errors import VerificationError
 from binarize.exporting.emit import DOMAIN, binary_nodes
 from binarize.lowering import Lowered
 from binarize.nn.ops import pack_bits, unpack_signs
-from binarize.passes.lower_tools import PACK, TO_NCHW, TO_NHWC, PackedConv, constant, is_item, is_permute, packed_convs
+from binarize.passes.lower_tools import (
+    PACK,
+    TO_NCHW,
+    TO_NHWC,
+    PackedConv,
+    constant,
+    is_item,
+    is_permute,
+    packed_convs,
+)
 from binarize.runtime import InferenceSession
 
 ULP = 2.0**-24
@@ -62,7 +71,7 @@ class Verification:
         return asdict(self)
 
     def note(self, node: str, share: float) -> None:
-        if share > self.worst or not share == share:
+        if share > self.worst or share != share:
             self.worst, self.worst_node = float(share), node
         if not share <= 1:
             self.failures.append(f"{node}: {share:.3g} times the allowed difference")
@@ -207,7 +216,9 @@ def _run_forced(
 
 def _compare_bits(item: _Forced, value: np.ndarray, result: Verification) -> None:
     channels = item.tolerance.shape[-1]
-    got, want = (unpack_signs(torch.from_numpy(words.view(np.uint64)), channels).numpy() for words in (value, item.value))
+    got, want = (
+        unpack_signs(torch.from_numpy(words.view(np.uint64)), channels).numpy() for words in (value, item.value)
+    )
     different = got != want
     result.bits += different.size
     result.bits_near_threshold += int((different & item.tolerance).sum())

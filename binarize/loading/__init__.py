@@ -149,9 +149,7 @@ def _checked_path(path: Path) -> Path:
     except (OSError, ValueError) as error:
         raise UsageError(f"The path cannot be used: {error}.", layer=str(path)) from error
     if stat.S_ISDIR(mode):
-        inside = [
-            p.name for p in sorted(path.glob("*")) if p.suffix in (".pt", ".pth", ".safetensors", ".th")
-        ]
+        inside = [p.name for p in sorted(path.glob("*")) if p.suffix in (".pt", ".pth", ".safetensors", ".th")]
         hint = f"give one of the files in it: {', '.join(inside[:4])}" if inside else "give a model file"
         raise UsageError("This is a directory, not a model file.", layer=str(path), hint=hint)
     if not stat.S_ISREG(mode):

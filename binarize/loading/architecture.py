@@ -62,9 +62,7 @@ class Architecture:
                 hint="the factory must work without arguments; wrap it in one that fills them in",
             ) from error
         if not isinstance(module, nn.Module):
-            raise UsageError(
-                f"The architecture built a {type(module).__name__}, not an nn.Module.", layer=self.spec
-            )
+            raise UsageError(f"The architecture built a {type(module).__name__}, not an nn.Module.", layer=self.spec)
         return module
 
     def outline(self, **extra: Any) -> nn.Module:

@@ -127,9 +127,7 @@ def compare(state: StateDict, module: nn.Module) -> Misfit:
     return Misfit(
         missing={k: tuple(v.shape) for k, v in own.items() if k not in state and not _is_counter(k)},
         unexpected={k: tuple(v.shape) for k, v in state.items() if k not in own and not _is_counter(k)},
-        reshaped={
-            k: (tuple(state[k].shape), tuple(own[k].shape)) for k in shared if state[k].shape != own[k].shape
-        },
+        reshaped={k: (tuple(state[k].shape), tuple(own[k].shape)) for k in shared if state[k].shape != own[k].shape},
         # Copying int8 codes into float weights would succeed silently and mean nothing.
         integers=tuple(k for k in shared if own[k].is_floating_point() and not state[k].is_floating_point()),
     )
@@ -143,9 +141,7 @@ def _variants(architecture: Architecture, num_classes: int | None) -> Iterator[d
             yield {**given, **options}
 
 
-def _adapt(
-    architecture: Architecture, state: StateDict, misfit: Misfit, extra: dict[str, Any]
-) -> Fitted | None:
+def _adapt(architecture: Architecture, state: StateDict, misfit: Misfit, extra: dict[str, Any]) -> Fitted | None:
     """Rebuild with the number of classes that the file's head has, if the head is all that differs."""
     if misfit.missing or misfit.unexpected or misfit.integers or not architecture.accepts("num_classes"):
         return None

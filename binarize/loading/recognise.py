@@ -54,9 +54,7 @@ def tensor_hash(name: str, shape: Iterable[int]) -> int:
 def fingerprint(state: Mapping[str, Tensor]) -> frozenset[int]:
     """Hashes of all tensors but BatchNorm's step counters, which old files lack."""
     return frozenset(
-        tensor_hash(name, value.shape)
-        for name, value in state.items()
-        if not name.endswith("num_batches_tracked")
+        tensor_hash(name, value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")
     )
 
 

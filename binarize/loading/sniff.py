@@ -112,9 +112,7 @@ def _sniff_zip(path: Path, stream: IO[bytes], size: int) -> Sniffed:
     try:
         archive = zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError, OSError) as error:
-        raise damaged(
-            path, f"The zip archive is truncated or damaged ({size} bytes, no readable directory)"
-        ) from error
+        raise damaged(path, f"The zip archive is truncated or damaged ({size} bytes, no readable directory)") from error
     with archive:
         members = archive.infolist()
         stored = _check_zip_sizes(path, members, size)

@@ -31,9 +31,7 @@ class BinaryConv2d(nn.Conv2d):
     Shapes: `[N, C, H, W] -> [N, O, Ho, Wo]`.
     """
 
-    def __init__(
-        self, *args: Any, activation_gradient: str = "approx", scale: str = "mean_abs", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, activation_gradient: str = "approx", scale: str = "mean_abs", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.threshold = nn.Parameter(torch.zeros(self.in_channels))
         self.activation_gradient = activation_gradient
@@ -42,7 +40,9 @@ class BinaryConv2d(nn.Conv2d):
         self.geometry = conv_geometry(self)
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, *, activation_gradient: str = "approx", scale: str = "mean_abs") -> BinaryConv2d:
+    def from_float(
+        cls, conv: nn.Conv2d, *, activation_gradient: str = "approx", scale: str = "mean_abs"
+    ) -> BinaryConv2d:
         """The binary twin of `conv`, sharing its weight and bias tensors' values, device and dtype."""
         binary = cls(
             conv.in_channels,

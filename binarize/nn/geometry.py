@@ -50,8 +50,13 @@ class ConvGeometry:
     @property
     def keeps_shape(self) -> bool:
         """Whether an input of any size leaves with the same channels and size."""
-        return self.link_form == "identity" and self.stride == (1, 1) and all(
-            self.pads[axis] + self.pads[axis + 2] == self.dilation[axis] * (self.kernel[axis] - 1) for axis in (0, 1)
+        return (
+            self.link_form == "identity"
+            and self.stride == (1, 1)
+            and all(
+                self.pads[axis] + self.pads[axis + 2] == self.dilation[axis] * (self.kernel[axis] - 1)
+                for axis in (0, 1)
+            )
         )
 
     @property

@@ -54,7 +54,10 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tenso
 
 @torch.no_grad()
 def reestimate_batch_norm(
-    module: nn.Module, batches: Iterable[Tensor], *, before_conv: Callable[[BinaryConv2d, Tensor], None] | None = None
+    module: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    before_conv: Callable[[BinaryConv2d, Tensor], None] | None = None,
 ) -> None:
     """Replace every batch norm's running statistics by the plain average over `batches` of images."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

@@ -15,7 +15,11 @@ from binarize.files import atomic_output
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain data) with the random generators' states to `path`."""
     random_state = random.getstate()
-    full = {**state, "torch_rng": torch.get_rng_state(), "python_rng": [random_state[0], list(random_state[1])]}
+    full = {
+        **state,
+        "torch_rng": torch.get_rng_state(),
+        "python_rng": [random_state[0], list(random_state[1])],
+    }
     with atomic_output(path) as temporary:
         torch.save(full, temporary)
 

@@ -26,7 +26,11 @@ def logits_of(output: object) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, total: int = 0, progress: Listener = silent
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    total: int = 0,
+    progress: Listener = silent,
 ) -> dict[str, float]:
     """Top-1 accuracy (0 to 1) and mean cross entropy of `module` in eval mode on `batches` of (images, labels)."""
     device = next(module.parameters()).device

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,20 @@ from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import ImageDataset, check_classes, make_loader, split_train_val
 from binarize.training.evaluate import evaluate, logits_of
 from binarize.training.stages import Stage, binary_stages, float_stages
-from binarize.training.trainer import Trainer
+from binarize.training.trainer import Trainer, place
 
-
-_FLOAT_KEYS = (
-    "float_epochs float_learning_rate batch_size warmup weight_decay augment mean std holdout bn_images".split()
-)
+_FLOAT_KEYS = [
+    "float_epochs",
+    "float_learning_rate",
+    "batch_size",
+    "warmup",
+    "weight_decay",
+    "augment",
+    "mean",
+    "std",
+    "holdout",
+    "bn_images",
+]
 """Settings that the float model's adaptation depends on."""
 
 
@@ -124,17 +132,26 @@ def finetune(
     """
     torch.manual_seed(config.seed)
     holdout, feed = _prepare(teacher, train_set, config, input_size)
+    if val_set is not None and list(val_set.classes) != list(train_set.classes):
+        raise UsageError(
+            f"the validation data's classes {_first(val_set.classes)} are not the training data's "
+            f"{_first(train_set.classes)}",
+            layer=val_set.source,
+            hint="labels count classes in order, so both need the same class folders or names",
+        )
     with torch.no_grad():
         calibration = torch.cat(feed.images(config.training.calibration_images))
     fingerprint = _fingerprint(module, feed, "binary")
     calibrate(module, teacher, calibration, threshold=config.surgery.threshold)
+    untrained = _scores(module, feed, val_set, progress)
     trainer = _trainer(module, binary_stages(config.training), feed, val_set, checkpoint, fingerprint, progress)
     if trainer.teacher is None and config.training.distillation > 0:
-        trainer.teacher = _frozen(teacher).to(trainer.device, memory_format=torch.channels_last)
+        trainer.teacher = place(_frozen(teacher), trainer.device)
     history = trainer.run()
     results = _finish_batch_norm(module, feed, replace(feed, dataset=holdout)) if holdout is not None else {}
     if val_set is not None:
-        results["val_top1"] = evaluate(module, replace(feed, dataset=val_set).eval_batches(), progress=progress)["top1"]
+        results["untrained_top1"] = untrained["top1"]
+        results["val_top1"] = _scores(module, feed, val_set, progress)["top1"]
     results["train_seconds"] = round(trainer.clock.seconds, 1)
     module.eval()
     return TrainingResult(history, results)
@@ -184,8 +201,7 @@ def _trainer(
     progress: Listener,
 ) -> Trainer:
     def score(trained: nn.Module) -> dict[str, float]:
-        assert val_set is not None
-        return evaluate(trained, replace(feed, dataset=val_set).eval_batches())
+        return _scores(trained, feed, val_set, silent)
 
     return Trainer(
         module,
@@ -200,6 +216,13 @@ def _trainer(
     )
 
 
+def _scores(module: nn.Module, feed: Feed, val_set: ImageDataset | None, progress: Listener) -> dict[str, float]:
+    """Accuracy and loss on `val_set` with `feed`'s size and normalisation; empty without one."""
+    if val_set is None:
+        return {}
+    return evaluate(module, replace(feed, dataset=val_set).eval_batches(), total=len(val_set), progress=progress)
+
+
 def _finish_batch_norm(module: nn.Module, feed: Feed, holdout: Feed) -> dict[str, Any]:
     """Re-estimate BN statistics on training images; keep them only if the held-out images' loss says so."""
     before = evaluate(module, holdout.eval_batches())
@@ -211,6 +234,10 @@ def _finish_batch_norm(module: nn.Module, feed: Feed, holdout: Feed) -> dict[str
         module.load_state_dict(old)
     figures = {"loss_before": round(before["loss"], 5), "loss_after": round(after["loss"], 5), "kept": kept}
     return {"batch_norm_reestimation": figures}
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -233,9 +260,11 @@ def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
 
 
 def float_accuracy(
-    model: nn.Module, val_set: ImageDataset, config: Config, input_size: tuple[int, int, int], progress: Listener
+    model: nn.Module,
+    val_set: ImageDataset,
+    config: Config,
+    input_size: tuple[int, int, int],
+    progress: Listener,
 ) -> float:
     """Top-1 (0 to 1) of a float model on `val_set`, with `config`'s normalisation."""
-    return evaluate(
-        model, Feed(val_set, input_size, config).eval_batches(), total=len(val_set), progress=progress
-    )["top1"]
+    return _scores(model, Feed(val_set, input_size, config), val_set, progress)["top1"]

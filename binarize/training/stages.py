@@ -57,15 +57,11 @@ def binary_stages(config: TrainingConfig) -> list[Stage]:
 
 def float_stages(config: TrainingConfig) -> list[Stage]:
     """The adaptation of the float model to the data."""
-    optimizer = partial(
-        _sgd, rate=config.float_learning_rate, weight_decay=max(config.weight_decay, 1e-4)
-    )
+    optimizer = partial(_sgd, rate=config.float_learning_rate, weight_decay=max(config.weight_decay, 1e-4))
     return [Stage("float", config.float_epochs, 1, optimizer, label_objective, False, config.warmup)]
 
 
-def _binary_stage(
-    name: str, config: TrainingConfig, epochs: float, *, weight_bits: int, weight_factor: float
-) -> Stage:
+def _binary_stage(name: str, config: TrainingConfig, epochs: float, *, weight_bits: int, weight_factor: float) -> Stage:
     return Stage(
         name=name,
         epochs=epochs,

@@ -81,15 +81,25 @@ class Trainer:
                 f"there are fewer training images than training.batch_size = {config.batch_size}",
                 hint="--set training.batch_size=...",
             )
-        self.module, self.stages, self.batches, self.steps_per_epoch = module, stages, batches, steps_per_epoch
-        self.config, self.evaluate, self.checkpoint, self.fingerprint = config, evaluate, checkpoint, fingerprint
+        self.module, self.stages, self.batches, self.steps_per_epoch = (
+            module,
+            stages,
+            batches,
+            steps_per_epoch,
+        )
+        self.config, self.evaluate, self.checkpoint, self.fingerprint = (
+            config,
+            evaluate,
+            checkpoint,
+            fingerprint,
+        )
         self.progress = progress
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
-        module.to(self.device, memory_format=torch.channels_last)
+        place(module, self.device)
         self.teacher = teacher
         if teacher is not None:
-            teacher.to(self.device, memory_format=torch.channels_last).eval()
+            place(teacher, self.device).eval()
         self.clock = Clock()
         self.steps = [max(1, round(stage.epochs * steps_per_epoch)) for stage in stages]
 
@@ -263,6 +273,11 @@ def set_weight_bits(module: nn.Module, bits: int) -> None:
     for layer in module.modules():
         if isinstance(layer, BinaryConv2d):
             layer.weight_bits = bits
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move `module` to `device` with channels innermost, which CPU and GPU convolutions prefer."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def keep_freed_memory() -> None:

@@ -25,9 +25,7 @@ def test_index_agrees_with_the_installed_torchvision(name: str) -> None:
     assert f'"{_packed(name)}"' in INDEX_PATH.read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"])
 @pytest.mark.parametrize("classes", [1000, 11])
 def test_recognised_with_any_head(saved, name: str, classes: int) -> None:
     original = resolve(f"torchvision:{name}").build(num_classes=classes)
@@ -107,8 +105,6 @@ def test_ambiguous_weights_ask_for_arch(saved, monkeypatch) -> None:
 
 def test_wrong_architecture_for_the_file(saved) -> None:
     path = saved(resolve("torchvision:resnet18").build().state_dict())
-    with pytest.raises(
-        UnsupportedModelError, match="do not fit the architecture torchvision:resnet34"
-    ) as raised:
+    with pytest.raises(UnsupportedModelError, match="do not fit the architecture torchvision:resnet34") as raised:
         load_model(path, "torchvision:resnet34")
     assert "missing in the file (layer1.2.conv1.weight [64, 64, 3, 3]" in str(raised.value)

@@ -33,7 +33,7 @@ def convs(draw):
 
 def by_definition(x, g):
     """docs/ops.md, one output value at a time."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     group_in, group_out = g.in_channels // g.groups, g.out_channels // g.groups
     rows, columns = g.output_size(height, width)
     out = np.zeros((batch, g.out_channels, rows, columns))

@@ -11,7 +11,15 @@ import binarize
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn import BinaryConv2d, ElasticLink, RPReLU
-from tests.models import BasicBlock, Bottleneck, EveryConv, InvertedResidual, PreActivation, conv_bn, randomized
+from tests.models import (
+    BasicBlock,
+    Bottleneck,
+    EveryConv,
+    InvertedResidual,
+    PreActivation,
+    conv_bn,
+    randomized,
+)
 
 X = torch.randn(2, 3, 32, 32)
 
@@ -122,7 +130,8 @@ def test_bireal_is_the_same_net_with_identity_links_only():
 
 
 @pytest.mark.parametrize(
-    "setting", ["link.position=pre_bn", "link.gamma=scalar", "link.pool=max", "link.kind=none", "surgery.scale=none"]
+    "setting",
+    ["link.position=pre_bn", "link.gamma=scalar", "link.pool=max", "link.kind=none", "surgery.scale=none"],
 )
 def test_switches_change_the_function(setting):
     torch.manual_seed(0)
@@ -191,7 +200,7 @@ def test_clear_refusals():
         binarize.apply(nn.Linear(3, 2), torch.randn(2, 3))
     with pytest.raises(UsageError, match="already binarized"):
         binarize.apply(binarize.apply(EveryConv(), X), X)
-    with pytest.raises(UsageError, match="do not run|does not run"):
+    with pytest.raises(UsageError, match="does not run on example inputs"):
         binarize.apply(EveryConv(), torch.randn(2, 7, 32, 32))
     with pytest.raises(UsageError, match=r"near names.*basic"):
         binarize.apply(EveryConv(), X, config=settings("surgery.keep=basci.0.conv1"))

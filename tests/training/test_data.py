@@ -164,11 +164,7 @@ def test_every_image_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "d" / "a" / "x.tiff"
     path.parent.mkdir(parents=True)
     grey = np.full((5, 7), 128, np.uint8)
-    image = (
-        Image.fromarray(grey.astype(np.uint16) * 257)
-        if mode == "I;16"
-        else Image.fromarray(grey).convert(mode)
-    )
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
     if mode == "LA":
         path = path.with_suffix(".png")
     image.save(path)
@@ -304,9 +300,7 @@ def test_skipped_batches_are_not_decoded(tmp_path: Path) -> None:
 
 
 def test_small_images_are_decoded_once(tmp_path: Path, monkeypatch) -> None:
-    dataset = open_dataset(
-        write_parquet(tmp_path / "d.parquet", [encoded(picture(k)) for k in range(12)], [0] * 12)
-    )
+    dataset = open_dataset(write_parquet(tmp_path / "d.parquet", [encoded(picture(k)) for k in range(12)], [0] * 12))
     calls: list[int] = []
     original = dataset.image
     monkeypatch.setattr(dataset, "image", lambda index: (calls.append(index), original(index))[1])
@@ -350,9 +344,12 @@ def test_large_images_are_resized_and_cropped(tmp_path: Path) -> None:
             70,
             70,
         )
-    assert batches(dataset, train=False, input_size=(1, 32, 48), batch_size=3, mean=[0.5], std=[0.5])[0][
-        0
-    ].shape == (3, 1, 32, 48)
+    assert batches(dataset, train=False, input_size=(1, 32, 48), batch_size=3, mean=[0.5], std=[0.5])[0][0].shape == (
+        3,
+        1,
+        32,
+        48,
+    )
 
 
 def test_channels_follow_the_model() -> None:

@@ -39,7 +39,12 @@ def net():
 
 def config(*values):
     common = ["training.batch_size=32", "training.augment=none", "training.mean=0.5", "training.std=0.5"]
-    common += ["training.calibration_images=64", "training.bn_images=64", "training.holdout=0.1", "training.epochs=2"]
+    common += [
+        "training.calibration_images=64",
+        "training.bn_images=64",
+        "training.holdout=0.1",
+        "training.epochs=2",
+    ]
     return api.resolve_config("el", None, [*common, *values])
 
 
@@ -50,7 +55,12 @@ def binarized(settled, model=None):
 @pytest.fixture(scope="module")
 def teacher():
     model = net()
-    adapt_float(model, images(), config("training.float_epochs=6", "training.float_learning_rate=0.1"), input_size=SIZE)
+    adapt_float(
+        model,
+        images(),
+        config("training.float_epochs=6", "training.float_learning_rate=0.1"),
+        input_size=SIZE,
+    )
     return model
 
 

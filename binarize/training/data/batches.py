@@ -84,9 +84,7 @@ def make_loader(
     if augment not in ("standard", "crop", "none"):
         raise UsageError(f"There is no augmentation '{augment}'.", hint="use standard, crop or none")
     scale = normalisation(input_size[0], mean, std)
-    jobs = _Batches(
-        dataset, input_size, batch_size, (seed, epoch), scale, train, augment if train else "none"
-    )
+    jobs = _Batches(dataset, input_size, batch_size, (seed, epoch), scale, train, augment if train else "none")
     return Loader(jobs, start_batch, workers)
 
 
@@ -133,9 +131,7 @@ class _Batches(Dataset[Any]):
             size = self.size
             pixels = torch.stack([resized(self._image(row), size[1:]) for row in rows.tolist()])
         images = normalised(pixels, self.mean, self.std)
-        return (
-            images if self.augment == "none" else crop_and_flip(images, generator, self.augment == "standard")
-        )
+        return images if self.augment == "none" else crop_and_flip(images, generator, self.augment == "standard")
 
     def _large(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         transform = transform_for(self.size[1:], self.augment)

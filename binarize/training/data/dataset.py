@@ -81,9 +81,7 @@ class TensorImages(ImageDataset):
         labels: integers [N], 0 <= label < len(classes).
     """
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, classes: Sequence[str], source: str = "memory"
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], source: str = "memory") -> None:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
             raise UsageError(
                 f"Images must be uint8 [N, 1 or 3, H, W], not {images.dtype} {list(images.shape)}.",

@@ -26,9 +26,7 @@ class FolderImages(ImageDataset):
         self.files: list[Path] = []
         labels: list[int] = []
         for name in own:
-            found = sorted(
-                p for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file()
-            )
+            found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
             if not found:
                 raise UsageError(
                     f"The class '{name}' has no images.",
@@ -47,9 +45,7 @@ class FolderImages(ImageDataset):
 
 
 def class_folders(root: Path) -> list[str]:
-    names = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UsageError(
             "No images here: neither class folders nor parquet files.",

@@ -1,0 +1,82 @@
+"""Top-1 accuracy and throughput of a module or a session on labelled batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from binarize.errors import UnsupportedModelError, UsageError
+from binarize.progress import Listener, ProgressEvent, silent
+
+Batches = Iterable[tuple[Any, Any]]
+"""(images [N, C, H, W], labels [N]) as torch tensors."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a model is right.
+
+    Attributes:
+        kind: `float`, `binary` or `onnx`.
+        top1: 0 to 1.
+        images: how many were tried.
+        images_per_second: of the model alone, without decoding.
+    """
+
+    kind: str
+    top1: float
+    images: int
+    images_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def onnx_accuracy(session: Any, batches: Batches, total: int, progress: Listener = silent) -> Accuracy:
+    """Of an ONNX Runtime `session` whose first output is class scores."""
+    name = session.get_inputs()[0].name
+    return _measure("onnx", lambda images: session.run(None, {name: images.numpy()})[0], batches, total, progress)
+
+
+def module_accuracy(kind: str, module: Any, batches: Batches, total: int, progress: Listener = silent) -> Accuracy:
+    """Of a torch `module`, in eval mode."""
+    import torch
+
+    from binarize.training.evaluate import logits_of
+
+    def scores(images: Any) -> np.ndarray:
+        with torch.no_grad():
+            return logits_of(module(images)).float().numpy()
+
+    module.eval()
+    return _measure(kind, scores, batches, total, progress)
+
+
+def _measure(
+    kind: str, scores: Callable[[Any], np.ndarray], batches: Batches, total: int, progress: Listener
+) -> Accuracy:
+    right = seen = 0
+    seconds = 0.0
+    for images, labels in batches:
+        started = time.perf_counter()
+        found = scores(images)
+        seconds += time.perf_counter() - started
+        _check(found, labels.numpy(), kind)
+        right += int((found.argmax(1) == labels.numpy()).sum())
+        seen += len(labels)
+        progress(ProgressEvent("evaluating", seen, total, {"top-1": f"{right / seen:.2%}"}))
+    return Accuracy(kind, right / max(seen, 1), seen, seen / max(seconds, 1e-9))
+
+
+def _check(found: np.ndarray, labels: np.ndarray, kind: str) -> None:
+    if found.ndim != 2:
+        raise UnsupportedModelError(f"the {kind} model gives {list(found.shape)}, not class scores [N, classes]")
+    if int(labels.max()) >= found.shape[1]:
+        raise UsageError(
+            f"the data has the label {int(labels.max())}, the model only {found.shape[1]} classes",
+            hint="use the data that the model was trained on",
+        )

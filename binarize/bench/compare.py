@@ -1,0 +1,136 @@
+"""ONNX files against each other: the record of one measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from binarize.bench.machine import machine, pinned
+from binarize.bench.sessions import open_session, random_feeds
+from binarize.bench.timing import Latency, latency
+from binarize.errors import UsageError
+from binarize.progress import Listener, silent
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One file's figures.
+
+    Attributes:
+        name: as given.
+        path: the file.
+        size: of the file and of the external data it names by its own name, in bytes.
+        latency: of one run.
+    """
+
+    name: str
+    path: Path
+    size: int
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A measurement.
+
+    Attributes:
+        contenders: the first one is what the others are compared with.
+        machine: CPU, kernels' instruction set, versions.
+        threads: of ONNX Runtime, for each contender.
+        cores: the process was kept on these; () if it was not.
+        batch: images per run.
+        runs: timed runs of each contender.
+    """
+
+    contenders: tuple[Contender, ...]
+    machine: dict[str, str]
+    threads: int
+    cores: tuple[int, ...]
+    batch: int
+    runs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; latencies in milliseconds, sizes in bytes."""
+        return {
+            "machine": self.machine,
+            "threads": self.threads,
+            "cores": list(self.cores),
+            "batch": self.batch,
+            "runs": self.runs,
+            "contenders": [
+                {"name": c.name, "path": str(c.path), "bytes": c.size, "milliseconds": c.latency.to_dict()}
+                for c in self.contenders
+            ],
+        }
+
+    def columns(self) -> tuple[str, ...]:
+        """Headings of `rows`."""
+        return ("model", "median ms", "min ms", "p90 ms", "images/s", "file")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row for each contender."""
+        return [_row(contender, self.batch) for contender in self.contenders]
+
+    def verdicts(self) -> list[str]:
+        """A sentence per comparison; being slower is said as plainly as being faster."""
+        first, *others = self.contenders
+        return [_verdict(first, other) for other in others]
+
+
+def benchmark(
+    files: Mapping[str, str | Path],
+    *,
+    threads: int = 1,
+    runs: int = 50,
+    warmup: int = 5,
+    batch: int = 1,
+    progress: Listener = silent,
+) -> Benchmark:
+    """Time ONNX files on random inputs, in turns, in this process.
+
+    Args:
+        files: name to path; binary and ordinary ones.
+        threads: for each of them.
+        runs: timed runs of each, at least 20.
+        batch: images per run, for files with a symbolic batch.
+
+    Raises:
+        UsageError: there is no such file.
+        UnsupportedModelError: a file cannot be run.
+    """
+    for path in files.values():
+        if not Path(path).is_file():
+            raise UsageError("there is no such file", layer=str(path))
+    with pinned(threads) as cores:
+        calls = {name: _call(path, threads, batch) for name, path in files.items()}
+        times = latency(calls, runs=runs, warmup=warmup, progress=progress)
+    contenders = [Contender(name, Path(path), file_size(path), times[name]) for name, path in files.items()]
+    return Benchmark(tuple(contenders), machine(), threads, cores, batch, runs)
+
+
+def file_size(path: str | Path) -> int:
+    """Bytes of the file at `path` and of `<path>.data`, where exporters put large weights."""
+    data = Path(f"{path}.data")
+    return Path(path).stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
+def _call(path: str | Path, threads: int, batch: int) -> Any:
+    session = open_session(path, threads)
+    return partial(session.run, None, random_feeds(session, batch))
+
+
+def _row(contender: Contender, batch: int) -> tuple[str, ...]:
+    times = contender.latency
+    figures = (f"{value:.3f}" for value in (times.median, times.minimum, times.p90))
+    return (contender.name, *figures, f"{1000 * batch / times.median:.0f}", f"{contender.size / 1e6:.3f} MB")
+
+
+def _verdict(first: Contender, other: Contender) -> str:
+    # `ratio` says how fast `other` is beside `first`; the sentence is about `first`.
+    speed, size = 1 / other.latency.ratio, other.size / max(first.size, 1)
+    word = f"{speed:.2f}x as fast as" if speed >= 1 else f"SLOWER than ({speed:.2f}x as fast as)"
+    smaller = f"{size:.1f}x smaller" if size >= 1 else f"{1 / size:.1f}x larger"
+    return f"{first.name} is {word} {other.name}, and {smaller}."

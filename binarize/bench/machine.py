@@ -1,0 +1,58 @@
+"""The machine under a measurement: its CPU, its versions, and a process that stays on its cores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import onnxruntime
+
+from binarize.runtime import active_isa
+
+
+def machine() -> dict[str, str]:
+    """CPU name, instruction set of our kernels, versions."""
+    return {
+        "cpu": cpu_name(),
+        "isa": active_isa(),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def cpu_name() -> str:
+    """The CPU's own name where Linux tells it, else what Python knows."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "cpu model"):
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def pinned(cores: int) -> Iterator[tuple[int, ...]]:
+    """Keep this process on `cores` of the cores it may use; yields them, or () where that is impossible."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield ()
+        return
+    allowed = os.sched_getaffinity(0)
+    chosen = tuple(sorted(allowed)[:cores])
+    if len(chosen) < cores:
+        yield ()
+        return
+    try:
+        os.sched_setaffinity(0, chosen)
+    except OSError:
+        yield ()
+        return
+    try:
+        yield chosen
+    finally:
+        os.sched_setaffinity(0, allowed)

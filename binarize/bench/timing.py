@@ -1,0 +1,72 @@
+"""Timing that survives a noisy machine: contenders take turns, and are compared round by round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from binarize.progress import Listener, ProgressEvent, silent
+
+MINIMUM_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one contender, in milliseconds.
+
+    Attributes:
+        median, minimum, p90: over its timed runs.
+        runs: how many there were.
+        ratio: how many times as fast as the first contender this one is: the median over the rounds of the
+            first one's time divided by this one's in the same round.
+    """
+
+    median: float
+    minimum: float
+    p90: float
+    runs: int
+    ratio: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def latency(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    runs: int = 50,
+    warmup: int = 5,
+    progress: Listener = silent,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, Latency]:
+    """Time the `contenders` in turns (a, b, a, b, ...), so that what slows the machine slows all of them.
+
+    Args:
+        contenders: name to a call without arguments.
+        runs: timed runs of each, at least `MINIMUM_RUNS`.
+        warmup: untimed runs of each before.
+        clock: nanoseconds.
+
+    Raises:
+        ValueError: no contender, or too few runs.
+    """
+    if not contenders or runs < MINIMUM_RUNS:
+        raise ValueError(f"timing needs a contender and at least {MINIMUM_RUNS} runs, not {runs}")
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(-warmup, runs):
+        for name, call in contenders.items():
+            started = clock()
+            call()
+            if turn >= 0:
+                times[name].append((clock() - started) / 1e6)
+        progress(ProgressEvent("timing", max(turn + 1, 0), runs))
+    first = next(iter(times.values()))
+    return {name: _summary(own, first) for name, own in times.items()}
+
+
+def _summary(own: list[float], first: list[float]) -> Latency:
+    ratios = [a / max(b, 1e-9) for a, b in zip(first, own, strict=True)]
+    p90 = statistics.quantiles(own, n=10, method="inclusive")[-1]
+    return Latency(statistics.median(own), min(own), p90, len(own), statistics.median(ratios))

@@ -1,0 +1,69 @@
+// CPUID and XGETBV. CPUID alone is not enough: an OS or hypervisor may not save the wide registers, and then
+// the first zmm instruction faults although the feature bits are set.
+#include "core/cpu.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+
+namespace binarize {
+namespace {
+
+struct Registers {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+Registers Cpuid(uint32_t leaf, uint32_t subleaf) {
+  Registers r{};
+#if defined(_MSC_VER)
+  int out[4];
+  __cpuid(out, 0);
+  if (static_cast<uint32_t>(out[0]) < leaf) return r;
+  __cpuidex(out, static_cast<int>(leaf), static_cast<int>(subleaf));
+  r = {static_cast<uint32_t>(out[0]), static_cast<uint32_t>(out[1]), static_cast<uint32_t>(out[2]),
+       static_cast<uint32_t>(out[3])};
+#else
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros above the maximum leaf
+#endif
+  return r;
+}
+
+uint64_t EnabledStates() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t eax, edx;
+  __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return (static_cast<uint64_t>(edx) << 32) | eax;
+#endif
+}
+
+constexpr bool Bit(uint64_t v, int i) { return (v >> i) & 1; }
+
+}  // namespace
+
+bool CpuHasAvx512() {
+  constexpr int kOsxsave = 27;
+  if (!Bit(Cpuid(1, 0).ecx, kOsxsave)) return false;
+  constexpr uint64_t kSseAvxMaskZmm = 0xE6;  // XCR0: xmm 1, ymm 2, k 5, zmm0-15 6, zmm16-31 7
+  if ((EnabledStates() & kSseAvxMaskZmm) != kSseAvxMaskZmm) return false;
+  const Registers r = Cpuid(7, 0);
+  const bool f = Bit(r.ebx, 16), dq = Bit(r.ebx, 17), bw = Bit(r.ebx, 30), vl = Bit(r.ebx, 31);
+  const bool vpopcntdq = Bit(r.ecx, 14);
+  return f && dq && bw && vl && vpopcntdq;
+}
+
+}  // namespace binarize
+
+#else
+
+namespace binarize {
+bool CpuHasAvx512() { return false; }
+}  // namespace binarize
+
+#endif

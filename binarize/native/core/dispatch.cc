@@ -1,0 +1,47 @@
+// The table of instruction sets, best first. A new ISA is one folder under isa/ and one line here.
+#include "core/dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+#include "core/cpu.h"
+
+namespace binarize {
+namespace {
+
+bool Always() { return true; }
+
+const Isa kIsas[] = {
+#if defined(BINARIZE_HAVE_AVX512)
+    {"avx512", 2, CpuHasAvx512, &kAvx512Kernels},
+#endif
+    {"scalar", 0, Always, &kScalarKernels},
+};
+
+std::string SupportedNames() {
+  std::string names;
+  for (const Isa& isa : kIsas) {
+    if (isa.supported()) names += (names.empty() ? "" : ", ") + std::string(isa.name);
+  }
+  return names;
+}
+
+}  // namespace
+
+const Isa& SelectIsa(const char* forced) {
+  const std::string name = forced ? forced : "";
+  const std::string prefix = "BINARIZE_ISA=" + name + ": ";
+  for (const Isa& isa : kIsas) {
+    if (!name.empty() && name != isa.name) continue;
+    if (isa.supported()) return isa;
+    if (!name.empty()) {
+      throw std::runtime_error(prefix + "this CPU or operating system does not support it; usable here: " +
+                               SupportedNames());
+    }
+  }
+  throw std::runtime_error(prefix + "this build has no such instruction set; usable here: " + SupportedNames());
+}
+
+const Isa& SelectIsaFromEnvironment() { return SelectIsa(std::getenv("BINARIZE_ISA")); }
+
+}  // namespace binarize

@@ -1,0 +1,94 @@
+// The interface between the ISA-neutral core and the instruction-set kernels.
+//
+// Only plain data here, no std types: an ISA file is compiled with its own target flags, and an inline
+// std function instantiated there could be picked by the linker for callers on a CPU without that ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace binarize {
+
+// Sixteen consecutive output channels: the unit of weight interleaving, of the epilogue and of packed output.
+// The channels of the block's groups lie in uint32 words [first, first + span) of every tap.
+struct Block {
+  size_t first;         // uint32 words
+  size_t span;          // uint32 words per tap
+  size_t weights;       // offset into ConvConst::weights: [kh * kw][span][16]
+  size_t masks;         // offset into ConvConst::masks: [span][16], or kNoMask
+  size_t alike;         // this block and the next ones that share `first` and `span`, need no mask, and may be tiled
+  size_t lanes;         // valid output channels, 1..16
+  size_t link_terms;    // channels summed per output by the link: 1, or more for squeeze
+  bool link_is_run;     // link channels of the lanes are consecutive
+  bool link_is_even;    // every lane sums link_terms channels
+};
+constexpr size_t kNoMask = static_cast<size_t>(-1);
+
+// Constant for the life of a kernel. Per-channel arrays have 16 * block_count entries; null means neutral.
+struct ConvConst {
+  size_t kernel_h, kernel_w;
+  size_t channels_out;
+  size_t block_count;
+  const Block* blocks;
+  const uint32_t* weights;   // see Block
+  const uint32_t* masks;     // see Block
+  const uint64_t* depthwise; // [kh * kw][depthwise_step], only for depthwise convs
+  size_t depthwise_step;     // words_in + 7: the words of a tap repeat, so that any 8 from a word on are one load
+  size_t words_in;           // uint64 words per input pixel
+  size_t words_out;          // uint64 words per output pixel
+
+  const float* scale;
+  const float* bias;
+  const float* gamma;         // null: no link
+  const float* slope;         // null: no activation
+  const float* shift;         // null: none
+  const float* next_threshold;
+  const int32_t* link_first;  // first link channel of each output channel
+  const int32_t* link_count;  // link channels summed for each output channel
+  size_t link_step;           // distance of the channels of one sum: out channels per group
+};
+
+// Constant for one call of the operator.
+struct ConvCall {
+  size_t row_step;    // uint32 words from one kernel row to the next in the (column-padded) map
+  size_t tap_step;    // uint32 words from one tap to the next in a kernel row
+  size_t pixel_step;  // uint32 words from one output pixel to the next
+  size_t map_h, map_w;       // link map
+  size_t link_channels;
+  int64_t link_stride, link_offset;  // columns: the window of output column i starts at i * stride + offset
+};
+
+// One output row, columns [begin, end). Pointers are those of column 0.
+struct ConvRow {
+  const uint32_t* bits;       // first tap row inside the map, first column of the padded row
+  size_t tap_begin, tap_end;  // kernel rows inside the map
+  size_t begin, end;
+  const int32_t* base;        // [column class][16 * block_count]: accumulator = base - 2 * mismatches
+  const uint32_t* column_class;  // per output column; null: class 0 everywhere
+  const float* link;          // start of this image; null when neutral
+  size_t link_row_begin, link_row_end;  // rows of the link window inside the map
+  const float* residual;      // null when neutral
+  float* y;                   // null when not wanted
+  uint16_t* next_bits;        // null when not wanted
+};
+
+struct PackJob {
+  const float* x;           // [pixels, channels]
+  const float* threshold;
+  size_t threshold_step;    // 1: per channel, 0: one for all
+  uint64_t* bits;           // [pixels, words]
+  size_t pixels, channels, words;
+};
+
+// What an instruction set provides.
+struct Kernels {
+  void (*pack)(const PackJob& job);
+  void (*conv)(const ConvConst& constant, const ConvCall& call, const ConvRow* rows, size_t row_count);
+  void (*depthwise)(const ConvConst& constant, const ConvCall& call, const ConvRow* rows, size_t row_count);
+};
+
+// One per folder of isa/; a build defines those its target can have.
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx512Kernels;
+
+}  // namespace binarize

@@ -1,0 +1,273 @@
+// Validation, weight interleaving, border prefix sums and link channel map. Runs once per kernel, so it is
+// written for clarity; nothing here is on the path of an inference.
+#include "core/plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "core/bits.h"
+#include "core/checked.h"
+
+namespace binarize {
+namespace {
+
+constexpr int64_t kMaxExtent = int64_t{1} << 20;   // strides, pads, dilations, kernel sides, channels
+constexpr int64_t kMaxTerms = int64_t{1} << 28;    // K: keeps base - 2 * mismatches inside int32
+
+void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
+  Require(value >= lowest && value <= highest, std::string(name) + " must be in [" + std::to_string(lowest) + ", " +
+                                                   std::to_string(highest) + "], got " + std::to_string(value));
+}
+
+int64_t GroupOf(const ConvSpec& s, int64_t channel_out) { return channel_out / (s.channels_out / s.group); }
+
+// Mask of the channels [begin, end) within uint32 word `word`.
+uint32_t ChannelMask(int64_t begin, int64_t end, int64_t word) {
+  const int64_t low = std::clamp<int64_t>(begin - word * kHalfBits, 0, kHalfBits);
+  const int64_t high = std::clamp<int64_t>(end - word * kHalfBits, 0, kHalfBits);
+  if (high <= low) return 0;
+  return static_cast<uint32_t>(((uint64_t{1} << high) - 1) & ~((uint64_t{1} << low) - 1));
+}
+
+// uint32 word `word` of tap `tap` of neutral weight row `row`.
+uint32_t NeutralWord(const ConvSpec& s, const uint64_t* weight, int64_t row, int64_t tap, int64_t word) {
+  const int64_t words = WordsFor(s.channels_in);
+  const uint64_t both = weight[(row * s.kernel_h * s.kernel_w + tap) * words + word / 2];
+  return static_cast<uint32_t>(both >> (word % 2 ? 32 : 0));
+}
+
+bool AllEqual(const std::vector<float>& values, float neutral) {
+  return std::all_of(values.begin(), values.end(), [neutral](float v) { return v == neutral; });
+}
+
+}  // namespace
+
+void ValidateSpec(const ConvSpec& s) {
+  RequireRange("attribute channels", s.channels_in, 1, kMaxExtent);
+  RequireRange("attribute group", s.group, 1, kMaxExtent);
+  RequireRange("number of output channels", s.channels_out, 1, kMaxExtent);
+  Require(s.channels_in % s.group == 0, "group " + std::to_string(s.group) + " does not divide channels " +
+                                            std::to_string(s.channels_in));
+  Require(s.channels_out % s.group == 0, "group " + std::to_string(s.group) + " does not divide output channels " +
+                                             std::to_string(s.channels_out));
+  RequireRange("kernel height", s.kernel_h, 1, kMaxExtent);
+  RequireRange("kernel width", s.kernel_w, 1, kMaxExtent);
+  RequireRange("attribute strides[0]", s.stride_h, 1, kMaxExtent);
+  RequireRange("attribute strides[1]", s.stride_w, 1, kMaxExtent);
+  RequireRange("attribute pads[0]", s.pad_top, 0, kMaxExtent);
+  RequireRange("attribute pads[1]", s.pad_left, 0, kMaxExtent);
+  RequireRange("attribute pads[2]", s.pad_bottom, 0, kMaxExtent);
+  RequireRange("attribute pads[3]", s.pad_right, 0, kMaxExtent);
+  RequireRange("attribute dilations[0]", s.dilation_h, 1, kMaxExtent);
+  RequireRange("attribute dilations[1]", s.dilation_w, 1, kMaxExtent);
+  const int64_t taps = CheckedProduct(s.kernel_h, s.kernel_w, "kernel area");
+  const int64_t terms = CheckedProduct(taps, s.channels_in / s.group, "number of terms of a dot product");
+  RequireRange("number of terms of a dot product", terms, 1, kMaxTerms);
+}
+
+int64_t OutputExtent(int64_t size, int64_t kernel, int64_t stride, int64_t pad_begin, int64_t pad_end,
+                     int64_t dilation) {
+  const int64_t room = size + pad_begin + pad_end - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t dilation) {
+  return CeilDiv(dilation * (kernel - 1) - (stride - 1) - 2 * pad_begin, 2);
+}
+
+ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight) : spec_(spec) {
+  ValidateSpec(spec);
+  constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
+  constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
+  constant_.channels_out = static_cast<size_t>(spec.channels_out);
+  constant_.words_in = static_cast<size_t>(WordsFor(spec.channels_in));
+  constant_.words_out = static_cast<size_t>(WordsFor(spec.channels_out));
+
+  LayOutBlocks();
+  const bool depthwise = spec.group == spec.channels_in && spec.group == spec.channels_out;
+  if (depthwise) {
+    KeepDepthwise(weight);
+  } else {
+    Interleave(weight);
+  }
+  SumPrefixes(weight);
+
+  constant_.scale = Expand(p.scale, 0.0f, &scale_);
+  constant_.bias = Expand(p.bias, 0.0f, &bias_);
+  if (p.has_link) constant_.gamma = Expand(p.gamma, 0.0f, &gamma_);
+  if (!AllEqual(p.slope, 1.0f)) constant_.slope = Expand(p.slope, 1.0f, &slope_);
+  if (!AllEqual(p.shift, 0.0f)) constant_.shift = Expand(p.shift, 0.0f, &shift_);
+  constant_.next_threshold = Expand(p.next_threshold, std::numeric_limits<float>::infinity(), &next_threshold_);
+
+  MapLinkChannels();  // fills fields of the blocks, so it comes before they are published
+  constant_.blocks = blocks_.data();
+  constant_.block_count = blocks_.size();
+  constant_.weights = weights_.data();
+  constant_.masks = masks_.data();
+  constant_.depthwise = depthwise_.empty() ? nullptr : depthwise_.data();
+  constant_.link_first = link_first_.data();
+  constant_.link_count = link_count_.data();
+  constant_.link_step = static_cast<size_t>(spec.channels_out / spec.group);
+}
+
+const float* ConvPlan::Expand(const std::vector<float>& values, float padding, std::vector<float>* storage) const {
+  storage->assign(static_cast<size_t>(padded_channels_out()), padding);
+  for (size_t o = 0; o < constant_.channels_out; ++o) (*storage)[o] = values.size() == 1 ? values[0] : values.at(o);
+  return storage->data();
+}
+
+// A block's span covers the channels of all groups its lanes belong to. Lanes of a group that does not fill
+// the span get a mask; so do the channels past the end, because the model's caller may hand in stray bits.
+void ConvPlan::LayOutBlocks() {
+  const int64_t in_per_group = spec_.channels_in / spec_.group;
+  const int64_t taps = spec_.kernel_h * spec_.kernel_w;
+  size_t weight_offset = 0, mask_offset = 0;
+  for (int64_t o = 0; o < spec_.channels_out; o += kLanes) {
+    const int64_t last = std::min(o + kLanes, spec_.channels_out) - 1;
+    const int64_t begin = GroupOf(spec_, o) * in_per_group;
+    const int64_t end = (GroupOf(spec_, last) + 1) * in_per_group;
+    Block b{};
+    b.first = static_cast<size_t>(begin / kHalfBits);
+    b.span = static_cast<size_t>(CeilDiv(end, kHalfBits)) - b.first;
+    b.weights = weight_offset;
+    b.lanes = static_cast<size_t>(last - o + 1);
+    const bool whole_words = begin % kHalfBits == 0 && end % kHalfBits == 0;
+    const bool one_group = GroupOf(spec_, o) == GroupOf(spec_, last);
+    b.masks = whole_words && one_group ? kNoMask : mask_offset;
+    weight_offset += static_cast<size_t>(
+        CheckedProduct(taps, static_cast<int64_t>(b.span) * kLanes, "interleaved weight"));
+    if (b.masks != kNoMask) mask_offset += b.span * kLanes;
+    b.alike = 1;
+    blocks_.push_back(b);
+  }
+  Require(weight_offset < static_cast<size_t>(kMaxElements), "the interleaved weight is too large");
+  for (size_t i = blocks_.size() - 1; i-- > 0;) {
+    const Block& next = blocks_[i + 1];
+    Block& b = blocks_[i];
+    const bool same = b.first == next.first && b.span == next.span;
+    if (same && b.masks == kNoMask && next.masks == kNoMask) b.alike = next.alike + 1;
+  }
+  masks_.resize(mask_offset);
+}
+
+// [block][tap][word of the span][lane]: one 512-bit load meets one broadcast word of activations.
+void ConvPlan::Interleave(const uint64_t* weight) {
+  const int64_t in_per_group = spec_.channels_in / spec_.group;
+  const int64_t out_per_group = spec_.channels_out / spec_.group;
+  const int64_t taps = spec_.kernel_h * spec_.kernel_w;
+  const Block& tail = blocks_.back();
+  weights_.assign(tail.weights + static_cast<size_t>(taps) * tail.span * kLanes, 0);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& b = blocks_[i];
+    for (size_t lane = 0; lane < b.lanes; ++lane) {
+      const int64_t o = static_cast<int64_t>(i) * kLanes + static_cast<int64_t>(lane);
+      const int64_t begin = GroupOf(spec_, o) * in_per_group;
+      for (size_t k = 0; k < b.span; ++k) {
+        const int64_t word = static_cast<int64_t>(b.first + k);
+        const uint32_t mask = ChannelMask(begin, begin + in_per_group, word);
+        if (b.masks != kNoMask) masks_[b.masks + k * kLanes + lane] = mask;
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          weights_[b.weights + (static_cast<size_t>(tap) * b.span + k) * kLanes + lane] =
+              NeutralWord(spec_, weight, o % out_per_group, tap, word) & mask;
+        }
+      }
+    }
+  }
+}
+
+// Depthwise weights already meet the activations bit by bit; only stray bits past the last channel go.
+void ConvPlan::KeepDepthwise(const uint64_t* weight) {
+  const size_t words = constant_.words_in;
+  const size_t taps = constant_.kernel_h * constant_.kernel_w;
+  const size_t step = words + 7;
+  const int64_t used = spec_.channels_in % kWordBits;
+  const uint64_t last = used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;
+  depthwise_.resize(taps * step);
+  for (size_t tap = 0; tap < taps; ++tap) {
+    for (size_t i = 0; i < step; ++i) {
+      const size_t word = i % words;
+      depthwise_[tap * step + i] = weight[tap * words + word] & (word + 1 == words ? last : ~uint64_t{0});
+    }
+  }
+  constant_.depthwise_step = step;
+}
+
+void ConvPlan::SumPrefixes(const uint64_t* weight) {
+  if (spec_.pad_left == 0 && spec_.pad_right == 0) return;  // no tap of a visited row is ever outside
+  const int64_t in_per_group = spec_.channels_in / spec_.group;
+  const int64_t out_per_group = spec_.channels_out / spec_.group;
+  const int64_t padded = padded_channels_out();
+  const int64_t columns = spec_.kernel_w + 1;
+  const int64_t cells = CheckedProduct(spec_.kernel_h + 1, columns, "border table");
+  prefix_.assign(static_cast<size_t>(CheckedProduct(cells, padded, "border table")), 0);
+  for (int64_t r = 0; r < spec_.kernel_h; ++r) {
+    for (int64_t c = 0; c < spec_.kernel_w; ++c) {
+      const int32_t* above = &prefix_[static_cast<size_t>((r * columns + c + 1) * padded)];
+      const int32_t* corner = &prefix_[static_cast<size_t>((r * columns + c) * padded)];
+      const int32_t* left = &prefix_[static_cast<size_t>(((r + 1) * columns + c) * padded)];
+      int32_t* here = &prefix_[static_cast<size_t>(((r + 1) * columns + c + 1) * padded)];
+      for (int64_t o = 0; o < spec_.channels_out; ++o) {
+        const int64_t begin = GroupOf(spec_, o) * in_per_group, end = begin + in_per_group;
+        int32_t ones = 0;
+        for (int64_t word = begin / kHalfBits; word < CeilDiv(end, kHalfBits); ++word) {
+          ones += Popcount32(NeutralWord(spec_, weight, o % out_per_group, r * spec_.kernel_w + c, word) &
+                             ChannelMask(begin, end, word));
+        }
+        here[o] = ones + above[o] + left[o] - corner[o];
+      }
+    }
+  }
+}
+
+void ConvPlan::FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+                        int32_t* base) const {
+  const int64_t padded = padded_channels_out();
+  const int64_t terms =
+      (row_end - row_begin) * (column_end - column_begin) * (spec_.channels_in / spec_.group);
+  const int32_t inside = static_cast<int32_t>(terms);
+  const bool whole = column_begin == 0 && column_end == spec_.kernel_w;
+  if (whole || row_begin >= row_end || prefix_.empty()) {
+    std::fill(base, base + padded, inside);
+    return;
+  }
+  const auto at = [&](int64_t r, int64_t c) {
+    return &prefix_[static_cast<size_t>((r * (spec_.kernel_w + 1) + c) * padded)];
+  };
+  const int32_t *all_low = at(row_end, spec_.kernel_w), *all_high = at(row_begin, spec_.kernel_w);
+  const int32_t *a = at(row_end, column_end), *b = at(row_begin, column_end);
+  const int32_t *c = at(row_end, column_begin), *d = at(row_begin, column_begin);
+  for (int64_t o = 0; o < padded; ++o) {
+    const int32_t padding_ones = (all_low[o] - all_high[o]) - (a[o] - b[o] - c[o] + d[o]);
+    base[o] = inside + 2 * padding_ones;
+  }
+}
+
+// Identity, expand and squeeze inside each group; see docs/ops.md.
+void ConvPlan::MapLinkChannels() {
+  const int64_t in_per_group = spec_.channels_in / spec_.group;
+  const int64_t out_per_group = spec_.channels_out / spec_.group;
+  link_first_.assign(static_cast<size_t>(padded_channels_out()), 0);
+  link_count_.assign(static_cast<size_t>(padded_channels_out()), 0);
+  for (int64_t o = 0; o < spec_.channels_out; ++o) {
+    const int64_t j = o % out_per_group;
+    const int64_t start = GroupOf(spec_, o) * in_per_group;
+    link_first_[static_cast<size_t>(o)] = static_cast<int32_t>(start + j % in_per_group);
+    link_count_[static_cast<size_t>(o)] =
+        out_per_group >= in_per_group ? 1 : static_cast<int32_t>(CeilDiv(in_per_group - j, out_per_group));
+  }
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    Block& b = blocks_[i];
+    const int32_t* first = &link_first_[i * kLanes];
+    const int32_t* count = &link_count_[i * kLanes];
+    b.link_is_run = b.link_is_even = true;
+    b.link_terms = 0;
+    for (size_t lane = 0; lane < b.lanes; ++lane) {
+      b.link_is_run = b.link_is_run && first[lane] == first[0] + static_cast<int32_t>(lane);
+      b.link_is_even = b.link_is_even && count[lane] == count[0];
+      b.link_terms = std::max(b.link_terms, static_cast<size_t>(count[lane]));
+    }
+  }
+}
+
+}  // namespace binarize

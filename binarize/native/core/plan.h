@@ -1,0 +1,78 @@
+// A convolution as the model file gives it, and the plan made of it once at kernel creation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/kernels.h"
+
+namespace binarize {
+
+// Attributes and sizes of one BinaryConv2d node, unchecked.
+struct ConvSpec {
+  int64_t channels_in = 0;
+  int64_t channels_out = 0;
+  int64_t group = 1;
+  int64_t kernel_h = 1, kernel_w = 1;
+  int64_t stride_h = 1, stride_w = 1;
+  int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
+  int64_t dilation_h = 1, dilation_w = 1;
+};
+
+// Per-channel parameters; each holds 1 or channels_out values.
+struct ConvParameters {
+  std::vector<float> scale, bias, gamma, slope, shift, next_threshold;
+  bool has_link = false;
+};
+
+// Throws InvalidModel unless every number is in range and the sizes fit each other.
+void ValidateSpec(const ConvSpec& spec);
+
+// Output extent of one axis; 0 or less when the kernel does not fit.
+int64_t OutputExtent(int64_t size, int64_t kernel, int64_t stride, int64_t pad_begin, int64_t pad_end,
+                     int64_t dilation);
+
+// Offset of the link window of one axis (docs/ops.md): the stride's window around the centre of the receptive field.
+int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t dilation);
+
+// Everything that does not depend on the input's shape: interleaved weights, masks, padded parameters,
+// prefix sums for the border corrections. Immutable after construction, so any number of threads may share it.
+class ConvPlan {
+ public:
+  // `weight` is the neutral layout [channels_out / group, kernel_h, kernel_w, words] of docs/ops.md.
+  // Bits past the last channel are ignored. Throws InvalidModel.
+  ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight);
+  ConvPlan(const ConvPlan&) = delete;
+  ConvPlan& operator=(const ConvPlan&) = delete;
+
+  const ConvSpec& spec() const { return spec_; }
+  const ConvConst& constant() const { return constant_; }
+  bool depthwise() const { return constant_.depthwise != nullptr; }
+  bool has_link() const { return constant_.gamma != nullptr; }
+  int64_t padded_channels_out() const { return static_cast<int64_t>(blocks_.size()) * 16; }
+
+  // base[o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns
+  // [column_begin, column_end), when the kernel visits whole rows of taps and padding bits are 0:
+  //   accumulator = K_inside - 2 * (mismatches - popcount(weight bits of the padded taps)) = base - 2 * mismatches.
+  void FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int32_t* base) const;
+
+ private:
+  void LayOutBlocks();
+  void Interleave(const uint64_t* weight);
+  void KeepDepthwise(const uint64_t* weight);
+  void SumPrefixes(const uint64_t* weight);
+  void MapLinkChannels();
+  const float* Expand(const std::vector<float>& values, float padding, std::vector<float>* storage) const;
+
+  ConvSpec spec_;
+  ConvConst constant_{};
+  std::vector<Block> blocks_;
+  std::vector<uint32_t> weights_, masks_;
+  std::vector<uint64_t> depthwise_;
+  std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][padded O]: weight bits in taps above and left
+  std::vector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
+  std::vector<int32_t> link_first_, link_count_;
+};
+
+}  // namespace binarize

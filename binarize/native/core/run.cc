@@ -1,0 +1,224 @@
+// Geometry of a call: tap intervals, border classes, the column-padded copy of the map, and the split in tasks.
+#include "core/run.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "core/bits.h"
+#include "core/checked.h"
+
+namespace binarize {
+namespace {
+
+constexpr int64_t kRowsPerBatch = 8;        // rows handed to a kernel at once: weights stay in L1 across them
+constexpr int64_t kTasks = 16;              // enough to balance a few threads; a task costs about 0.1 us
+constexpr int64_t kFlatBytes = 16 * 1024;   // activations of one flat task: half of the smallest L1
+constexpr size_t kAlignment = 64;
+
+size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
+
+}  // namespace
+
+// The taps t of [0, kernel) with 0 <= index * stride - pad + t * dilation < size.
+ConvRun::Interval ConvRun::TapsInside(int64_t index, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel,
+                                      int64_t size) {
+  const int64_t start = index * stride - pad;
+  const int64_t begin = std::min(start < 0 ? CeilDiv(-start, dilation) : 0, kernel);
+  const int64_t end = start < size ? std::min((size - 1 - start) / dilation + 1, kernel) : 0;
+  return {begin, std::max(begin, end)};
+}
+
+ConvRun::ConvRun(const ConvPlan& plan, const Kernels& kernels, const MapShape& map)
+    : plan_(plan), kernels_(kernels), n_(map.n), h_(map.h), w_(map.w) {
+  const ConvSpec& s = plan.spec();
+  out_h_ = OutputExtent(h_, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
+  out_w_ = OutputExtent(w_, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
+  Require(out_h_ > 0 && out_w_ > 0, "the kernel does not fit: a " + std::to_string(h_) + " x " + std::to_string(w_) +
+                                        " map gives a " + std::to_string(out_h_) + " x " + std::to_string(out_w_) +
+                                        " output");
+  const int64_t pixels = CheckedProduct(n_, CheckedProduct(out_h_, out_w_, "output map"), "output map");
+  CheckedProduct(pixels, RoundUp(s.channels_out, kWordBits), "output");
+  Flatten();
+  PlanRows();
+  PlanColumns();
+  PlanScratch();
+}
+
+// Without padding a 1x1 stride-1 conv is a matrix product: all pixels form one long row.
+void ConvRun::Flatten() {
+  const ConvSpec& s = plan_.spec();
+  const bool no_pads = s.pad_top == 0 && s.pad_left == 0 && s.pad_bottom == 0 && s.pad_right == 0;
+  flat_ = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && no_pads;
+  padded_ = s.pad_left > 0 || s.pad_right > 0;
+  images_ = flat_ ? std::min<int64_t>(n_, 1) : n_;
+  map_h_ = flat_ ? 1 : h_;
+  map_w_ = flat_ ? n_ * h_ * w_ : w_;
+  rows_ = flat_ ? images_ : n_ * out_h_;
+  row_width_ = flat_ ? map_w_ : out_w_;
+  padded_w_ = map_w_ + s.pad_left + s.pad_right;
+
+  const size_t words32 = plan_.constant().words_in * 2;
+  call_.row_step = static_cast<size_t>(s.dilation_h) * static_cast<size_t>(padded_w_) * words32;
+  call_.tap_step = static_cast<size_t>(s.dilation_w) * words32;
+  call_.pixel_step = static_cast<size_t>(s.stride_w) * words32;
+  call_.map_h = static_cast<size_t>(map_h_);
+  call_.map_w = static_cast<size_t>(map_w_);
+  call_.link_channels = static_cast<size_t>(s.channels_in);
+  call_.link_stride = s.stride_w;
+  call_.link_offset = LinkOffset(s.kernel_w, s.stride_w, s.pad_left, s.dilation_w);
+}
+
+// Tap intervals shrink monotonically from both ends, so equal intervals are neighbours.
+void ConvRun::PlanRows() {
+  const ConvSpec& s = plan_.spec();
+  const int64_t count = flat_ ? 1 : out_h_;
+  class_of_row_.resize(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const Interval taps = TapsInside(i, s.stride_h, s.pad_top, s.dilation_h, s.kernel_h, map_h_);
+    if (row_classes_.empty() || !(row_classes_.back() == taps)) row_classes_.push_back(taps);
+    class_of_row_[static_cast<size_t>(i)] = static_cast<uint32_t>(row_classes_.size() - 1);
+  }
+  rows_per_task_ = std::max<int64_t>(1, rows_ / kTasks);
+  columns_per_task_ = row_width_;
+  if (flat_) {
+    const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * 8;
+    const int64_t pixels = std::clamp<int64_t>(kFlatBytes / bytes_per_pixel, 24, 256);
+    // Pieces of near-equal size, whole multiples of a tile where that costs nothing.
+    const int64_t pieces = std::max<int64_t>(1, CeilDiv(row_width_, pixels));
+    columns_per_task_ = std::max<int64_t>(1, std::min(RoundUp(CeilDiv(row_width_, pieces), 12), row_width_));
+    task_count_ = static_cast<size_t>(rows_ * CeilDiv(row_width_, columns_per_task_));
+  } else {
+    task_count_ = static_cast<size_t>(CeilDiv(rows_, rows_per_task_));
+  }
+  if (n_ == 0) task_count_ = 0;
+}
+
+void ConvRun::PlanColumns() {
+  const ConvSpec& s = plan_.spec();
+  if (!padded_) {
+    column_classes_.push_back({0, s.kernel_w});
+    return;
+  }
+  class_of_column_.resize(static_cast<size_t>(out_w_));
+  for (int64_t i = 0; i < out_w_; ++i) {
+    const Interval taps = TapsInside(i, s.stride_w, s.pad_left, s.dilation_w, s.kernel_w, map_w_);
+    if (column_classes_.empty() || !(column_classes_.back() == taps)) column_classes_.push_back(taps);
+    class_of_column_[static_cast<size_t>(i)] = static_cast<uint32_t>(column_classes_.size() - 1);
+  }
+}
+
+void ConvRun::PlanScratch() {
+  const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * 8;
+  if (padded_) {
+    const int64_t pixels = CheckedProduct(CheckedProduct(images_, map_h_, "padded map"), padded_w_, "padded map");
+    padded_bytes_ = Aligned(CheckedProduct(pixels, bytes_per_pixel, "padded map"));
+    column_bytes_ = Aligned(static_cast<int64_t>(class_of_column_.size() * sizeof(uint32_t)));
+  }
+  const int64_t classes = CheckedProduct(static_cast<int64_t>(row_classes_.size()),
+                                         static_cast<int64_t>(column_classes_.size()), "border table");
+  base_bytes_ = Aligned(CheckedProduct(classes, plan_.padded_channels_out() * 4, "border table"));
+  scratch_bytes_ = padded_bytes_ + base_bytes_ + column_bytes_;
+}
+
+void ConvRun::PadColumns(const uint64_t* bits, uint64_t* padded) const {
+  const ConvSpec& s = plan_.spec();
+  const size_t words = plan_.constant().words_in;
+  const size_t left = static_cast<size_t>(s.pad_left) * words;
+  const size_t middle = static_cast<size_t>(map_w_) * words;
+  const size_t right = static_cast<size_t>(s.pad_right) * words;
+  for (int64_t row = 0; row < images_ * map_h_; ++row) {
+    std::memset(padded, 0, left * sizeof(uint64_t));
+    std::memcpy(padded + left, bits, middle * sizeof(uint64_t));
+    std::memset(padded + left + middle, 0, right * sizeof(uint64_t));
+    padded += left + middle + right;
+    bits += middle;
+  }
+}
+
+void ConvRun::FillClasses(int32_t* base, uint32_t* column_class) const {
+  for (const Interval& row : row_classes_) {
+    for (const Interval& column : column_classes_) {
+      plan_.FillBase(row.begin, row.end, column.begin, column.end, base);
+      base += plan_.padded_channels_out();
+    }
+  }
+  std::copy(class_of_column_.begin(), class_of_column_.end(), column_class);
+}
+
+void ConvRun::Prepare(const ConvTensors& tensors, void* scratch) {
+  tensors_ = tensors;
+  char* memory = static_cast<char*>(scratch);
+  uint64_t* padded = reinterpret_cast<uint64_t*>(memory);
+  int32_t* base = reinterpret_cast<int32_t*>(memory + padded_bytes_);
+  uint32_t* column_class = reinterpret_cast<uint32_t*>(memory + padded_bytes_ + base_bytes_);
+  if (padded_) PadColumns(tensors.bits, padded);
+  FillClasses(base, column_class);
+  map_ = reinterpret_cast<const uint32_t*>(padded_ ? padded : tensors.bits);
+  base_ = base;
+  column_class_ = padded_ ? column_class : nullptr;
+}
+
+ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept {
+  const ConvSpec& s = plan_.spec();
+  const ConvConst& constant = plan_.constant();
+  const int64_t rows_per_image = flat_ ? 1 : out_h_;
+  const int64_t image = row / rows_per_image, i = row % rows_per_image;
+  const size_t row_class = class_of_row_[static_cast<size_t>(i)];
+  const Interval taps = row_classes_[row_class];
+
+  ConvRow r{};
+  r.tap_begin = static_cast<size_t>(taps.begin);
+  r.tap_end = static_cast<size_t>(taps.end);
+  r.begin = static_cast<size_t>(begin);
+  r.end = static_cast<size_t>(end);
+  if (taps.begin < taps.end) {  // otherwise the first tap row may lie outside the map
+    const int64_t first = i * s.stride_h - s.pad_top + taps.begin * s.dilation_h;
+    r.bits = map_ + static_cast<size_t>((image * map_h_ + first) * padded_w_) * constant.words_in * 2;
+  } else {
+    r.bits = map_;
+  }
+  r.base = base_ + row_class * column_classes_.size() * static_cast<size_t>(plan_.padded_channels_out());
+  r.column_class = column_class_;
+  if (tensors_.link != nullptr) {
+    r.link = tensors_.link + static_cast<size_t>(image * map_h_ * map_w_ * s.channels_in);
+    const int64_t top = i * s.stride_h + LinkOffset(s.kernel_h, s.stride_h, s.pad_top, s.dilation_h);
+    r.link_row_begin = static_cast<size_t>(std::clamp<int64_t>(top, 0, map_h_));
+    r.link_row_end = static_cast<size_t>(std::clamp<int64_t>(top + s.stride_h, 0, map_h_));
+  }
+  const size_t pixel = static_cast<size_t>(row * row_width_);
+  if (tensors_.residual != nullptr) r.residual = tensors_.residual + pixel * constant.channels_out;
+  if (tensors_.y != nullptr) r.y = tensors_.y + pixel * constant.channels_out;
+  if (tensors_.next_bits != nullptr) {
+    r.next_bits = reinterpret_cast<uint16_t*>(tensors_.next_bits + pixel * constant.words_out);
+  }
+  return r;
+}
+
+// Kernels write 16 channels at a time; the quarters of the last word that have no channel are written here.
+void ConvRun::ClearUnusedBits(const ConvRow& row) const noexcept {
+  const size_t quarters = plan_.constant().words_out * 4, used = plan_.constant().block_count;
+  if (row.next_bits == nullptr || used == quarters) return;
+  for (size_t column = row.begin; column < row.end; ++column) {
+    std::memset(row.next_bits + column * quarters + used, 0, (quarters - used) * sizeof(uint16_t));
+  }
+}
+
+void ConvRun::RunTask(size_t task) const noexcept {
+  const auto kernel = plan_.depthwise() ? kernels_.depthwise : kernels_.conv;
+  ConvRow batch[kRowsPerBatch];
+  const int64_t index = static_cast<int64_t>(task);
+  const int64_t pieces = CeilDiv(row_width_, columns_per_task_);
+  const int64_t first = flat_ ? index / pieces : index * rows_per_task_;
+  const int64_t last = flat_ ? first + 1 : std::min(first + rows_per_task_, rows_);
+  const int64_t begin = flat_ ? (index % pieces) * columns_per_task_ : 0;
+  const int64_t end = std::min(begin + columns_per_task_, row_width_);
+  for (int64_t row = first; row < last;) {
+    size_t count = 0;
+    for (; row < last && count < static_cast<size_t>(kRowsPerBatch); ++row) batch[count++] = MakeRow(row, begin, end);
+    kernel(plan_.constant(), call_, batch, count);
+    for (size_t i = 0; i < count; ++i) ClearUnusedBits(batch[i]);
+  }
+}
+
+}  // namespace binarize

@@ -1,0 +1,80 @@
+// One call of the operator: from a plan and the shapes of this call to rows for the kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/kernels.h"
+#include "core/plan.h"
+
+namespace binarize {
+
+struct MapShape {
+  int64_t n, h, w;
+};
+
+struct ConvTensors {
+  const uint64_t* bits;
+  const float* link;      // null when neutral
+  const float* residual;  // null when neutral
+  float* y;               // null when not wanted
+  uint64_t* next_bits;    // null when not wanted
+};
+
+// The geometry of one call. Lives on the caller's stack; all large memory is the caller's scratch block,
+// so that the runtime's own allocator can provide it.
+class ConvRun {
+ public:
+  // Throws InvalidModel when the kernel does not fit the map or sizes overflow.
+  ConvRun(const ConvPlan& plan, const Kernels& kernels, const MapShape& map);
+
+  int64_t out_h() const { return out_h_; }
+  int64_t out_w() const { return out_w_; }
+  size_t scratch_bytes() const { return scratch_bytes_; }
+
+  // Fills the scratch block (at least scratch_bytes(), 64-byte aligned is best). Call once, before RunTask.
+  void Prepare(const ConvTensors& tensors, void* scratch);
+
+  // Independent pieces of work, for any threads in any order; results do not depend on who runs them.
+  size_t task_count() const { return task_count_; }
+  void RunTask(size_t task) const noexcept;
+
+ private:
+  struct Interval {
+    int64_t begin, end;
+    bool operator==(const Interval& other) const { return begin == other.begin && end == other.end; }
+  };
+  static Interval TapsInside(int64_t index, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel,
+                             int64_t size);
+
+  void Flatten();
+  void PlanColumns();
+  void PlanRows();
+  void PlanScratch();
+  void PadColumns(const uint64_t* bits, uint64_t* padded) const;
+  void FillClasses(int32_t* base, uint32_t* column_class) const;
+  ConvRow MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept;
+  void ClearUnusedBits(const ConvRow& row) const noexcept;
+
+  const ConvPlan& plan_;
+  const Kernels& kernels_;
+  int64_t n_, h_, w_, out_h_, out_w_;
+  int64_t rows_, row_width_;         // after flattening: rows_ = images * output rows
+  int64_t images_, map_h_, map_w_;   // after flattening
+  bool flat_ = false, padded_ = false;
+  int64_t padded_w_;
+  ConvCall call_{};
+  std::vector<Interval> row_classes_, column_classes_;
+  std::vector<uint32_t> class_of_row_, class_of_column_;
+  size_t padded_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scratch_bytes_ = 0;
+  int64_t rows_per_task_ = 1, columns_per_task_ = 1;
+  size_t task_count_ = 0;
+
+  ConvTensors tensors_{};
+  const uint32_t* map_ = nullptr;
+  const int32_t* base_ = nullptr;
+  const uint32_t* column_class_ = nullptr;
+};
+
+}  // namespace binarize

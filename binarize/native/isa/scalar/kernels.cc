@@ -1,0 +1,129 @@
+// Scalar kernels: the readable truth. Any CPU, one output pixel and one block of 16 output channels at a time.
+//
+// Compiled without contraction of a * b + c, so that every rounding is the one written here; the vector
+// kernels must give the same bits.
+#include "core/kernels.h"
+
+#include <cmath>
+
+#include "core/bits.h"
+
+namespace binarize {
+namespace {
+
+void Pack(const PackJob& job) {
+  for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
+    const float* x = job.x + pixel * job.channels;
+    uint64_t* bits = job.bits + pixel * job.words;
+    for (size_t word = 0; word < job.words; ++word) bits[word] = 0;
+    for (size_t c = 0; c < job.channels; ++c) {
+      const uint64_t bit = x[c] > job.threshold[c * job.threshold_step];
+      bits[c / kWordBits] |= bit << (c % kWordBits);
+    }
+  }
+}
+
+// Mean over the stride's window, sum over the channels of the link of output channel o; window rows, then
+// columns, then channels.
+float LinkValue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t o) {
+  const int64_t left = static_cast<int64_t>(column) * call.link_stride + call.link_offset;
+  const int64_t width = static_cast<int64_t>(call.map_w);
+  const int64_t begin = left < 0 ? 0 : left;
+  const int64_t end = left + call.link_stride < width ? left + call.link_stride : width;
+  if (begin >= end || row.link_row_begin >= row.link_row_end) return 0.0f;
+  float sum = 0.0f;
+  for (size_t r = row.link_row_begin; r < row.link_row_end; ++r) {
+    for (size_t c = static_cast<size_t>(begin); c < static_cast<size_t>(end); ++c) {
+      const float* pixel = row.link + (r * call.map_w + c) * call.link_channels;
+      for (int32_t i = 0; i < k.link_count[o]; ++i) {
+        sum += pixel[static_cast<size_t>(k.link_first[o]) + static_cast<size_t>(i) * k.link_step];
+      }
+    }
+  }
+  const size_t count = (row.link_row_end - row.link_row_begin) * static_cast<size_t>(end - begin);
+  return sum * (1.0f / static_cast<float>(count));
+}
+
+// docs/ops.md, "Value": from the accumulators of one block of one pixel to y and the next bits.
+void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
+              const int32_t* accumulator) {
+  uint32_t next = 0;
+  for (size_t lane = 0; lane < k.blocks[block].lanes; ++lane) {
+    const size_t o = block * kLanes + lane;
+    const size_t at = column * k.channels_out + o;
+    float t = std::fma(static_cast<float>(accumulator[lane]), k.scale[o], k.bias[o]);
+    if (row.link != nullptr) t = std::fma(k.gamma[o], LinkValue(k, call, row, column, o), t);
+    if (row.residual != nullptr) t = t + row.residual[at];
+    if (k.slope != nullptr) t = t > 0.0f ? t : k.slope[o] * t;
+    if (k.shift != nullptr) t = t + k.shift[o];
+    if (row.y != nullptr) row.y[at] = t;
+    if (t > k.next_threshold[o]) next |= uint32_t{1} << lane;
+  }
+  if (row.next_bits != nullptr) row.next_bits[column * k.words_out * 4 + block] = static_cast<uint16_t>(next);
+}
+
+const int32_t* Base(const ConvConst& k, const ConvRow& row, size_t column, size_t block) {
+  const size_t border = row.column_class != nullptr ? row.column_class[column] : 0;
+  return row.base + (border * k.block_count + block) * kLanes;
+}
+
+void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
+  const Block& b = k.blocks[block];
+  int32_t mismatches[kLanes] = {};
+  for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
+    for (size_t c = 0; c < k.kernel_w; ++c) {
+      const uint32_t* bits =
+          row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step + column * call.pixel_step + b.first;
+      const uint32_t* weights = k.weights + b.weights + (r * k.kernel_w + c) * b.span * kLanes;
+      for (size_t word = 0; word < b.span; ++word) {
+        for (size_t lane = 0; lane < kLanes; ++lane) {
+          const uint32_t mask = b.masks == kNoMask ? ~uint32_t{0} : k.masks[b.masks + word * kLanes + lane];
+          mismatches[lane] += Popcount32((bits[word] ^ weights[word * kLanes + lane]) & mask);
+        }
+      }
+    }
+  }
+  const int32_t* base = Base(k, row, column, block);
+  for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
+  Epilogue(k, call, row, column, block, mismatches);
+}
+
+void Conv(const ConvConst& k, const ConvCall& call, const ConvRow* rows, size_t row_count) {
+  for (size_t block = 0; block < k.block_count; ++block) {
+    for (const ConvRow* row = rows; row != rows + row_count; ++row) {
+      for (size_t column = row->begin; column < row->end; ++column) ConvPixel(k, call, *row, column, block);
+    }
+  }
+}
+
+void DepthwisePixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
+  const Block& b = k.blocks[block];
+  const size_t word = block / 4, quarter = block % 4;  // four blocks share a word of 64 channels
+  int32_t mismatches[kLanes] = {};
+  for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
+    for (size_t c = 0; c < k.kernel_w; ++c) {
+      const uint32_t* bits =
+          row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step + column * call.pixel_step;
+      const uint64_t a = bits[2 * word] | static_cast<uint64_t>(bits[2 * word + 1]) << 32;
+      const uint64_t differ = a ^ k.depthwise[(r * k.kernel_w + c) * k.depthwise_step + word];
+      for (size_t lane = 0; lane < b.lanes; ++lane) mismatches[lane] += (differ >> (quarter * kLanes + lane)) & 1;
+    }
+  }
+  const int32_t* base = Base(k, row, column, block);
+  for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
+  Epilogue(k, call, row, column, block, mismatches);
+}
+
+void Depthwise(const ConvConst& k, const ConvCall& call, const ConvRow* rows, size_t row_count) {
+  for (const ConvRow* row = rows; row != rows + row_count; ++row) {
+    for (size_t column = row->begin; column < row->end; ++column) {
+      for (size_t block = 0; block < k.block_count; ++block) DepthwisePixel(k, call, *row, column, block);
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {Pack, Conv, Depthwise};
+
+}  // namespace binarize

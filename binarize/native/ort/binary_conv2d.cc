@@ -1,0 +1,265 @@
+// The operator BinaryConv2d: reads and checks a node once, then turns each call into tasks of the core.
+#include <limits>
+
+#include "core/bits.h"
+#include "core/dispatch.h"
+#include "core/plan.h"
+#include "core/run.h"
+#include "ort/custom_op.h"
+#include "ort/shape_inference.h"
+
+namespace binarize {
+namespace ort {
+namespace {
+
+enum Input : size_t {
+  kBits, kWeight, kScale, kBias, kLink, kGamma, kResidual, kSlope, kShift, kNextThreshold, kInputTotal
+};
+constexpr const char* kInputNames[kInputTotal] = {"bits",  "weight",   "scale", "bias",  "link",
+                                                  "gamma", "residual", "slope", "shift", "next_threshold"};
+enum Output : size_t { kY, kNextBits, kOutputTotal };
+
+const Tensor NoTensor;
+
+// The value of a constant input, or a tensor without data when it is not constant.
+Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, Input index) {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  Check(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+  return is_constant != 0 && value != nullptr ? ReadTensor(api, value) : NoTensor;
+}
+
+Tensor RequiredConstant(const OrtApi& api, const OrtKernelInfo* info, Input index, int32_t type) {
+  const Tensor tensor = ConstantInput(api, info, index);
+  const std::string name = std::string("input ") + kInputNames[index];
+  Require(tensor.data != nullptr,
+          name + " must be a non-empty constant (an initializer), because kernels prepare it once");
+  Require(tensor.type == type, name + " has the wrong element type");
+  return tensor;
+}
+
+std::vector<float> Parameter(const OrtApi& api, const OrtKernelInfo* info, Input index, int64_t channels_out) {
+  const Tensor t = RequiredConstant(api, info, index, kFloat);
+  Require(t.dims.size() == 1 && (t.dims[0] == 1 || t.dims[0] == channels_out),
+          std::string("input ") + kInputNames[index] + " must have the shape [1] or [O] = [" +
+              std::to_string(channels_out) + "], has " + ShapeText(t.dims));
+  return std::vector<float>(t.floats(), t.floats() + t.dims[0]);
+}
+
+// "Not there" is a constant [1,1,1,1] that holds 0.
+bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, Input index) {
+  const Tensor t = ConstantInput(api, info, index);
+  return t.data != nullptr && t.type == kFloat && t.dims == std::vector<int64_t>{1, 1, 1, 1} && t.floats()[0] == 0.0f;
+}
+
+Tensor ReadWeight(const OrtApi& api, const OrtKernelInfo* info, const ConvSpec& spec) {
+  const Tensor weight = RequiredConstant(api, info, kWeight, kUint64);
+  const int64_t words = WordsFor(spec.channels_in);
+  Require(weight.dims.size() == 4 && weight.dims[3] == words && weight.size() > 0,
+          "input weight must have the shape [O/group,kh,kw," + std::to_string(words) + "] for " +
+              std::to_string(spec.channels_in) + " channels, has " + ShapeText(weight.dims));
+  return weight;
+}
+
+ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
+  ConvSpec s;
+  const int64_t one = 1;
+  s.channels_in = IntAttribute(api, info, "channels", nullptr);
+  s.group = IntAttribute(api, info, "group", &one);
+  const auto strides = IntsAttribute(api, info, "strides", {1, 1});
+  const auto pads = IntsAttribute(api, info, "pads", {0, 0, 0, 0});
+  const auto dilations = IntsAttribute(api, info, "dilations", {1, 1});
+  s.stride_h = strides[0], s.stride_w = strides[1];
+  s.pad_top = pads[0], s.pad_left = pads[1], s.pad_bottom = pads[2], s.pad_right = pads[3];
+  s.dilation_h = dilations[0], s.dilation_w = dilations[1];
+  ValidateSpec([&] {  // what can be checked before the weight is read
+    ConvSpec early = s;
+    early.channels_out = early.group;
+    return early;
+  }());
+  return s;
+}
+
+std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo* info) {
+  ConvSpec spec = ReadAttributes(api, info);
+  const Tensor weight = ReadWeight(api, info, spec);
+  spec.channels_out = CheckedProduct(weight.dims[0], spec.group, "number of output channels");
+  spec.kernel_h = weight.dims[1];
+  spec.kernel_w = weight.dims[2];
+  ValidateSpec(spec);
+  ConvParameters p;
+  p.scale = Parameter(api, info, kScale, spec.channels_out);
+  p.bias = Parameter(api, info, kBias, spec.channels_out);
+  p.gamma = Parameter(api, info, kGamma, spec.channels_out);
+  p.slope = Parameter(api, info, kSlope, spec.channels_out);
+  p.shift = Parameter(api, info, kShift, spec.channels_out);
+  p.next_threshold = Parameter(api, info, kNextThreshold, spec.channels_out);
+  p.has_link = !IsNeutral(api, info, kLink);
+  return std::make_unique<const ConvPlan>(spec, p, weight.words());
+}
+
+class BinaryConv2d {
+ public:
+  static constexpr char kName[] = "BinaryConv2d";
+  static constexpr size_t kInputCount = kInputTotal, kOutputCount = kOutputTotal;
+  static constexpr Port kInputs[kInputTotal] = {
+      {kUint64, kRequired}, {kUint64, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
+      {kFloat, kRequired},  {kFloat, kRequired},  {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}};
+  static constexpr Port kOutputs[kOutputTotal] = {{kFloat, kOptional}, {kUint64, kOptional}};
+
+  BinaryConv2d(const OrtApi& api, const OrtKernelInfo* info)
+      : api_(api),
+        kernels_(SelectIsaFromEnvironment().kernels),
+        plan_(MakePlan(api, info)),
+        has_residual_(!IsNeutral(api, info, kResidual)) {
+    Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, &memory_));
+  }
+  ~BinaryConv2d() { api_.ReleaseMemoryInfo(memory_); }
+  BinaryConv2d(const BinaryConv2d&) = delete;
+  BinaryConv2d& operator=(const BinaryConv2d&) = delete;
+
+  void Compute(OrtKernelContext* context) const {
+    const ConvSpec& spec = plan_->spec();
+    const Tensor bits = ReadInput(context, kBits);
+    const int64_t words = WordsFor(spec.channels_in);
+    Require(bits.dims.size() == 4 && bits.dims[3] == words,
+            "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims));
+    const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2]};
+    Require(map.h > 0 && map.w > 0, "input bits has an empty map, shape " + ShapeText(bits.dims));
+    ConvRun run(*plan_, *kernels_, map);
+
+    ConvTensors tensors{};
+    tensors.bits = bits.words();
+    if (plan_->has_link()) {
+      tensors.link = ReadShaped(context, kLink, {map.n, map.h, map.w, spec.channels_in}).floats();
+    }
+    if (has_residual_) {
+      const std::vector<int64_t> dims = {map.n, run.out_h(), run.out_w(), spec.channels_out};
+      tensors.residual = ReadShaped(context, kResidual, dims).floats();
+    }
+    const int64_t pixels[] = {map.n, run.out_h(), run.out_w()};
+    tensors.y = static_cast<float*>(MakeOutput(context, kY, pixels, spec.channels_out));
+    tensors.next_bits =
+        static_cast<uint64_t*>(MakeOutput(context, kNextBits, pixels, WordsFor(spec.channels_out)));
+    if (map.n == 0 || (tensors.y == nullptr && tensors.next_bits == nullptr)) return;
+
+    const Scratch scratch(api_, context, memory_, run.scratch_bytes());
+    run.Prepare(tensors, scratch.data());
+    const auto task = [](void* user, size_t index) { static_cast<const ConvRun*>(user)->RunTask(index); };
+    if (run.task_count() == 1) return run.RunTask(0);
+    Check(api_, api_.KernelContext_ParallelFor(context, task, run.task_count(), 0, &run));
+  }
+
+  static void InferShapes(const OrtApi& api, OrtShapeInferContext* context);
+
+ private:
+  Tensor ReadInput(const OrtKernelContext* context, Input index) const {
+    const OrtValue* value = nullptr;
+    Check(api_, api_.KernelContext_GetInput(context, index, &value));
+    Require(value != nullptr, std::string("input ") + kInputNames[index] + " is missing");
+    return ReadTensor(api_, value);
+  }
+
+  Tensor ReadShaped(const OrtKernelContext* context, Input index, const std::vector<int64_t>& dims) const {
+    Tensor tensor = ReadInput(context, index);
+    Require(tensor.dims == dims, std::string("input ") + kInputNames[index] + " must have the shape " +
+                                     ShapeText(dims) + ", has " + ShapeText(tensor.dims));
+    return tensor;
+  }
+
+  // Null when the node does not have this output.
+  void* MakeOutput(OrtKernelContext* context, Output index, const int64_t (&pixels)[3], int64_t last) const {
+    size_t count = 0;
+    Check(api_, api_.KernelContext_GetOutputCount(context, &count));
+    if (index >= count) return nullptr;
+    const int64_t dims[] = {pixels[0], pixels[1], pixels[2], last};
+    OrtValue* value = nullptr;
+    Check(api_, api_.KernelContext_GetOutput(context, index, dims, 4, &value));
+    if (value == nullptr) return nullptr;
+    void* data = nullptr;
+    Check(api_, api_.GetTensorMutableData(value, &data));
+    return data;
+  }
+
+  const OrtApi& api_;
+  const Kernels* kernels_;
+  std::unique_ptr<const ConvPlan> plan_;
+  bool has_residual_;
+  OrtMemoryInfo* memory_ = nullptr;
+};
+
+// An extent that stays equal keeps its symbol. One that changes gets the formula as its symbol: equal symbols
+// must mean equal extents.
+Dim InferExtent(const Dim& size, const Dim& kernel, int64_t stride, int64_t begin, int64_t end, int64_t dilation) {
+  if (!kernel.known() || kernel.value == 0 || stride < 1 || dilation < 1) return Dim{};
+  if (size.known()) {
+    const int64_t extent = OutputExtent(size.value, kernel.value, stride, begin, end, dilation);
+    return extent > 0 ? Dim{extent, ""} : Dim{};
+  }
+  if (size.name.empty()) return Dim{};
+  const int64_t change = begin + end - dilation * (kernel.value - 1);
+  if (change == 0 && stride == 1) return size;
+  std::string room = size.name;
+  if (change != 0) room = "(" + room + (change > 0 ? "+" : "-") + std::to_string(change > 0 ? change : -change) + ")";
+  if (stride == 1) return Dim{-1, room};
+  return Dim{-1, "ceil(" + room + "/" + std::to_string(stride) + ")"};  // floor((room - 1) / stride) + 1
+}
+
+bool Small(const std::vector<int64_t>& values) {
+  constexpr int64_t kLimit = int64_t{1} << 20;  // larger values are refused at kernel creation
+  for (int64_t v : values) {
+    if (v < 0 || v > kLimit) return false;
+  }
+  return true;
+}
+
+void BinaryConv2d::InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
+  const std::vector<Dim> bits = InputDims(api, context, kBits), weight = InputDims(api, context, kWeight);
+  if (bits.size() != 4 || weight.size() != 4) return;
+  std::vector<int64_t> strides{1, 1}, pads{0, 0, 0, 0}, dilations{1, 1};
+  ReadInts(api, context, "strides", &strides);
+  ReadInts(api, context, "pads", &pads);
+  ReadInts(api, context, "dilations", &dilations);
+  const int64_t group = ReadInt(api, context, "group", 1);
+  std::vector<int64_t> sizes{group};
+  for (const Dim& d : weight) sizes.push_back(d.known() ? d.value : 0);
+  for (int axis = 1; axis <= 2; ++axis) sizes.push_back(bits[axis].known() ? bits[axis].value : 0);
+  if (!Small(strides) || !Small(pads) || !Small(dilations) || !Small(sizes)) return;
+
+  std::vector<Dim> y(4);
+  y[0] = bits[0];
+  y[1] = InferExtent(bits[1], weight[1], strides[0], pads[0], pads[2], dilations[0]);
+  y[2] = InferExtent(bits[2], weight[2], strides[1], pads[1], pads[3], dilations[1]);
+  if (weight[0].known()) y[3].value = weight[0].value * group;
+  SetOutput(api, context, kY, kFloat, y);
+  if (y[3].known()) y[3].value = WordsFor(y[3].value);  // otherwise SetOutput has refused and will again
+  SetOutput(api, context, kNextBits, kUint64, y);
+}
+
+// y may take the memory of residual: every element is read before it is written, by the same thread.
+int in_place_input[] = {kResidual};
+int in_place_output[] = {kY};
+
+size_t BINARIZE_ORT_CALL MayInplace(int** input_index, int** output_index) {
+  *input_index = in_place_input;
+  *output_index = in_place_output;
+  return 1;
+}
+void BINARIZE_ORT_CALL ReleaseMayInplace(int*, int*) {}
+
+OrtCustomOp MakeConv() {
+  OrtCustomOp op = CustomOp<BinaryConv2d>::Make();
+  op.GetMayInplace = MayInplace;
+  op.ReleaseMayInplace = ReleaseMayInplace;
+  return op;
+}
+
+}  // namespace
+
+const OrtCustomOp* BinaryConv2dOp() {
+  static const OrtCustomOp op = MakeConv();
+  return &op;
+}
+
+}  // namespace ort
+}  // namespace binarize

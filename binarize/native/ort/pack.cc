@@ -1,0 +1,102 @@
+// The operator Pack: NHWC floats against a threshold, to bits.
+#include <algorithm>
+
+#include "core/bits.h"
+#include "core/dispatch.h"
+#include "ort/custom_op.h"
+#include "ort/shape_inference.h"
+
+namespace binarize {
+namespace ort {
+namespace {
+
+constexpr int64_t kBytesPerTask = 64 * 1024;
+
+struct Call {
+  const Kernels* kernels;
+  PackJob job;
+  size_t pixels_per_task;
+};
+
+void RunTask(void* user, size_t task) {
+  const Call& call = *static_cast<const Call*>(user);
+  PackJob job = call.job;
+  const size_t first = task * call.pixels_per_task;
+  job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
+  job.x += first * job.channels;
+  job.bits += first * job.words;
+  call.kernels->pack(job);
+}
+
+class Pack {
+ public:
+  static constexpr char kName[] = "Pack";
+  static constexpr size_t kInputCount = 2, kOutputCount = 1;
+  static constexpr Port kInputs[kInputCount] = {{kFloat, kRequired}, {kFloat, kRequired}};
+  static constexpr Port kOutputs[kOutputCount] = {{kUint64, kRequired}};
+
+  Pack(const OrtApi& api, const OrtKernelInfo*) : api_(api), kernels_(SelectIsaFromEnvironment().kernels) {}
+
+  void Compute(OrtKernelContext* context) const {
+    const Tensor x = Input(context, 0, "x"), threshold = Input(context, 1, "threshold");
+    Require(x.dims.size() == 4, "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims));
+    const int64_t channels = x.dims[3], words = WordsFor(channels);
+    Require(threshold.dims.size() == 1 && (threshold.dims[0] == 1 || threshold.dims[0] == channels),
+            "input threshold must have the shape [1] or [C] = [" + std::to_string(channels) + "], has " +
+                ShapeText(threshold.dims));
+    const int64_t dims[] = {x.dims[0], x.dims[1], x.dims[2], words};
+    OrtValue* out = nullptr;
+    Check(api_, api_.KernelContext_GetOutput(context, 0, dims, 4, &out));
+    void* bits = nullptr;
+    Check(api_, api_.GetTensorMutableData(out, &bits));
+    const int64_t pixels = x.size() == 0 ? 0 : x.size() / channels;
+    if (pixels == 0) return;
+
+    Call call{};
+    call.kernels = kernels_;
+    call.job.x = x.floats();
+    call.job.threshold = threshold.floats();
+    call.job.threshold_step = threshold.dims[0] == 1 ? 0 : 1;
+    call.job.bits = static_cast<uint64_t*>(bits);
+    call.job.pixels = static_cast<size_t>(pixels);
+    call.job.channels = static_cast<size_t>(channels);
+    call.job.words = static_cast<size_t>(words);
+    call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels * 4)));
+    const size_t tasks = (call.job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
+    if (tasks == 1) return RunTask(&call, 0);
+    Check(api_, api_.KernelContext_ParallelFor(context, RunTask, tasks, 0, &call));
+  }
+
+  static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
+    std::vector<Dim> dims = InputDims(api, context, 0);
+    if (dims.size() != 4) return;
+    Dim& last = dims[3];
+    if (last.known()) {
+      last.value = WordsFor(last.value);
+    } else if (!last.name.empty()) {
+      last.name = "ceil(" + last.name + "/64)";
+    }
+    SetOutput(api, context, 0, kUint64, dims);
+  }
+
+ private:
+  Tensor Input(const OrtKernelContext* context, size_t index, const char* name) const {
+    const OrtValue* value = nullptr;
+    Check(api_, api_.KernelContext_GetInput(context, index, &value));
+    Require(value != nullptr, std::string("input ") + name + " is missing");
+    return ReadTensor(api_, value);
+  }
+
+  const OrtApi& api_;
+  const Kernels* kernels_;
+};
+
+}  // namespace
+
+const OrtCustomOp* PackOp() {
+  static const OrtCustomOp op = CustomOp<Pack>::Make();
+  return &op;
+}
+
+}  // namespace ort
+}  // namespace binarize

@@ -1,0 +1,98 @@
+// See shape_inference.h.
+#include "ort/shape_inference.h"
+
+#include "ort/wrap.h"
+
+namespace binarize {
+namespace ort {
+namespace {
+
+struct Info {
+  const OrtApi& api;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  ~Info() {
+    if (info != nullptr) api.ReleaseTensorTypeAndShapeInfo(info);
+  }
+};
+
+}  // namespace
+
+std::vector<Dim> InputDims(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // stays the context's: releasing it is a double free
+  if (OrtStatus* status = api.ShapeInferContext_GetInputTypeShape(context, index, &info)) {
+    api.ReleaseStatus(status);
+    return {};
+  }
+  if (info == nullptr) return {};
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(info, &rank));
+  std::vector<int64_t> values(rank, -1);
+  std::vector<const char*> names(rank, "");
+  Check(api, api.GetDimensions(info, values.data(), rank));
+  Check(api, api.GetSymbolicDimensions(info, names.data(), rank));
+  std::vector<Dim> dims(rank);
+  for (size_t i = 0; i < rank; ++i) {
+    dims[i].value = values[i];
+    if (names[i] != nullptr) dims[i].name = names[i];
+  }
+  return dims;
+}
+
+void SetOutput(const OrtApi& api, const OrtShapeInferContext* context, size_t index, int32_t type,
+               const std::vector<Dim>& dims) {
+  for (const Dim& d : dims) {
+    if (!d.known() && d.name.empty()) return;  // the runtime would take it for an extent of -1
+  }
+  Info shape{api};
+  Check(api, api.CreateTensorTypeAndShapeInfo(&shape.info));
+  Check(api, api.SetTensorElementType(shape.info, type));
+  std::vector<int64_t> values;
+  std::vector<const char*> names;
+  for (const Dim& d : dims) {
+    values.push_back(d.value);
+    names.push_back(d.name.c_str());
+  }
+  Check(api, api.SetDimensions(shape.info, values.data(), values.size()));
+  Check(api, api.SetSymbolicDimensions(shape.info, names.data(), names.size()));
+  if (OrtStatus* status = api.ShapeInferContext_SetOutputTypeShape(context, index, shape.info)) {
+    api.ReleaseStatus(status);
+  }
+}
+
+void ReadInts(const OrtApi& api, const OrtShapeInferContext* context, const char* name,
+              std::vector<int64_t>* values) {
+  const OrtOpAttr* attribute = nullptr;
+  if (OrtStatus* status = api.ShapeInferContext_GetAttribute(context, name, &attribute)) {
+    api.ReleaseStatus(status);
+    return;
+  }
+  if (attribute == nullptr) return;
+  size_t bytes = 0;
+  std::vector<int64_t> read(values->size());
+  OrtStatus* status =
+      api.ReadOpAttr(attribute, kAttributeInts, read.data(), read.size() * sizeof(int64_t), &bytes);
+  if (status != nullptr) {
+    api.ReleaseStatus(status);  // wrong type or number of values: kernel creation says so
+    return;
+  }
+  if (bytes == read.size() * sizeof(int64_t)) *values = read;
+}
+
+int64_t ReadInt(const OrtApi& api, const OrtShapeInferContext* context, const char* name, int64_t fallback) {
+  const OrtOpAttr* attribute = nullptr;
+  if (OrtStatus* status = api.ShapeInferContext_GetAttribute(context, name, &attribute)) {
+    api.ReleaseStatus(status);
+    return fallback;
+  }
+  if (attribute == nullptr) return fallback;
+  int64_t value = fallback;
+  size_t bytes = 0;
+  if (OrtStatus* status = api.ReadOpAttr(attribute, kAttributeInt, &value, sizeof value, &bytes)) {
+    api.ReleaseStatus(status);
+    return fallback;
+  }
+  return value;
+}
+
+}  // namespace ort
+}  // namespace binarize

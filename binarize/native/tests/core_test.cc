@@ -1,0 +1,340 @@
+// Random convolutions through the core on every instruction set, against a naive loop over the neutral weights;
+// then hostile parameters, which must be refused by InvalidModel and nothing else.
+//
+// Usage: core_test [cases] [seed]. A failure prints the seed that replays it. Buffers are exactly as large as
+// promised, so that a build with BINARIZE_SANITIZE finds any access beyond them.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/bits.h"
+#include "core/checked.h"
+#include "core/dispatch.h"
+#include "core/plan.h"
+#include "core/run.h"
+
+namespace {
+
+using namespace binarize;
+
+struct Random {
+  explicit Random(uint64_t seed) : engine(seed) {}
+  int64_t Between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
+  bool Coin() { return Between(0, 1) != 0; }
+  template <size_t N>
+  int64_t OneOf(const int64_t (&values)[N]) {
+    return values[Between(0, N - 1)];
+  }
+  float Value() { return std::normal_distribution<float>()(engine); }
+  std::vector<float> Values(int64_t n) {
+    std::vector<float> v(static_cast<size_t>(n));
+    for (float& x : v) x = Value();
+    return v;
+  }
+  std::vector<uint64_t> Words(int64_t n) {
+    std::vector<uint64_t> v(static_cast<size_t>(n));
+    for (uint64_t& x : v) x = engine();
+    return v;
+  }
+  std::mt19937_64 engine;
+};
+
+struct Case {
+  ConvSpec spec;
+  ConvParameters parameters;
+  MapShape map;
+  std::vector<uint64_t> bits, weight;
+  std::vector<float> link, residual;
+  int64_t out_h, out_w;
+  bool want_y, want_bits;
+};
+
+struct Result {
+  std::vector<float> y;
+  std::vector<uint64_t> bits;
+};
+
+float At(const std::vector<float>& values, int64_t o) {
+  return values[values.size() == 1 ? 0 : static_cast<size_t>(o)];
+}
+
+bool Bit(const std::vector<uint64_t>& words, int64_t row, int64_t words_per_row, int64_t channel) {
+  return (words[static_cast<size_t>(row * words_per_row + channel / 64)] >> (channel % 64)) & 1;
+}
+
+Case MakeCase(Random& random) {
+  constexpr int64_t kCounts[] = {1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 130, 200};
+  Case c{};
+  ConvSpec& s = c.spec;
+  const int64_t form = random.Between(0, 4);
+  s.group = form == 0 ? random.Between(2, 5) : 1;
+  s.channels_in = s.group * random.OneOf(kCounts);
+  s.channels_out = s.group * random.OneOf(kCounts);
+  if (form == 1) {
+    s.group = s.channels_in;
+    s.channels_out = s.channels_in * (random.Coin() ? 1 : random.Between(2, 3));
+  }
+  s.kernel_h = random.Between(1, 5), s.kernel_w = random.Between(1, 5);
+  s.stride_h = random.Between(1, 3), s.stride_w = random.Between(1, 3);
+  s.dilation_h = random.Between(1, 3), s.dilation_w = random.Between(1, 3);
+  s.pad_top = random.Between(0, 3), s.pad_left = random.Between(0, 3);
+  s.pad_bottom = random.Between(0, 3), s.pad_right = random.Between(0, 3);
+  const int64_t least_h = std::max<int64_t>(1, s.dilation_h * (s.kernel_h - 1) + 1 - s.pad_top - s.pad_bottom);
+  const int64_t least_w = std::max<int64_t>(1, s.dilation_w * (s.kernel_w - 1) + 1 - s.pad_left - s.pad_right);
+  c.map = {random.Between(1, 2), least_h + random.Between(0, 8), least_w + random.Between(0, 17)};
+  c.out_h = OutputExtent(c.map.h, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
+  c.out_w = OutputExtent(c.map.w, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
+
+  const auto parameter = [&] { return random.Values(random.Coin() ? 1 : s.channels_out); };
+  const auto perhaps = [&](float neutral) { return random.Coin() ? parameter() : std::vector<float>{neutral}; };
+  ConvParameters& p = c.parameters;
+  p.scale = parameter(), p.bias = parameter(), p.gamma = parameter(), p.next_threshold = parameter();
+  p.slope = perhaps(1.0f), p.shift = perhaps(0.0f);
+  p.has_link = random.Coin();
+
+  const int64_t words = WordsFor(s.channels_in), pixels = c.map.n * c.map.h * c.map.w;
+  c.bits = random.Words(pixels * words);  // stray bits past the last channel included
+  c.weight = random.Words(s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
+  if (p.has_link) c.link = random.Values(pixels * s.channels_in);
+  if (random.Coin()) c.residual = random.Values(c.map.n * c.out_h * c.out_w * s.channels_out);
+  c.want_y = random.Coin();
+  c.want_bits = !c.want_y || random.Coin();
+  return c;
+}
+
+int64_t NaiveAccumulator(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o) {
+  const ConvSpec& s = c.spec;
+  const int64_t words = WordsFor(s.channels_in), in_per_group = s.channels_in / s.group;
+  const int64_t rows = s.channels_out / s.group;
+  int64_t sum = 0;
+  for (int64_t r = 0; r < s.kernel_h; ++r) {
+    for (int64_t t = 0; t < s.kernel_w; ++t) {
+      const int64_t row = i * s.stride_h - s.pad_top + r * s.dilation_h;
+      const int64_t column = k * s.stride_w - s.pad_left + t * s.dilation_w;
+      if (row < 0 || row >= c.map.h || column < 0 || column >= c.map.w) continue;
+      for (int64_t channel = o / rows * in_per_group; channel < (o / rows + 1) * in_per_group; ++channel) {
+        const bool a = Bit(c.bits, (n * c.map.h + row) * c.map.w + column, words, channel);
+        const bool w = Bit(c.weight, (o % rows * s.kernel_h + r) * s.kernel_w + t, words, channel);
+        sum += a == w ? 1 : -1;
+      }
+    }
+  }
+  return sum;
+}
+
+float NaiveLink(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o) {
+  const ConvSpec& s = c.spec;
+  const int64_t in = s.channels_in / s.group, out = s.channels_out / s.group, j = o % out;
+  const int64_t top = i * s.stride_h + LinkOffset(s.kernel_h, s.stride_h, s.pad_top, s.dilation_h);
+  const int64_t left = k * s.stride_w + LinkOffset(s.kernel_w, s.stride_w, s.pad_left, s.dilation_w);
+  float sum = 0.0f;
+  int64_t count = 0;
+  for (int64_t row = top; row < top + s.stride_h; ++row) {
+    for (int64_t column = left; column < left + s.stride_w; ++column) {
+      if (row < 0 || row >= c.map.h || column < 0 || column >= c.map.w) continue;
+      ++count;
+      for (int64_t source = out >= in ? j % in : j; source < in; source += out >= in ? in : out) {
+        const int64_t pixel = (n * c.map.h + row) * c.map.w + column;
+        sum += c.link[static_cast<size_t>(pixel * s.channels_in + o / out * in + source)];
+      }
+    }
+  }
+  return count == 0 ? 0.0f : sum * (1.0f / static_cast<float>(count));
+}
+
+Result Naive(const Case& c) {
+  const ConvSpec& s = c.spec;
+  const ConvParameters& p = c.parameters;
+  const int64_t words = WordsFor(s.channels_out), pixels = c.map.n * c.out_h * c.out_w;
+  Result result{std::vector<float>(static_cast<size_t>(pixels * s.channels_out)),
+                std::vector<uint64_t>(static_cast<size_t>(pixels * words))};
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const int64_t n = pixel / (c.out_h * c.out_w), i = pixel / c.out_w % c.out_h, k = pixel % c.out_w;
+    for (int64_t o = 0; o < s.channels_out; ++o) {
+      const size_t at = static_cast<size_t>(pixel * s.channels_out + o);
+      float t = std::fma(static_cast<float>(NaiveAccumulator(c, n, i, k, o)), At(p.scale, o), At(p.bias, o));
+      if (p.has_link) t = std::fma(At(p.gamma, o), NaiveLink(c, n, i, k, o), t);
+      if (!c.residual.empty()) t = t + c.residual[at];
+      t = t > 0.0f ? t : At(p.slope, o) * t;
+      t = t + At(p.shift, o);
+      result.y[at] = t;
+      const uint64_t next = t > At(p.next_threshold, o);
+      result.bits[static_cast<size_t>(pixel * words + o / 64)] |= next << (o % 64);
+    }
+  }
+  return result;
+}
+
+// A heap block of exactly this many bytes, filled with a pattern no result should keep.
+std::unique_ptr<char[]> Dirty(size_t bytes) {
+  std::unique_ptr<char[]> block(new char[bytes]);
+  std::memset(block.get(), 0xA5, bytes);
+  return block;
+}
+
+Result RunCore(const Case& c, const Kernels& kernels, Random& random) {
+  const ConvPlan plan(c.spec, c.parameters, c.weight.data());
+  ConvRun run(plan, kernels, c.map);
+  const size_t pixels = static_cast<size_t>(c.map.n * c.out_h * c.out_w);
+  const size_t y_size = pixels * static_cast<size_t>(c.spec.channels_out);
+  const size_t bits_size = pixels * static_cast<size_t>(WordsFor(c.spec.channels_out));
+  const auto y = Dirty(y_size * sizeof(float)), bits = Dirty(bits_size * sizeof(uint64_t));
+  const auto scratch = Dirty(run.scratch_bytes());
+  ConvTensors tensors{};
+  tensors.bits = c.bits.data();
+  tensors.link = c.link.empty() ? nullptr : c.link.data();
+  tensors.residual = c.residual.empty() ? nullptr : c.residual.data();
+  tensors.y = c.want_y ? reinterpret_cast<float*>(y.get()) : nullptr;
+  tensors.next_bits = c.want_bits ? reinterpret_cast<uint64_t*>(bits.get()) : nullptr;
+  run.Prepare(tensors, scratch.get());
+  std::vector<size_t> order(run.task_count());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), random.engine);  // any order gives the same result
+  for (size_t task : order) run.RunTask(task);
+  Result result;
+  if (c.want_y) result.y.assign(tensors.y, tensors.y + y_size);
+  if (c.want_bits) result.bits.assign(tensors.next_bits, tensors.next_bits + bits_size);
+  return result;
+}
+
+std::vector<const Isa*> AvailableIsas() {
+  std::vector<const Isa*> isas;
+  for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+    try {
+      isas.push_back(&SelectIsa(name));
+    } catch (const std::runtime_error&) {  // not in this build or not on this machine
+    }
+  }
+  return isas;
+}
+
+std::string Describe(const Case& c) {
+  const ConvSpec& s = c.spec;
+  char text[256];
+  std::snprintf(text, sizeof text,
+                "C %d O %d group %d kernel %dx%d stride %dx%d dilation %dx%d pads %d,%d,%d,%d map %dx%dx%d link %d "
+                "residual %d",
+                static_cast<int>(s.channels_in), static_cast<int>(s.channels_out), static_cast<int>(s.group),
+                static_cast<int>(s.kernel_h), static_cast<int>(s.kernel_w), static_cast<int>(s.stride_h),
+                static_cast<int>(s.stride_w), static_cast<int>(s.dilation_h), static_cast<int>(s.dilation_w),
+                static_cast<int>(s.pad_top), static_cast<int>(s.pad_left), static_cast<int>(s.pad_bottom),
+                static_cast<int>(s.pad_right), static_cast<int>(c.map.n), static_cast<int>(c.map.h),
+                static_cast<int>(c.map.w), c.parameters.has_link, !c.residual.empty());
+  return text;
+}
+
+// Equal as values: the kernels may keep the sign of a zero that a neutral shift would drop.
+bool Agree(const Case& c, const Result& got, const Result& expected) {
+  if (c.want_y && got.y != expected.y) return false;
+  return !c.want_bits || got.bits == expected.bits;
+}
+
+int CheckCases(int64_t cases, uint64_t seed) {
+  for (int64_t i = 0; i < cases; ++i) {
+    const uint64_t case_seed = seed + static_cast<uint64_t>(i);
+    Random random(case_seed);
+    const Case c = MakeCase(random);
+    const Result expected = Naive(c);
+    for (const Isa* isa : AvailableIsas()) {
+      if (Agree(c, RunCore(c, *isa->kernels, random), expected)) continue;
+      std::printf("FAILED on %s with seed %llu: %s\n", isa->name, static_cast<unsigned long long>(case_seed),
+                  Describe(c).c_str());
+      return 1;
+    }
+  }
+  return 0;
+}
+
+int CheckPack(int64_t cases, uint64_t seed) {
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(seed + static_cast<uint64_t>(i));
+    const int64_t pixels = random.Between(1, 9), channels = random.Between(1, 200), words = WordsFor(channels);
+    const bool per_channel = random.Coin();
+    const std::vector<float> x = random.Values(pixels * channels);
+    const std::vector<float> threshold = random.Values(per_channel ? channels : 1);
+    std::vector<uint64_t> expected(static_cast<size_t>(pixels * words));
+    for (int64_t at = 0; at < pixels * channels; ++at) {
+      const uint64_t bit = x[static_cast<size_t>(at)] > At(threshold, at % channels);
+      expected[static_cast<size_t>(at / channels * words + at % channels / 64)] |= bit << (at % channels % 64);
+    }
+    for (const Isa* isa : AvailableIsas()) {
+      std::vector<uint64_t> got(expected.size(), 0xA5A5A5A5A5A5A5A5u);
+      isa->kernels->pack({x.data(), threshold.data(), per_channel ? size_t{1} : size_t{0}, got.data(),
+                          static_cast<size_t>(pixels), static_cast<size_t>(channels), static_cast<size_t>(words)});
+      if (got == expected) continue;
+      std::printf("FAILED: Pack on %s with seed %llu\n", isa->name,
+                  static_cast<unsigned long long>(seed + static_cast<uint64_t>(i)));
+      return 1;
+    }
+  }
+  return 0;
+}
+
+// Numbers a hostile file may contain. Accepted parameters are small enough to run; all others throw InvalidModel.
+int CheckHostile(int64_t cases, uint64_t seed) {
+  constexpr int64_t kEvil[] = {-1, 0,  1, 1, 1, 2, 3, 64, int64_t{1} << 20, int64_t{1} << 31, int64_t{1} << 62,
+                               INT64_MIN, INT64_MAX};
+  int64_t refused = 0;
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(seed + static_cast<uint64_t>(i));
+    ConvSpec s;
+    for (int64_t* field : {&s.channels_in, &s.channels_out, &s.group, &s.kernel_h, &s.kernel_w, &s.stride_h,
+                           &s.stride_w, &s.pad_top, &s.pad_left, &s.pad_bottom, &s.pad_right, &s.dilation_h,
+                           &s.dilation_w}) {
+      *field = random.Coin() ? 1 : random.OneOf(kEvil);
+    }
+    try {
+      ValidateSpec(s);
+      const int64_t weight = s.channels_out / s.group * s.kernel_h * s.kernel_w * WordsFor(s.channels_in);
+      if (weight > 100000 || s.channels_out > 100000) continue;  // legal, but a test of memory and patience
+      const std::vector<float> one{1.0f};
+      const ConvPlan plan(s, {one, one, one, one, one, one, false}, random.Words(weight).data());
+      const MapShape map{1, random.Between(0, 4), random.Between(0, 4)};
+      ConvRun run(plan, *SelectIsa("scalar").kernels, map);
+      if (map.h == 0 || map.w == 0) continue;  // the adapter refuses empty maps
+      const int64_t outputs = run.out_h() * run.out_w() * s.channels_out;
+      if (outputs > 100000 || run.scratch_bytes() > 10000000) continue;
+      const std::vector<uint64_t> bits = random.Words(map.h * map.w * WordsFor(s.channels_in));
+      const auto scratch = Dirty(run.scratch_bytes());
+      std::vector<float> y(static_cast<size_t>(outputs));
+      run.Prepare({bits.data(), nullptr, nullptr, y.data(), nullptr}, scratch.get());
+      for (size_t task = 0; task < run.task_count(); ++task) run.RunTask(task);
+    } catch (const InvalidModel&) {
+      ++refused;
+    }
+  }
+  if (refused > 0) return 0;
+  std::printf("FAILED: no hostile parameter was refused\n");
+  return 1;
+}
+
+int CheckDispatch() {
+  try {
+    SelectIsa("no such isa");
+  } catch (const std::runtime_error&) {
+    return 0;
+  }
+  std::printf("FAILED: an unknown instruction set was accepted\n");
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t cases = argc > 1 ? std::atoll(argv[1]) : 500;
+  const uint64_t seed = argc > 2 ? static_cast<uint64_t>(std::atoll(argv[2])) : 1;
+  std::string names;
+  for (const Isa* isa : AvailableIsas()) names += std::string(" ") + isa->name;
+  std::printf("%lld cases from seed %llu on%s\n", static_cast<long long>(cases),
+              static_cast<unsigned long long>(seed), names.c_str());
+  const int failures =
+      CheckCases(cases, seed) + CheckPack(cases, seed) + CheckHostile(10 * cases, seed) + CheckDispatch();
+  if (failures == 0) std::printf("all passed\n");
+  return failures == 0 ? 0 : 1;
+}

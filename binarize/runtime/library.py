@@ -1,0 +1,135 @@
+"""Finds the op library, registers it with ONNX Runtime and asks it which instruction set it runs on."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from binarize.errors import EnvironmentProblem
+
+DOMAIN = "ai.binarize"
+MINIMUM_ONNXRUNTIME = (1, 18)
+# Options objects that have our operators already; ONNX Runtime itself offers no way to ask.
+_registered: weakref.WeakSet[Any] = weakref.WeakSet()
+
+ISA_NAMES = {0: "scalar", 1: "avx2", 2: "avx512", 3: "neon"}
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """One length-delimited protobuf field; payloads here are shorter than 128 bytes."""
+    return bytes([number << 3 | 2, len(payload)]) + payload
+
+
+def _varint(number: int, value: int) -> bytes:
+    """One varint protobuf field; values here are below 128."""
+    return bytes([number << 3, value])
+
+
+def _info_model() -> bytes:
+    """The model `isa = ai.binarize.KernelInfo()` as bytes, so that asking needs no onnx package."""
+    domain = DOMAIN.encode()
+    node = _field(2, b"isa") + _field(3, b"kernel_info") + _field(4, b"KernelInfo") + _field(7, domain)
+    shape = _field(1, _varint(1, 1))  # one dimension of extent 1
+    tensor = _varint(1, 7) + _field(2, shape)  # element type int64
+    output = _field(1, b"isa") + _field(2, _field(1, tensor))
+    graph = _field(1, node) + _field(2, b"g") + _field(12, output)
+    opset = _field(8, _varint(2, 18)) + _field(8, _field(1, domain) + _varint(2, 1))
+    return _varint(1, 8) + _field(7, graph) + opset
+
+
+def _library_name() -> str:
+    if sys.platform == "win32":
+        return "binarize_ops.dll"
+    return "libbinarize_ops.dylib" if sys.platform == "darwin" else "libbinarize_ops.so"
+
+
+def _candidates(name: str) -> list[Path]:
+    """Where the library may lie: beside this file (wheel) or where the distribution says (editable)."""
+    found = [Path(__file__).with_name(name)]
+    try:
+        files = distribution("binarize-nn").files or []
+    except PackageNotFoundError:
+        files = []
+    found += [Path(str(file.locate())) for file in files if file.name == name]
+    return found
+
+
+def library_path() -> Path:
+    """Path of the op library, for use with ONNX Runtime from any language.
+
+    Raises:
+        EnvironmentProblem: the library was not installed.
+    """
+    name = _library_name()
+    for path in _candidates(name):
+        if path.is_file():
+            return path.resolve()
+    raise EnvironmentProblem(
+        f"The op library {name} is not installed.",
+        hint="pip install --force-reinstall binarize-nn (an editable checkout: pip install -e .)",
+    )
+
+
+def check_onnxruntime() -> None:
+    """Refuses an ONNX Runtime without the C interface the op library needs.
+
+    Raises:
+        EnvironmentProblem: onnxruntime is older than 1.18.
+    """
+    version = onnxruntime.__version__
+    parts = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if parts < MINIMUM_ONNXRUNTIME:
+        raise EnvironmentProblem(
+            f"onnxruntime {version} is too old: binarize needs 1.18 or newer.",
+            hint="pip install --upgrade 'onnxruntime>=1.18'",
+        )
+
+
+def register(options: onnxruntime.SessionOptions) -> None:
+    """Registers the operators of `ai.binarize` with session options of plain `onnxruntime`.
+
+    `binarize.InferenceSession` does this for you. Calling it again with the same object does nothing: ONNX
+    Runtime would keep both registrations and refuse the session.
+
+    Raises:
+        EnvironmentProblem: onnxruntime is too old, or the library is missing or cannot be loaded.
+    """
+    if options in _registered:
+        return
+    check_onnxruntime()
+    path = library_path()
+    try:
+        options.register_custom_ops_library(str(path))
+    except Exception as error:  # onnxruntime raises its own classes and plain RuntimeError
+        raise EnvironmentProblem(
+            f"onnxruntime {onnxruntime.__version__} cannot load the op library {path}: {error}",
+            hint="pip install --force-reinstall binarize-nn",
+        ) from error
+    _registered.add(options)
+
+
+def active_isa() -> str:
+    """Instruction set the kernels run on here: "avx512", "avx2", "neon" or "scalar".
+
+    The environment variable `BINARIZE_ISA` forces one; it is read when a session is created.
+
+    Raises:
+        EnvironmentProblem: the library cannot be used, or `BINARIZE_ISA` names what this machine lacks.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    register(options)
+    try:
+        session = onnxruntime.InferenceSession(_info_model(), options, providers=["CPUExecutionProvider"])
+        (isa,) = session.run(None, {})
+    except Exception as error:
+        raise EnvironmentProblem(
+            f"The op library does not run: {error}",
+            hint="Unset BINARIZE_ISA to let the library choose.",
+        ) from error
+    return ISA_NAMES.get(int(isa[0]), f"unknown ({int(isa[0])})")

@@ -1,0 +1,113 @@
+"""What all commands share: output modes, exit codes, and what an error, a bug or Ctrl-C looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from binarize.cli.output import Mode, Output
+from binarize.errors import BinarizeError, EnvironmentProblem
+
+INTERRUPTED = 130
+CONVERT_PACKAGES = frozenset(
+    {"torch", "torchvision", "onnx", "onnxscript", "accelerate", "networkx", "safetensors", "pyarrow", "PIL"}
+)
+CONVERT_HINT = 'pip install "binarize-nn[convert]"'
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, errors included.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result's path or number.")]
+
+
+class Bug(BinarizeError):
+    """Something nobody foresaw (exit code 1)."""
+
+
+class Interrupted(BinarizeError):
+    """Ctrl-C or a request to terminate (exit code 130)."""
+
+    exit_code = INTERRUPTED
+
+
+def register(app: typer.Typer, name: str, function: Callable[..., None], examples: Sequence[str]) -> None:
+    """Add `function(output, ...)` to `app` as the command `name`, with `--json`, `--quiet` and examples."""
+    lines = ["[bold]Examples[/]", *("  $ " + example.replace("[", r"\[") for example in examples)]
+    app.command(name, epilog="\n\n".join(lines), no_args_is_help=False)(_command(name, function))
+
+
+def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with its parameter `output` replaced by the options that say how to print."""
+
+    @functools.wraps(function)
+    def run(*, json: bool, quiet: bool, **arguments: Any) -> None:
+        mode: Mode = "json" if json else "quiet" if quiet else "human"
+        output = Output(mode, name)
+        # In JSON mode stdout belongs to the document: what a user's model or a library prints goes to stderr.
+        aside = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
+        with aside:
+            code = run_guarded(output, lambda: function(output=output, **arguments))
+        if code:
+            raise typer.Exit(code)
+
+    signature = inspect.signature(function, eval_str=True)
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "output"]
+    modes = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for key, annotation in (("json", JsonOption), ("quiet", QuietOption))
+    ]
+    run.__signature__ = signature.replace(parameters=[*own, *modes])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*own, *modes]}
+    return run
+
+
+def run_guarded(output: Output, work: Callable[[], None]) -> int:
+    """Do `work`; whatever goes wrong is said through `output`. Returns the exit code."""
+    try:
+        work()
+        return 0
+    except BinarizeError as error:
+        return _fail(output, error)
+    except KeyboardInterrupt:
+        hint = output.resumes or None
+        return _fail(output, Interrupted("interrupted", hint=hint))
+    except ModuleNotFoundError as error:
+        return _fail(output, missing_package(error))
+    except BrokenPipeError:
+        raise
+    except typer.Exit as error:
+        return error.exit_code
+    except Exception as error:
+        return _fail(output, _bug(error))
+    finally:
+        output.close()
+
+
+def missing_package(error: ModuleNotFoundError) -> BinarizeError:
+    """Which extra brings the package that `error` misses."""
+    package = (error.name or "").partition(".")[0]
+    if package in CONVERT_PACKAGES:
+        return EnvironmentProblem(f"this command needs the package {package!r}", hint=CONVERT_HINT)
+    if package == "binarize":
+        return _bug(error)
+    return EnvironmentProblem(f"the package {package!r} is not installed", hint=f"pip install {package}")
+
+
+def _bug(error: Exception) -> BinarizeError:
+    if os.environ.get("BINARIZE_DEBUG") == "1":
+        traceback.print_exception(error, file=sys.stderr)
+        hint = "please report it with the traceback above and the command"
+    else:
+        hint = "please report it with the command; BINARIZE_DEBUG=1 shows the traceback"
+    first = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return Bug(f"this is a bug in binarize: {type(error).__name__}: {first}", hint=hint)
+
+
+def _fail(output: Output, error: BinarizeError) -> int:
+    output.error(error)
+    return error.exit_code

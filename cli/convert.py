@@ -1,0 +1,107 @@
+"""`binarize convert`: the whole way from a float model to a verified binary ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from binarize.cli import options
+from binarize.cli.output import Output
+
+if TYPE_CHECKING:
+    from binarize.api import Conversion
+    from binarize.training.data import ImageDataset
+
+CONVERT_EXAMPLES = (
+    "binarize convert resnet50.pth --out rn50.onnx",
+    "binarize convert resnet18.pth --data imagenet/ --epochs 8 --out rn18.onnx",
+    "binarize convert net.safetensors --arch my.models:net --keep 'head.*' --out net.onnx",
+    "binarize convert net.pt --arch timm:resnet26 --config binarize.toml --set seed=1 --out net.onnx --json",
+)
+
+
+def convert(
+    output: Output,
+    model: options.ModelArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    arch: options.ArchOption = None,
+    recipe: options.RecipeOption = None,
+    data: options.DataOption = None,
+    val: options.ValOption = None,
+    epochs: options.EpochsOption = None,
+    config: options.ConfigOption = None,
+    settings: options.SetOption = None,
+    keep: options.KeepOption = None,
+    binarize_stem: options.StemOption = False,
+    input_size: options.SizeOption = None,
+    seed: options.SeedOption = None,
+    trust_pickle: options.TrustOption = False,
+    restart: options.RestartOption = False,
+) -> None:
+    """Turn a float model into a binary ONNX file: load, binarize, fine-tune on --data, export, verify.
+
+    Beside FILE.onnx a folder FILE.run keeps configuration, report, history and checkpoints; the same command
+    again goes on from the last checkpoint.
+    """
+    from binarize import api
+
+    size = options.parse_size(input_size)
+    settled = options.settle(
+        recipe=recipe,
+        config=config,
+        settings=settings,
+        keep=keep,
+        binarize_stem=binarize_stem,
+        epochs=epochs,
+        seed=seed,
+    )
+    val_set = options.held_out(data, val) if data is not None else None
+    if data is not None:
+        output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"
+    _warn(output, data, val_set)
+    conversion = api.convert(
+        model,
+        out,
+        arch=arch,
+        config=settled,
+        data=data,
+        val_data=val_set,
+        input_size=size,
+        trust_pickle=trust_pickle,
+        restart=restart,
+        progress=output.progress,
+    )
+    _show(output, conversion, data)
+
+
+def _warn(output: Output, data: Path | None, val_set: ImageDataset | None) -> None:
+    if data is None:
+        output.warning(
+            "without --data the model is only converted: it is valid, but its accuracy needs fine-tuning "
+            "(add --data IMAGES)"
+        )
+    elif val_set is None:
+        output.warning("the data has no held-out split, so accuracy is not measured (add --val IMAGES)")
+
+
+def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
+    from binarize.cli import render
+
+    report, results = conversion.report, conversion.report.results
+    follow = next_command(conversion.path, data)
+    render.show_notes(output, results.get("source"))
+    render.show_summary(output, report)
+    render.show_accuracy(output, results)
+    render.show_size(output, results["size"], conversion.path)
+    render.show_verification(output, results["verification"])
+    output.text(f"wrote {conversion.path} in {results['seconds']:.1f} s; run folder {conversion.run}", style="bold")
+    output.text(f"next: {follow}")
+    document: dict[str, Any] = {"out": conversion.path, "run": conversion.run, "next": follow}
+    output.result({**document, "report": report.to_dict()}, brief=conversion.path)
+
+
+def next_command(path: Path, data: Path | None) -> str:
+    """What to type after a conversion."""
+    return f"binarize bench {path}" if data is None else f"binarize eval {path} --data {data}"

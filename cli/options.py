@@ -1,0 +1,147 @@
+"""Options that several commands take, and how they become a configuration, a size, a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from binarize.errors import UsageError
+
+if TYPE_CHECKING:
+    from binarize.config import Config
+    from binarize.training.data import ImageDataset
+
+SMALL_IMAGE = 64
+
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The float model: .pt, .pth, .th or .safetensors; a state dict, a checkpoint or a whole module.",
+        show_default=False,
+    ),
+]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What builds the model: torchvision:resnet18, timm:NAME, package.module:factory or "
+        "file.py:factory. Not needed if the weights fit just one torchvision model.",
+        show_default=False,
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(help="A published system, see `binarize recipes`. Default: el.", show_default=False),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(help="Training images: an image folder, a parquet file, or a folder of them.", show_default=False),
+]
+NeededDataOption = Annotated[
+    Path,
+    typer.Option("--data", help="Images: an image folder, a parquet file, or a folder of them.", show_default=False),
+]
+ValOption = Annotated[
+    Path | None,
+    typer.Option(help="Images to measure accuracy on. Default: the data's own val or test split.", show_default=False),
+]
+EpochsOption = Annotated[
+    float | None, typer.Option(help="Passes over the training images. Default: 8.", show_default=False)
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A TOML file on top of the recipe.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of everything. Repeatable."),
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="GLOB", help="Layers that stay float, such as 'layer4.*'. Repeatable."),
+]
+StemOption = Annotated[bool, typer.Option("--binarize-stem", help="Binarize the first conv too.")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-size",
+        metavar="C,H,W",
+        help="Of one image. Default: the data's own if small, else 3,224,224.",
+        show_default=False,
+    ),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Of everything random. Default: 0.", show_default=False)]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-pickle", help="Open a file that can run code. Only for files you made yourself."),
+]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on from a checkpoint.")]
+
+
+def settle(
+    *,
+    recipe: str | None = None,
+    config: Path | None = None,
+    settings: list[str] | None = None,
+    keep: list[str] | None = None,
+    binarize_stem: bool = False,
+    epochs: float | None = None,
+    seed: int | None = None,
+) -> Config:
+    """The configuration that the options describe; `--keep` adds to what the file keeps.
+
+    Raises:
+        UsageError: an unknown recipe, key or value.
+    """
+    from binarize.api import resolve_config
+
+    settled = resolve_config(recipe, config, settings or ())
+    values: dict[str, Any] = {}
+    if keep:
+        values["surgery"] = {"keep": [*settled.surgery.keep, *keep]}
+    if binarize_stem:
+        values.setdefault("surgery", {})["binarize_stem"] = True
+    if epochs is not None:
+        values["training"] = {"epochs": epochs}
+    if seed is not None:
+        values["seed"] = seed
+    return settled.updated(values, "command line")
+
+
+def parse_size(text: str | None) -> tuple[int, int, int] | None:
+    """`C,H,W` as numbers."""
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input-size {text!r} is not C,H,W", hint="for example --input-size 3,224,224")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def held_out(data: Path, val: Path | None) -> ImageDataset | None:
+    """The images to measure accuracy on: `val`, else `data`'s own held-out split, else None."""
+    from binarize.training.data import available_splits, open_dataset
+
+    if val is None and "val" not in available_splits(data):
+        return None
+    path = val or data
+    return open_dataset(path, split="val" if "val" in available_splits(path) else None)
+
+
+def example_size(
+    size: tuple[int, int, int] | None, dataset: ImageDataset, channels: int
+) -> tuple[int, int, int] | None:
+    """The given size, else the data's own if its images are at most 64 pixels wide and high, else None."""
+    if size is not None:
+        return size
+    _, height, width = dataset.image(0).shape
+    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else None
+
+
+def everything(data: Path) -> ImageDataset:
+    """All images at `data`, for data without splits."""
+    from binarize.training.data import open_dataset
+
+    return open_dataset(data)

@@ -1,0 +1,88 @@
+"""A conversion's record as lines and tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from binarize.cli.output import Output
+from binarize.report import Decision, Report
+
+_SIZE_ROWS = {
+    "packed_weights": "packed binary weights",
+    "scales_links_thresholds": "scales, links, thresholds",
+    "float_layers": "float layers",
+    "graph_and_functions": "graph and functions",
+}
+
+
+def show_summary(output: Output, report: Report) -> None:
+    """How many convs became binary, and one row per reason to keep one."""
+    output.text(report.summary())
+
+
+def show_decisions(output: Output, report: Report) -> None:
+    """A row for every conv."""
+    macs = max(sum(d.macs for d in report.decisions), 1)
+    columns = ("layer", "action", "kind", "channels", "stride", "MACs", "link", "residual", "reason")
+    output.table("", columns, [_decision(d, macs) for d in report.decisions])
+
+
+def _decision(d: Decision, macs: int) -> tuple[str, ...]:
+    channels = f"{d.in_channels} -> {d.out_channels}"
+    stride = "x".join(str(s) for s in dict.fromkeys(d.stride))
+    return (d.layer, d.action, d.kind, channels, stride, f"{d.macs / macs:.1%}", d.link, d.residual, d.reason)
+
+
+def show_accuracy(output: Output, results: dict[str, Any]) -> None:
+    """Float and binary top-1 side by side, as far as they were measured."""
+    training = results.get("training", {})
+    rows = [
+        ("float, as loaded", results.get("float_top1_before_adaptation")),
+        ("float", results.get("float_top1")),
+        ("binary", training.get("val_top1")),
+    ]
+    measured = [(name, f"{value:.2%}") for name, value in rows if value is not None]
+    if measured:
+        output.table("accuracy", ("model", "top-1"), measured)
+
+
+def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
+    """Where the bytes of the ONNX `file` go."""
+    total = max(file.stat().st_size, 1)
+    parts = {name: size[key] for key, name in _SIZE_ROWS.items()}
+    parts |= {"report and configuration": total - sum(parts.values()), "file": total}
+    rows = [(name, human_bytes(count), f"{count / total:.1%}") for name, count in parts.items()]
+    output.table("size", ("part", "bytes", "share"), rows)
+    if size["packed_weights"]:
+        ratio = size["float_weights_replaced"] / size["packed_weights"]
+        replaced = human_bytes(size["float_weights_replaced"])
+        output.text(f"The packed weights replace {replaced} of float32: 1/{ratio:.1f} of it.")
+
+
+def show_verification(output: Output, found: dict[str, Any]) -> None:
+    """What the proof of equality compared."""
+    output.text(
+        f"verified: {found['nodes']} outputs of binary layers equal the trained model's "
+        f"({found['values']} values, {found['bits']} bits; worst {found['worst']:.2g} of allowed rounding)"
+    )
+
+
+def show_notes(output: Output, source: dict[str, Any] | None) -> None:
+    """What loading recognised, dropped or assumed."""
+    for note in (source or {}).get("notes", ()):
+        output.note(note)
+
+
+def source_of(loaded: Any) -> dict[str, Any]:
+    """A `Loaded` without its module, as plain data."""
+    fields = ("source", "kind", "arch", "arch_how", "notes", "num_classes")
+    return {name: getattr(loaded, name) for name in fields}
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> '1.23 MB' (1 MB = 10^6 bytes)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,122 @@
+"""Comparing real ONNX files: float and binary of one small network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import binarize
+from binarize.bench import Benchmark, Contender, Latency, benchmark
+from binarize.bench.accuracy import module_accuracy, onnx_accuracy
+from binarize.bench.compare import file_size
+from binarize.bench.float_onnx import float_onnx
+from binarize.bench.machine import cpu_name, pinned
+from binarize.bench.sessions import input_shape, open_session, random_feeds
+from binarize.errors import UnsupportedModelError, UsageError
+from tests.models import EveryConv
+
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return EveryConv().eval()
+
+
+@pytest.fixture(scope="module")
+def float_file(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "float.onnx"
+    assert float_onnx(model, path, (torch.randn(2, *SHAPE),)) == path.stat().st_size
+    return path
+
+
+@pytest.fixture(scope="module")
+def binary_file(model: torch.nn.Module, float_file: Path) -> Path:
+    path = float_file.with_name("binary.onnx")
+    binarize.export(binarize.apply(model, torch.randn(2, *SHAPE)).eval(), path)
+    return path
+
+
+def test_the_float_file_computes_the_model_for_any_batch(model: torch.nn.Module, float_file: Path) -> None:
+    session = open_session(float_file, threads=1)
+    assert input_shape(session, batch=5) == (5, *SHAPE)
+    for batch in (1, 5):
+        feeds = random_feeds(session, batch)
+        (found,) = session.run(None, feeds)
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(feeds["input"])).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_float_file_is_standard_and_carries_no_notes(float_file: Path) -> None:
+    proto = onnx.load(float_file)
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert all(not node.metadata_props and not node.doc_string for node in proto.graph.node)
+    assert str(Path(__file__).parent).encode() not in float_file.read_bytes()
+
+
+def test_two_files_side_by_side(float_file: Path, binary_file: Path) -> None:
+    found = benchmark({"binary": binary_file, "float": float_file}, threads=1, runs=20, batch=2)
+    assert [c.name for c in found.contenders] == ["binary", "float"]
+    assert [c.size for c in found.contenders] == [f.stat().st_size for f in (binary_file, float_file)]
+    assert all(c.latency.runs == 20 and c.latency.median > 0 for c in found.contenders)
+    assert json.loads(json.dumps(found.to_dict()))["machine"]["cpu"] == cpu_name()
+    assert len(found.rows()) == 2 and len(found.rows()[0]) == len(found.columns())
+    assert len(found.verdicts()) == 1
+
+
+def made_up(name: str, size: int, milliseconds: float, ratio: float) -> Contender:
+    return Contender(name, Path(name), size, Latency(milliseconds, milliseconds, milliseconds, 20, ratio))
+
+
+def test_verdicts_say_when_binary_is_slower() -> None:
+    float_ = made_up("float", 1000, 4.0, 2.0)
+    slow = Benchmark((made_up("binary", 100, 8.0, 1.0), float_), {}, 1, (), 1, 20)
+    assert slow.verdicts() == ["binary is SLOWER than (0.50x as fast as) float, and 10.0x smaller."]
+    fast = Benchmark((made_up("binary", 2000, 1.0, 1.0), made_up("float", 1000, 4.0, 0.25)), {}, 1, (), 1, 20)
+    assert fast.verdicts() == ["binary is 4.00x as fast as float, and 2.0x larger."]
+
+
+def test_accuracies_of_module_and_file_agree(model: torch.nn.Module, float_file: Path) -> None:
+    images, labels = torch.randn(24, *SHAPE), torch.arange(24) % 5
+    batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
+    torch_found = module_accuracy("float", model, batches, 24)
+    onnx_found = onnx_accuracy(open_session(float_file, 1), batches, 24)
+    assert torch_found.top1 == onnx_found.top1
+    assert torch_found.images == onnx_found.images == 24
+    with pytest.raises(UsageError, match="only 5 classes"):
+        onnx_accuracy(open_session(float_file, 1), [(images[:2], torch.tensor([1, 7]))], 2)
+
+
+def test_files_that_cannot_be_timed(tmp_path: Path, float_file: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        benchmark({"none": tmp_path / "none.onnx"})
+    proto = onnx.load(float_file)
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(proto, tmp_path / "symbolic.onnx")
+    with pytest.raises(UnsupportedModelError, match="only its first size"):
+        benchmark({"symbolic": tmp_path / "symbolic.onnx"})
+
+
+def test_external_data_counts(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"12")
+    assert file_size(tmp_path / "m.onnx") == 2
+    (tmp_path / "m.onnx.data").write_bytes(b"345")
+    assert file_size(tmp_path / "m.onnx") == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
+def test_pinning_is_undone() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned(1) as cores:
+        assert os.sched_getaffinity(0) == set(cores) and len(cores) == 1
+    assert os.sched_getaffinity(0) == before
+    with pinned(100_000) as cores:
+        assert cores == ()

@@ -1,0 +1,151 @@
+"""What each command does and prints, on a tiny network."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from binarize.bench.float_onnx import float_onnx
+from binarize.loading import load_model
+from tests.cli.conftest import Ran, Workshop
+
+Cli = Callable[..., Ran]
+
+
+def test_convert_without_data_says_that_accuracy_needs_it(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    out = tmp_path / "plain.onnx"
+    size = ("--input-size", "1,8,8")
+    ran = cli("convert", workshop.model, "--arch", workshop.arch, "--out", out, *size)
+    assert ran.code == 0, ran.err
+    assert "accuracy needs fine-tuning" in ran.err and "--data" in ran.err
+    assert "1 of 2 convs binarized" in ran.out
+    assert "kept float: 1 (first conv on the image): stem.0" in ran.out
+    assert "packed binary weights" in ran.out and "verified: " in ran.out
+    assert f"next: binarize bench {out}" in ran.out
+    assert "accuracy" not in ran.out
+    assert out.stat().st_size > 0 and (tmp_path / "plain.run" / "report.json").exists()
+
+
+def test_convert_with_data_reports_both_accuracies(
+    cli: Cli, workshop: Workshop, converted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "net.onnx"
+    ran = cli("convert", workshop.model, "--out", out, "--json", *workshop.options(epochs=1))
+    assert ran.code == 0, ran.err
+    document = ran.document
+    assert {"command", "out", "run", "next", "report", "warnings"} <= document.keys()
+    assert document["out"] == str(out) and document["warnings"] == []
+    report = document["report"]
+    assert (report["convs"], report["binarized"]) == (2, 1)
+    results = report["results"]
+    assert 0 <= results["float_top1"] <= 1 and 0 <= results["training"]["val_top1"] <= 1
+    assert results["size"]["packed_weights"] > 0 and results["verification"]["nodes"] > 0
+    assert results["source"]["notes"] == ["Weights found under 'state_dict'."]
+    assert "training (binary) 100%" in ran.err
+    human = cli("convert", workshop.model, "--out", converted, *workshop.options())
+    assert human.code == 0, "running the same again goes on from the last checkpoint"
+    assert "accuracy" in human.out and "float " in human.out and "binary " in human.out
+    assert f"next: binarize eval {converted} --data {workshop.data}" in human.out
+
+
+def test_options_end_up_in_the_configuration(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('[surgery]\nkeep = ["stem.*"]\nactivation = "prelu"\n')
+    common = ("--arch", workshop.arch, "--input-size", "1,8,8", "--json")
+    ran = cli("inspect", workshop.model, *common, "--recipe", "bireal", "--set", "link.pool=max", "--binarize-stem")
+    config = ran.document["report"]["config"]
+    assert config["recipe"] == "bireal" and config["link"]["kind"] == "identity"
+    assert config["link"]["pool"] == "max" and config["surgery"]["binarize_stem"]
+    assert ran.document["report"]["binarized"] == 2
+    ran = cli("inspect", workshop.model, *common, "--config", tmp_path / "mine.toml", "--keep", "body.0")
+    surgery = ran.document["report"]["config"]["surgery"]
+    assert (surgery["keep"], surgery["activation"]) == (["stem.*", "body.0"], "prelu")
+    assert ran.document["report"]["binarized"] == 0
+
+
+def test_inspect_shows_every_conv_and_changes_nothing(cli: Cli, workshop: Workshop) -> None:
+    before = workshop.model.read_bytes()
+    ran = cli("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8")
+    assert ran.code == 0, ran.err
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert ["stem.0", "keep", "3x3", "1", "->", "8", "1"] in [row[:7] for row in rows]
+    assert ["body.0", "binarize", "3x3", "8", "->", "16", "1"] in [row[:7] for row in rows]
+    assert "Weights found under 'state_dict'." in ran.err
+    assert workshop.model.read_bytes() == before
+    quiet = cli("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8", "--quiet")
+    assert (quiet.out, quiet.err) == ("1\n", "")
+
+
+def test_finetune_then_export_then_eval_agree(cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported.onnx"
+    ran = cli("export", finetuned, "--out", out, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.document["report"]["results"]["verification"]["failures"] == []
+    assert ran.document["next"] == f"binarize bench {out}"
+    found = {file: cli("eval", file, "--data", workshop.data, "--json").document for file in (finetuned, out)}
+    assert [found[file]["kind"] for file in (finetuned, out)] == ["binary", "onnx"]
+    assert found[finetuned]["top1"] == pytest.approx(found[out]["top1"], abs=1 / 30)
+    assert all(f["images"] == 30 and f["images_per_second"] > 0 for f in found.values())
+
+
+def test_finetune_tells_what_to_do_next(cli: Cli, workshop: Workshop, finetuned: Path) -> None:
+    ran = cli("finetune", workshop.model, "--out", finetuned, "--json", *workshop.options())
+    document = ran.document
+    assert {"out", "checkpoint", "next", "report"} <= document.keys()
+    assert document["next"] == f"binarize export {finetuned} --out {finetuned.with_suffix('.onnx')}"
+    assert Path(document["checkpoint"]).exists()
+    assert len(document["report"]["results"]["training"]["history"]) == 2
+
+
+def test_finetune_can_adapt_the_float_model_first(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    adapt = ("--set", "training.float_epochs=1", "--set", "training.holdout=0.1")
+    ran = cli("finetune", workshop.model, "--out", tmp_path / "a.pt", *workshop.options(epochs=1), *adapt)
+    assert ran.code == 0, ran.err
+    assert "training (float) 100%" in ran.err and "training (binary) 100%" in ran.err
+    assert (tmp_path / "a.float.ckpt").exists()
+
+
+def test_data_without_a_held_out_split_gets_a_warning(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    options = workshop.options(epochs=1)
+    options[options.index("--data") + 1] = str(workshop.data / "train.parquet")
+    ran = cli("finetune", workshop.model, "--out", tmp_path / "b.pt", "--json", *options)
+    assert "--val" in ran.document["warnings"][0]
+    assert "val_top1" not in ran.document["report"]["results"]["training"]
+    val = ("--val", workshop.data / "test.parquet")
+    ran = cli("finetune", workshop.model, "--out", tmp_path / "c.pt", "--json", *options, *val)
+    assert ran.document["warnings"] == []
+    assert "val_top1" in ran.document["report"]["results"]["training"]
+
+
+def test_eval_of_a_float_model_normalises_as_told(cli: Cli, workshop: Workshop) -> None:
+    arguments = ("eval", workshop.model, "--arch", workshop.arch, "--data", workshop.data)
+    ran = cli(*arguments)
+    assert ran.code == 0, ran.err
+    assert "top-1" in ran.out and "float" in ran.out and " 30 " in ran.out
+    quiet = cli(*arguments, "--set", "training.mean=0.5", "--set", "training.std=0.5", "--quiet")
+    assert 0 <= float(quiet.out) <= 1
+
+
+def test_bench_compares_two_files(cli: Cli, workshop: Workshop, converted: Path, tmp_path: Path) -> None:
+    float_file = tmp_path / "float.onnx"
+    float_onnx(load_model(workshop.model, workshop.arch).module, float_file, (torch.zeros(2, 1, 8, 8),))
+    ran = cli("bench", converted, "--against", float_file, "--runs", "20", "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document
+    assert [c["name"] for c in document["contenders"]] == ["tiny", "float"]
+    assert (document["threads"], document["batch"], document["runs"]) == (1, 1, 20)
+    assert document["machine"]["cpu"] and document["machine"]["isa"]
+    for contender in document["contenders"]:
+        times = contender["milliseconds"]
+        assert 0 < times["minimum"] <= times["median"] <= times["p90"]
+    human = cli("bench", converted, "--against", float_file, "--runs", "20", "--batch", "2")
+    assert "median ms" in human.out and "as fast as" in human.out and "batch 2" in human.out
+
+
+def test_recipes_lists_and_prints_toml(cli: Cli) -> None:
+    assert cli("recipes", "--quiet").out.split() == ["el", "bireal"]
+    assert [r["name"] for r in cli("recipes", "--json").document["recipes"]] == ["el", "bireal"]
+    assert tomllib.loads(cli("recipes", "bireal").out)["link"]["kind"] == "identity"

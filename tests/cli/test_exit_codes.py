@@ -1,0 +1,169 @@
+"""Bad input of every kind: exit code, a message with the next step, no traceback, no half-written file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from binarize.errors import EnvironmentProblem, VerificationError
+from tests.cli.conftest import Ran, Workshop, write_images
+
+Cli = Callable[..., Ran]
+SIZE = ("--input-size", "1,8,8")
+
+
+def refused(ran: Ran, code: int, *words: str) -> None:
+    """Assert that a run in JSON mode failed with `code`, saying `words`."""
+    assert ran.code == code, ran
+    found = ran.document
+    assert found["exit_code"] == code
+    text = f"{found['layer']} {found['message']} {found['hint']}"
+    assert all(word in text for word in words), text
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_no_such_model(command: str, cli: Cli, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "x.onnx") if command == "convert" else ()
+    refused(cli(command, tmp_path / "none.pt", *out, "--json"), 2, "none.pt")
+    assert not list(tmp_path.glob("*"))
+
+
+def test_not_a_model(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "notes.pt"
+    file.write_text("these are not weights")
+    refused(cli("inspect", file, "--json"), 3, "notes.pt")
+
+
+def test_a_truncated_model(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "half.pt"
+    file.write_bytes(workshop.model.read_bytes()[:-900])
+    refused(cli("inspect", file, "--arch", workshop.arch, "--json"), 3, "half.pt")
+
+
+class Hostile:
+    def __init__(self, witness: str) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.witness, "w")
+
+
+def test_a_hostile_pickle_is_not_run(cli: Cli, tmp_path: Path) -> None:
+    file, witness = tmp_path / "evil.pt", tmp_path / "witness"
+    file.write_bytes(pickle.dumps(Hostile(str(witness))))
+    assert cli("inspect", file, "--json").code == 3
+    torch.save({"state_dict": Hostile(str(witness))}, file)
+    refused(cli("inspect", file, "--json"), 3, "--trust-pickle")
+    assert not witness.exists()
+
+
+def test_weights_that_fit_no_architecture(cli: Cli, workshop: Workshop) -> None:
+    refused(cli("inspect", workshop.model, "--json"), 3, "--arch")
+
+
+def test_nan_weights(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    state = torch.load(workshop.model, weights_only=True)
+    state["state_dict"]["body.0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    refused(cli("inspect", tmp_path / "nan.pt", "--arch", workshop.arch, *SIZE, "--json"), 3, "body.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--recipe", "bireall"), ("bireal",)),
+        (("--set", "training.epoch=3"), ("training.epochs",)),
+        (("--set", "training.epochs"), ("=",)),
+        (("--set", "link.kind=elastik"), ("elastic",)),
+        (("--keep", "bodi.*"), ("bodi.*", "body")),
+        (("--input-size", "8x8"), ("C,H,W",)),
+        (("--input-size", "1,0,8"), ("C,H,W",)),
+        (("--config", "no-such.toml"), ("no-such.toml",)),
+        (("--arch", "torchvision:resnet81"), ("resnet18",)),
+    ],
+)
+def test_options_that_cannot_be_used(
+    options: tuple[str, ...], words: tuple[str, ...], cli: Cli, workshop: Workshop
+) -> None:
+    refused(cli("inspect", workshop.model, "--arch", workshop.arch, *SIZE, *options, "--json"), 2, *words)
+
+
+def test_a_model_without_convs(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mlp.py").write_text(
+        "from torch import nn\n\n\ndef mlp():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    )
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).state_dict(), tmp_path / "mlp.pt")
+    arch = f"{tmp_path / 'mlp.py'}:mlp"
+    refused(cli("inspect", tmp_path / "mlp.pt", "--arch", arch, *SIZE, "--json"), 3)
+
+
+def test_an_output_that_cannot_be_written(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    for command, out in (("convert", tmp_path / "no" / "x.onnx"), ("finetune", tmp_path)):
+        refused(cli(command, workshop.model, "--out", out, "--json", *workshop.options()), 2)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_data_with_the_wrong_number_of_classes(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    write_images(tmp_path / "train.parquet", 64, seed=3, classes=4)
+    options = workshop.options()
+    options[options.index("--data") + 1] = str(tmp_path)
+    refused(cli("finetune", workshop.model, "--out", tmp_path / "x.pt", "--json", *options), 2, "4 classes")
+    assert not (tmp_path / "x.pt").exists()
+    refused(cli("eval", workshop.model, "--arch", workshop.arch, "--data", tmp_path, "--json"), 2, "4 classes")
+
+
+def test_data_that_is_not_there(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    refused(cli("eval", workshop.model, "--arch", workshop.arch, "--data", tmp_path / "x", "--json"), 2)
+    refused(cli("eval", workshop.model, "--arch", workshop.arch, "--data", tmp_path, "--json"), 2)
+
+
+def test_a_checkpoint_of_another_run(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    arguments = (
+        "finetune",
+        workshop.model,
+        "--out",
+        tmp_path / "x.pt",
+        "--json",
+        *workshop.options(epochs=1),
+    )
+    assert cli(*arguments).code == 0
+    refused(cli(*arguments, "--seed", "7"), 2, "--restart")
+    assert cli(*arguments, "--seed", "7", "--restart").code == 0
+
+
+@pytest.mark.parametrize("command", ["export", "eval", "bench"])
+def test_files_of_the_wrong_kind(command: str, cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no protobuf")
+    if command == "export":
+        refused(cli("export", workshop.model, "--out", tmp_path / "x.onnx", "--json"), 3, "tiny.pt")
+        assert not (tmp_path / "x.onnx").exists()
+        return
+    data = ("--data", workshop.data) if command == "eval" else ()
+    refused(cli(command, tmp_path / "broken.onnx", *data, "--json"), 3, "broken.onnx")
+    refused(cli(command, tmp_path / "none.onnx", *data, "--json"), 2, "none.onnx")
+
+
+def test_a_failed_proof_writes_no_file(
+    cli: Cli, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disagree(*arguments: object) -> None:
+        raise VerificationError("1 of 2 nodes differ", layer="body.0")
+
+    monkeypatch.setattr("binarize.exporting.verify", disagree)
+    out = tmp_path / "x.onnx"
+    refused(cli("convert", workshop.model, "--arch", workshop.arch, *SIZE, "--out", out, "--json"), 4, "body.0")
+    assert not out.exists()
+
+
+def test_an_environment_that_cannot_run_models(cli: Cli, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(options: object) -> None:
+        raise EnvironmentProblem("the op library is not installed", hint="pip install binarize-nn")
+
+    monkeypatch.setattr("binarize.runtime.session.register", missing)
+    refused(cli("bench", converted, "--json"), 5, "pip install")

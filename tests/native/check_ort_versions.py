@@ -1,0 +1,114 @@
+"""Runs the op library in other versions of ONNX Runtime: `python .../check_ort_versions.py [1.18.1 ...]`.
+
+Each version is installed with pip into a folder that is deleted afterwards; nothing of the environment
+changes. The oldest supported version must give the kernels' exact results and run the model-local functions
+without the library; 1.17 must be refused with a message. Needs the network, so it is no test of the suite:
+run it when native/ort changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+VERSIONS = ["1.17.3", "1.18.1"]
+OLDEST = (1, 18)
+
+# Runs inside the other version: no onnx, no test helpers, only what a user of the runtime has.
+CHILD = """
+import json, sys
+import numpy as np, onnxruntime
+folder = sys.argv[1]
+data = dict(np.load(folder + "/data.npz"))
+inputs = {name[3:]: value for name, value in data.items() if name.startswith("in_")}
+report = {"version": onnxruntime.__version__}
+try:
+    from binarize.runtime import InferenceSession, active_isa
+    report["isa"] = active_isa()
+    for threads in (1, 2):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = InferenceSession(folder + "/model.onnx", options)
+        y, bits = session.run(None, inputs)
+        equal = np.array_equal(y, data["y"]) and np.array_equal(bits, data["next_bits"])
+        report[f"kernel_{threads}"] = bool(equal)
+    report["shapes"] = [output.shape for output in session.get_outputs()]
+except Exception as error:
+    report["error"] = str(error)
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+library = sys.argv[2]
+try:
+    options.register_custom_ops_library(library)
+    report["registers"] = True
+except Exception as error:
+    report["register_error"] = str(error)
+try:
+    session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+    report["function"] = bool(np.allclose(session.run(["y"], inputs)[0], data["y"], atol=1e-3))
+except Exception as error:
+    report["function_error"] = str(error)
+print(json.dumps(report))
+"""
+
+
+def make_model(folder: Path) -> None:
+    """A model of one node with everything on, its inputs and the expected outputs."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "native")]
+    import numpy as np
+    from op_models import conv_model, feeds, make_case
+
+    from binarize.exporting.functions import model_local_functions
+
+    case = make_case(channels=70, out_channels=96, strides=(2, 2), link=True, residual=True, slope=True, shift=True)
+    (folder / "model.onnx").write_bytes(conv_model(case, model_local_functions()))
+    y, next_bits = case.expected()
+    np.savez(folder / "data.npz", y=y, next_bits=next_bits, **{f"in_{n}": a for n, a in feeds(case).items()})
+
+
+def check(version: str, folder: Path) -> dict:
+    """What happened in one version."""
+    from binarize.runtime import library_path
+
+    target = folder / version
+    requirements = [f"onnxruntime=={version}", "numpy<2"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), *requirements],
+        check=True,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    command = [sys.executable, "-c", CHILD, str(folder), str(library_path())]
+    output = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if output.returncode != 0:
+        return {"version": version, "crash": output.stderr[-2000:]}
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def is_right(report: dict) -> bool:
+    """Whether a version did what it should."""
+    old = tuple(int(part) for part in report["version"].split(".")[:2]) < OLDEST
+    if old:
+        return "too old" in report.get("error", "") and "needs onnxruntime >= 1.18" in report.get("register_error", "")
+    return all(report.get(name) for name in ("kernel_1", "kernel_2", "registers", "function"))
+
+
+def main() -> int:
+    failures = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder)
+        for version in sys.argv[1:] or VERSIONS:
+            report = check(version, folder)
+            right = is_right(report)
+            failures += not right
+            print("ok    " if right else "FAILED", json.dumps(report))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Makes the NumPy reference and the model builders importable, and forces instruction sets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parent):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+@pytest.fixture(params=["scalar", "avx512"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set in turn, forced; skips what this machine lacks."""
+    from op_models import available_isas
+
+    name: str = request.param
+    if name not in available_isas():
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setenv("BINARIZE_ISA", name)
+    return name

@@ -1,0 +1,207 @@
+"""Small ONNX models of one operator, random cases for them, and how to run both."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy_reference as reference
+import onnx
+import onnxruntime
+from numpy_reference import Conv
+from onnx import TensorProto, helper, numpy_helper
+
+from binarize.errors import EnvironmentProblem
+from binarize.runtime import InferenceSession, active_isa
+
+ZERO_MAP = np.zeros((1, 1, 1, 1), dtype=np.float32)
+INPUTS = ["bits", "weight", "scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold"]
+DATA_INPUTS = ("bits", "link", "residual")
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """Forces an instruction set for the sessions created inside."""
+    before = os.environ.get("BINARIZE_ISA")
+    os.environ["BINARIZE_ISA"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["BINARIZE_ISA"]
+        else:
+            os.environ["BINARIZE_ISA"] = before
+
+
+@functools.cache
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets this build and machine can run."""
+    found = []
+    for name in ("scalar", "avx2", "avx512", "neon"):
+        with forced_isa(name):
+            try:
+                found.append(active_isa())
+            except EnvironmentProblem:
+                continue
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of BinaryConv2d: attributes, all inputs by name, and which outputs are wanted."""
+
+    conv: Conv
+    values: dict[str, np.ndarray]
+    outputs: tuple[str, ...] = ("y", "next_bits")
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def expected(self) -> tuple[np.ndarray, np.ndarray]:
+        """`(y, next_bits)` of the NumPy reference."""
+        v = self.values
+        return reference.binary_conv2d(
+            v["bits"],
+            v["weight"],
+            self.conv,
+            scale=v["scale"],
+            bias=v["bias"],
+            link=None if v["link"] is ZERO_MAP else v["link"],
+            gamma=v["gamma"],
+            residual=None if v["residual"] is ZERO_MAP else v["residual"],
+            slope=v["slope"] if np.any(v["slope"] != 1) else None,
+            shift=v["shift"] if np.any(v["shift"] != 0) else None,
+            next_threshold=v["next_threshold"],
+        )
+
+
+def make_case(
+    *,
+    channels: int,
+    out_channels: int,
+    kernel: tuple[int, int] = (3, 3),
+    size: tuple[int, int] = (6, 7),
+    batch: int = 1,
+    group: int = 1,
+    strides: tuple[int, int] = (1, 1),
+    pads: tuple[int, int, int, int] = (1, 1, 1, 1),
+    dilations: tuple[int, int] = (1, 1),
+    link: bool = False,
+    residual: bool = False,
+    slope: bool = False,
+    shift: bool = False,
+    exact: bool = False,
+    scalar_parameters: bool = False,
+    outputs: tuple[str, ...] = ("y", "next_bits"),
+    seed: int = 0,
+) -> Case:
+    """A random case; `exact` makes y the accumulator itself."""
+    rng = np.random.default_rng(seed)
+    conv = Conv(channels, group, strides, pads, dilations)
+    count = 1 if scalar_parameters else out_channels
+
+    def parameter(center: float) -> np.ndarray:
+        return (center + rng.normal(size=count)).astype(np.float32)
+
+    def fixed(value: float) -> np.ndarray:
+        return np.full(1, value, dtype=np.float32)
+
+    height, width = conv.extent(size[0], kernel[0], 0), conv.extent(size[1], kernel[1], 1)
+    signs = rng.integers(0, 2, (out_channels, channels // group, *kernel)) * 2 - 1
+    values = {
+        "bits": reference.pack_bits(rng.integers(0, 2, (batch, *size, channels)) > 0),
+        "weight": reference.pack_weight(signs, group),
+        "scale": fixed(1) if exact else parameter(0),
+        "bias": fixed(0) if exact else parameter(0),
+        "link": rng.normal(size=(batch, *size, channels)).astype(np.float32) if link else ZERO_MAP,
+        "gamma": parameter(1),
+        "residual": rng.normal(size=(batch, height, width, out_channels)).astype(np.float32) if residual else ZERO_MAP,
+        "slope": parameter(0) if slope else fixed(1),
+        "shift": parameter(0) if shift else fixed(0),
+        "next_threshold": parameter(0),
+    }
+    return Case(conv, values, outputs)
+
+
+def tensor_type(array: np.ndarray) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def model_bytes(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, np.ndarray],
+    constants: dict[str, np.ndarray],
+    outputs: dict[str, int],
+    functions: Sequence[onnx.FunctionProto] = (),
+) -> bytes:
+    """A serialized model; input extents are symbolic, so that one model serves any shape."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [
+            helper.make_tensor_value_info(name, tensor_type(a), [f"{name}_{axis}" for axis in range(a.ndim)])
+            for name, a in inputs.items()
+        ],
+        [helper.make_tensor_value_info(name, kind, [None] * 4) for name, kind in outputs.items()],
+        [numpy_helper.from_array(a, name) for name, a in constants.items()],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("ai.binarize", 1)]
+    model = helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def conv_node(case: Case, **overrides: Any) -> onnx.NodeProto:
+    """The node of a case; it lists both outputs, and one that is not wanted has the empty name."""
+    conv = case.conv
+    attributes: dict[str, Any] = {
+        "channels": conv.channels,
+        "group": conv.group,
+        "strides": list(conv.strides),
+        "pads": list(conv.pads),
+        "dilations": list(conv.dilations),
+    }
+    attributes.update(overrides)
+    attributes = {name: value for name, value in attributes.items() if value is not None}
+    outputs = [name if name in case.outputs else "" for name in ("y", "next_bits")]
+    return helper.make_node("BinaryConv2d", INPUTS, outputs, name="conv_under_test", domain="ai.binarize", **attributes)
+
+
+def conv_model(case: Case, functions: Sequence[onnx.FunctionProto] = (), **overrides: Any) -> bytes:
+    """The one-node model of a case; neutral link and residual are constants."""
+    data = {n: a for n, a in case.values.items() if n in DATA_INPUTS and a is not ZERO_MAP}
+    constants = {n: a for n, a in case.values.items() if n not in data}
+    kinds = {"y": TensorProto.FLOAT, "next_bits": TensorProto.UINT64}
+    return model_bytes([conv_node(case, **overrides)], data, constants, {n: kinds[n] for n in case.outputs}, functions)
+
+
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    return options
+
+
+def feeds(case: Case) -> dict[str, np.ndarray]:
+    return {n: a for n, a in case.values.items() if n in DATA_INPUTS and a is not ZERO_MAP}
+
+
+def run_kernel(case: Case, isa: str | None = None, threads: int = 1) -> dict[str, np.ndarray]:
+    """Outputs of the registered kernel by name, on an instruction set or the default one."""
+    if isa is not None:
+        with forced_isa(isa):
+            session = InferenceSession(conv_model(case), session_options(threads))
+    else:
+        session = InferenceSession(conv_model(case), session_options(threads))
+    return dict(zip(case.outputs, session.run(list(case.outputs), feeds(case)), strict=True))
+
+
+def run_function(case: Case) -> dict[str, np.ndarray]:
+    """Outputs of the model-local function on stock ONNX Runtime, without our library."""
+    from binarize.exporting.functions import model_local_functions
+
+    model = conv_model(case, functions=model_local_functions())
+    session = onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+    return dict(zip(case.outputs, session.run(list(case.outputs), feeds(case)), strict=True))

@@ -1,0 +1,230 @@
+"""The native kernels against the NumPy reference, bit for bit, on every instruction set and thread count.
+
+Nothing here has a tolerance: accumulators are integers, and the float epilogue is specified down to each
+rounding (fused multiply-adds, sums in a fixed order), which the reference reproduces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy_reference as reference
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy_reference import Conv
+from onnx import TensorProto, helper
+from op_models import Case, available_isas, feeds, make_case, model_bytes, run_kernel, session_options
+
+from binarize.runtime import InferenceSession
+
+EXPLORE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# Around the 16 lanes of a block, the 32 channels of a step, the 64 of a word and the tiles of several blocks.
+channel_counts = st.sampled_from([1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 130])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any legal BinaryConv2d of small size."""
+    form = draw(st.sampled_from(["dense", "dense", "grouped", "depthwise", "multiplier"]))
+    if form == "dense":
+        group, channels, out_channels = 1, draw(channel_counts), draw(channel_counts)
+    elif form == "grouped":
+        group = draw(st.integers(2, 5))
+        channels, out_channels = (group * draw(channel_counts) for _ in range(2))
+    else:
+        group = channels = draw(channel_counts)
+        out_channels = channels * (1 if form == "depthwise" else draw(st.integers(2, 3)))
+    extent, step, pad = st.integers(1, 5), st.integers(1, 3), st.integers(0, 3)
+    kernel, strides = draw(st.tuples(extent, extent)), draw(st.tuples(step, step))
+    dilations = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    pads = draw(st.tuples(pad, pad, pad, pad))
+    conv = Conv(channels, group, strides, pads, dilations)
+    smallest = [max(1, dilations[axis] * (kernel[axis] - 1) + 1 - pads[axis] - pads[axis + 2]) for axis in (0, 1)]
+    size = tuple(low + draw(st.integers(0, 9)) for low in smallest)
+    assert conv.extent(size[0], kernel[0], 0) > 0
+    outputs: Any = draw(st.sampled_from([("y", "next_bits"), ("y",), ("next_bits",)]))
+    flag = st.booleans()
+    return make_case(
+        channels=channels,
+        out_channels=out_channels,
+        kernel=kernel,
+        size=(size[0], size[1]),
+        batch=draw(st.integers(1, 2)),
+        group=group,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        link=draw(flag),
+        residual=draw(flag),
+        slope=draw(flag),
+        shift=draw(flag),
+        exact=draw(flag),
+        scalar_parameters=draw(flag),
+        outputs=outputs,
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+def assert_equals_reference(case: Case, threads: int = 1) -> None:
+    """Every instruction set gives exactly the reference's values."""
+    expected = dict(zip(("y", "next_bits"), case.expected(), strict=True))
+    for isa in available_isas():
+        for name, got in run_kernel(case, isa, threads).items():
+            np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
+
+
+@EXPLORE
+@given(case=cases(), threads=st.sampled_from([1, 2]))
+def test_conv_equals_the_reference(case: Case, threads: int) -> None:
+    assert_equals_reference(case, threads)
+
+
+SHAPES = {
+    "resnet 3x3": {"channels": 64, "out_channels": 64, "size": (14, 14)},
+    "wide 1x1": {"channels": 256, "out_channels": 512, "kernel": (1, 1), "pads": (0,) * 4, "size": (7, 7)},
+    "expand": {"channels": 64, "out_channels": 256, "kernel": (1, 1), "pads": (0,) * 4, "size": (9, 9)},
+    "squeeze": {"channels": 512, "out_channels": 128, "kernel": (1, 1), "pads": (0,) * 4, "size": (5, 5)},
+    "uneven squeeze": {"channels": 160, "out_channels": 48},
+    "strided 3x3": {"channels": 128, "out_channels": 256, "strides": (2, 2), "size": (14, 14)},
+    "strided 1x1": {
+        "channels": 64,
+        "out_channels": 128,
+        "kernel": (1, 1),
+        "strides": (2, 2),
+        "pads": (0,) * 4,
+    },
+    "stem 7x7": {"channels": 3, "out_channels": 64, "kernel": (7, 7), "strides": (2, 2), "pads": (3,) * 4},
+    "unpadded": {"channels": 70, "out_channels": 40, "kernel": (5, 5), "pads": (0,) * 4, "size": (9, 9)},
+    "more padding than map": {"channels": 33, "out_channels": 20, "pads": (6, 5, 4, 7), "size": (2, 1)},
+    "dilated": {"channels": 64, "out_channels": 64, "dilations": (2, 3), "pads": (2, 3, 2, 3)},
+    "groups of 32": {"channels": 128, "out_channels": 64, "group": 4},
+    "resnext": {"channels": 128, "out_channels": 128, "group": 32},
+    "depthwise of 9 words": {"channels": 576, "out_channels": 576, "group": 576},
+    "depthwise of 18 words": {"channels": 1100, "out_channels": 1100, "group": 1100, "size": (3, 7)},
+    "depthwise of one word on a long row": {"channels": 50, "out_channels": 50, "group": 50, "size": (2, 75)},
+    "depthwise strided": {
+        "channels": 130,
+        "out_channels": 130,
+        "group": 130,
+        "strides": (2, 2),
+        "size": (9, 9),
+    },
+    "depthwise of 17x17 taps": {
+        "channels": 70,
+        "out_channels": 70,
+        "group": 70,
+        "kernel": (17, 17),
+        "pads": (8,) * 4,
+        "size": (12, 20),
+    },
+    "depthwise 5x5 dilated": {
+        "channels": 64,
+        "out_channels": 64,
+        "group": 64,
+        "kernel": (5, 5),
+        "dilations": (2, 1),
+        "pads": (4, 2, 4, 2),
+    },
+    "one pixel": {"channels": 64, "out_channels": 10, "kernel": (1, 1), "pads": (0,) * 4, "size": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_shapes_of_real_nets(shape: dict[str, Any], threads: int) -> None:
+    assert_equals_reference(make_case(**shape, link=True, residual=True, slope=True, shift=True, seed=3), threads)
+
+
+@pytest.mark.parametrize("isa_name", ["scalar", "avx512"])
+def test_accumulators_are_exact_at_both_ends(isa_name: str) -> None:
+    """All signs equal gives +K, all opposite gives -K, with K the terms inside the map."""
+    if isa_name not in available_isas():
+        pytest.skip(f"this machine has no {isa_name}")
+    case = make_case(channels=2048, out_channels=32, size=(3, 3), exact=True, outputs=("y",))
+    every_bit = np.full_like(case.values["bits"], np.uint64(2**64 - 1))
+    for weight_bits, sign in ((np.uint64(2**64 - 1), 1), (np.uint64(0), -1)):
+        weight = np.full_like(case.values["weight"], weight_bits)
+        got = run_kernel(Case(case.conv, {**case.values, "bits": every_bit, "weight": weight}, ("y",)), isa_name)["y"]
+        assert got[0, 1, 1, 0] == sign * 9 * 2048
+        assert got[0, 0, 0, 31] == sign * 4 * 2048
+
+
+def test_stray_bits_past_the_last_channel_change_nothing() -> None:
+    for channels, group in ((5, 1), (40, 1), (70, 70), (100, 4)):
+        case = make_case(channels=channels, out_channels=channels, group=group, residual=True)
+        dirty = dict(case.values)
+        used = (np.uint64(1) << np.uint64(channels % 64)) - np.uint64(1)
+        for name in ("bits", "weight"):
+            dirty[name] = dirty[name].copy()
+            dirty[name][..., -1] |= ~used
+        expected = case.expected()
+        for isa in available_isas():
+            got = run_kernel(Case(case.conv, dirty), isa)
+            np.testing.assert_array_equal(got["y"], expected[0])
+            np.testing.assert_array_equal(got["next_bits"], expected[1])
+
+
+def test_next_bits_leave_unused_bits_zero() -> None:
+    case = make_case(channels=64, out_channels=17, outputs=("next_bits",))
+    case.values["next_threshold"][...] = -np.inf
+    for isa in available_isas():
+        assert np.all(run_kernel(case, isa)["next_bits"] == np.uint64(2**17 - 1))
+
+
+def test_empty_batch() -> None:
+    case = make_case(channels=64, out_channels=70, link=True, residual=True)
+    empty = {n: a[:0] if n in feeds(case) else a for n, a in case.values.items()}
+    got = run_kernel(Case(case.conv, empty))
+    assert got["y"].shape == (0, 6, 7, 70)
+    assert got["next_bits"].shape == (0, 6, 7, 2)
+
+
+def test_special_values_reach_the_output(isa: str) -> None:
+    """NaN and infinities of the residual pass through; NaN packs to 0, negative zero counts as zero."""
+    case = make_case(channels=64, out_channels=16, kernel=(1, 1), pads=(0,) * 4, size=(1, 4), residual=True)
+    special = np.array([np.nan, np.inf, -np.inf, 0.0], dtype=np.float32)
+    case.values["residual"][...] = special[None, None, :, None]
+    case.values["scale"] = case.values["bias"] = np.zeros(1, dtype=np.float32)
+    case.values["next_threshold"] = np.array([-0.0], dtype=np.float32)
+    got = run_kernel(case, isa)
+    np.testing.assert_array_equal(got["y"][0, 0, :, 0], special)
+    np.testing.assert_array_equal(got["next_bits"].ravel(), np.array([0, 0xFFFF, 0, 0], dtype=np.uint64))
+
+
+def pack_session(x: np.ndarray, threshold: np.ndarray, constant: bool, threads: int = 1) -> InferenceSession:
+    node = helper.make_node("Pack", ["x", "threshold"], ["bits"], name="pack", domain="ai.binarize")
+    inputs = {"x": x} if constant else {"x": x, "threshold": threshold}
+    model = model_bytes([node], inputs, {"threshold": threshold} if constant else {}, {"bits": TensorProto.UINT64})
+    return InferenceSession(model, session_options(threads))
+
+
+@EXPLORE
+@given(
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(1, 5), channel_counts),
+    per_channel=st.booleans(),
+    constant=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_pack_equals_the_reference(shape: tuple[int, ...], per_channel: bool, constant: bool, seed: int) -> None:
+    from op_models import forced_isa
+
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-2, 3, shape).astype(np.float32)  # many values equal to their threshold
+    x[rng.random(shape) < 0.1] = np.nan
+    x[rng.random(shape) < 0.1] = -0.0
+    threshold = rng.integers(-1, 2, shape[3] if per_channel else 1).astype(np.float32)
+    for isa in available_isas():
+        with forced_isa(isa):
+            session = pack_session(x, threshold, constant)
+        (got,) = session.run(None, {"x": x} if constant else {"x": x, "threshold": threshold})
+        np.testing.assert_array_equal(got, reference.pack(x, threshold), err_msg=isa, strict=True)
+
+
+def test_pack_of_a_large_map_on_two_threads(isa: str) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 40, 40, 200)).astype(np.float32)
+    threshold = np.zeros(1, dtype=np.float32)
+    (got,) = pack_session(x, threshold, True, threads=2).run(None, {"x": x})
+    np.testing.assert_array_equal(got, reference.pack(x, threshold))

@@ -1,0 +1,250 @@
+"""The library as ONNX Runtime and the system see it: exports, dispatch, threads, shapes, memory."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from op_models import (
+    Case,
+    available_isas,
+    conv_model,
+    conv_node,
+    feeds,
+    make_case,
+    run_kernel,
+    session_options,
+)
+
+import binarize.runtime
+from binarize.errors import EnvironmentProblem, UsageError
+from binarize.runtime import InferenceSession, active_isa, library_path, register
+
+
+def test_this_isa_really_runs(isa: str) -> None:
+    """Else all tests "on every instruction set" might run the same code."""
+    assert active_isa() == isa
+
+
+def test_the_best_isa_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BINARIZE_ISA", raising=False)
+    assert active_isa() == available_isas()[-1]
+    monkeypatch.setenv("BINARIZE_ISA", "")
+    assert active_isa() == available_isas()[-1]
+
+
+def test_an_avx512_machine_has_avx512() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists() or "avx512_vpopcntdq" not in info.read_text():
+        pytest.skip("this machine has no AVX-512 VPOPCNTDQ")
+    assert "avx512" in available_isas()
+
+
+@pytest.mark.parametrize("name", ["avx1024", "AVX512", "neon"])
+def test_an_unknown_or_unsupported_isa_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in available_isas():
+        pytest.skip(f"this machine has {name}")
+    monkeypatch.setenv("BINARIZE_ISA", name)
+    with pytest.raises(EnvironmentProblem, match=f"BINARIZE_ISA={name}.*scalar"):
+        active_isa()
+    with pytest.raises(EnvironmentProblem, match=f"(?s)BINARIZE_ISA={name}.*scalar"):
+        InferenceSession(conv_model(make_case(channels=8, out_channels=8)), session_options())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads an ELF file")
+def test_only_the_two_entry_points_are_exported() -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm is not installed")
+    output = subprocess.run(
+        [nm, "-D", "--defined-only", str(library_path())], capture_output=True, text=True, check=True
+    )
+    names = {line.split()[-1] for line in output.stdout.splitlines()}
+    assert names == {"RegisterCustomOps", "BinarizeRegisterCustomOps"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads an ELF file")
+def test_the_library_does_not_link_onnxruntime() -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf is not installed")
+    output = subprocess.run([readelf, "-d", str(library_path())], capture_output=True, text=True, check=True)
+    needed = [line for line in output.stdout.splitlines() if "NEEDED" in line]
+    assert needed
+    assert not any("onnxruntime" in line or "stdc++" in line for line in needed)
+
+
+def test_inference_needs_neither_torch_nor_onnx() -> None:
+    code = "import sys, binarize.runtime as r; r.active_isa(); print({*sys.modules} & {'torch', 'onnx'})"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "set()"
+
+
+def test_one_options_object_serves_many_sessions() -> None:
+    case = make_case(channels=64, out_channels=64)
+    options = session_options()
+    register(options)
+    register(options)
+    for _ in range(2):
+        session = InferenceSession(conv_model(case), options)
+        np.testing.assert_array_equal(session.run(["y"], feeds(case))[0], case.expected()[0])
+
+
+def test_options_with_a_foreign_registration_get_a_clear_error() -> None:
+    options = session_options()
+    options.register_custom_ops_library(str(library_path()))
+    with pytest.raises(UsageError, match="already"):
+        InferenceSession(conv_model(make_case(channels=64, out_channels=64)), options)
+
+
+def test_plain_onnxruntime_can_use_the_library() -> None:
+    case = make_case(channels=64, out_channels=64)
+    options = session_options()
+    options.register_custom_ops_library(str(binarize.runtime.library_path()))
+    session = onnxruntime.InferenceSession(conv_model(case), options)
+    np.testing.assert_array_equal(session.run(["y"], feeds(case))[0], case.expected()[0])
+
+
+def test_missing_files_and_wrong_arguments_are_usage_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        InferenceSession(tmp_path / "nothing.onnx")
+    with pytest.raises(UsageError, match="is a directory"):
+        InferenceSession(str(tmp_path))
+    with pytest.raises(UsageError, match="not int"):
+        InferenceSession(3)  # type: ignore[arg-type]
+
+
+def test_a_model_is_read_from_a_path(tmp_path: Path) -> None:
+    case = make_case(channels=64, out_channels=64)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(conv_model(case))
+    for source in (path, str(path)):
+        assert InferenceSession(source).run(["y"], feeds(case))[0].shape == (1, 6, 7, 64)
+
+
+def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.17.3")
+    with pytest.raises(EnvironmentProblem, match=r"1\.17\.3 is too old"):
+        InferenceSession(conv_model(make_case(channels=64, out_channels=64)))
+
+
+def test_a_missing_library_is_an_environment_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("binarize.runtime.library._library_name", lambda: "libnothing.so")
+    with pytest.raises(EnvironmentProblem, match="not installed"):
+        InferenceSession(conv_model(make_case(channels=64, out_channels=64)))
+
+
+def test_threads_do_not_change_a_bit(isa: str) -> None:
+    case = make_case(channels=256, out_channels=192, size=(23, 19), link=True, residual=True, slope=True, shift=True)
+    one, two = run_kernel(case, isa, threads=1), run_kernel(case, isa, threads=2)
+    np.testing.assert_array_equal(one["y"], two["y"])
+    np.testing.assert_array_equal(one["next_bits"], two["next_bits"])
+
+
+def test_one_session_serves_threads_at_once() -> None:
+    """Kernels keep no state: concurrent runs of different shapes do not disturb each other."""
+    cases = [make_case(channels=128, out_channels=64, size=(n, 17), link=True, residual=True, seed=1) for n in (5, 16)]
+    session = InferenceSession(conv_model(cases[0]), session_options(2))
+    fed = [feeds(case) for case in cases]
+    expected = []
+    for case in cases:  # the constants are those of the first case
+        values = {**case.values, **{n: a for n, a in cases[0].values.items() if n not in feeds(case)}}
+        expected.append(Case(case.conv, values).expected()[0])
+    failures: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(60):
+            if not np.array_equal(session.run(["y"], fed[index])[0], expected[index]):
+                failures.append(index)
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def shape_of_outputs(case: Case, bits_shape: list) -> list[list]:
+    """Output shapes ONNX Runtime knows before it runs."""
+    model = onnx.load_from_string(conv_model(case))
+    info = next(i for i in model.graph.input if i.name == "bits")
+    info.CopyFrom(helper.make_tensor_value_info("bits", TensorProto.UINT64, bits_shape))
+    session = InferenceSession(model.SerializeToString(), session_options())
+    return [output.shape for output in session.get_outputs()]
+
+
+def test_shape_inference_keeps_symbols() -> None:
+    same = make_case(channels=64, out_channels=70)
+    assert shape_of_outputs(same, ["N", "H", "W", 1]) == [["N", "H", "W", 70], ["N", "H", "W", 2]]
+    strided = make_case(channels=64, out_channels=70, strides=(2, 2))
+    assert shape_of_outputs(strided, ["N", 56, 57, 1]) == [["N", 28, 29, 70], ["N", 28, 29, 2]]
+    assert shape_of_outputs(strided, ["N", "H", "W", 1])[0] == ["N", "ceil(H/2)", "ceil(W/2)", 70]
+    valid = make_case(channels=64, out_channels=8, pads=(0, 0, 0, 0))
+    assert shape_of_outputs(valid, [1, 9, 8, 1])[0] == [1, 7, 6, 8]
+    assert shape_of_outputs(valid, [1, "H", "W", 1])[0] == [1, "(H-2)", "(W-2)", 8]
+    assert all(not isinstance(d, int) or d > 0 for d in shape_of_outputs(valid, [None] * 4)[0])
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_residual_written_in_place_is_correct(symbolic: bool) -> None:
+    """The residual is a computed value without another reader, so y may take its memory."""
+    case = make_case(channels=64, out_channels=64, size=(20, 20), link=True, residual=True, slope=True, outputs=("y",))
+    model = onnx.load_from_string(conv_model(case))
+    node = model.graph.node[0]
+    node.input[6] = "computed"
+    doubled = helper.make_node("Mul", ["residual", "two"], ["computed"])
+    model.graph.node.insert(0, doubled)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, dtype=np.float32), "two"))
+    if not symbolic:
+        for info in model.graph.input:
+            info.CopyFrom(
+                helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, case.values[info.name].shape)
+            )
+    expected = Case(case.conv, {**case.values, "residual": 2 * case.values["residual"]}).expected()[0]
+    for threads in (1, 2):
+        session = InferenceSession(model.SerializeToString(), session_options(threads))
+        for _ in range(3):
+            np.testing.assert_array_equal(session.run(["y"], feeds(case))[0], expected)
+
+
+def test_residual_that_is_also_the_link_is_not_overwritten_early() -> None:
+    """Link and residual are one tensor: its second reader keeps y from taking its memory."""
+    case = make_case(channels=64, out_channels=64, size=(20, 20), strides=(1, 1), link=True, outputs=("y",))
+    node = conv_node(case)
+    node.input[4] = node.input[6] = "computed"
+    model = onnx.load_from_string(conv_model(case))
+    model.graph.node[0].CopyFrom(node)
+    model.graph.node.insert(0, helper.make_node("Neg", ["link"], ["computed"]))
+    expected = Case(case.conv, {**case.values, "link": -case.values["link"], "residual": -case.values["link"]})
+    session = InferenceSession(model.SerializeToString(), session_options(2))
+    np.testing.assert_array_equal(session.run(["y"], feeds(case))[0], expected.expected()[0])
+
+
+def test_a_chain_of_layers_passes_bits_on() -> None:
+    """Pack, then two convs of which the second reads the bits the first one wrote."""
+    first = make_case(channels=64, out_channels=96, outputs=("next_bits",), seed=1)
+    second = make_case(channels=96, out_channels=40, outputs=("y",), seed=2)
+    model = onnx.load_from_string(conv_model(first))
+    node = conv_node(second)
+    renamed = {"bits": "next_bits", **{n: f"second_{n}" for n in second.values if n != "bits"}}
+    for index, name in enumerate(node.input):
+        node.input[index] = renamed[name]
+    node.name = "second"
+    model.graph.node.append(node)
+    for name, value in second.values.items():
+        if name != "bits":
+            model.graph.initializer.append(numpy_helper.from_array(value, f"second_{name}"))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4))
+    got = InferenceSession(model.SerializeToString(), session_options(2)).run(None, feeds(first))[0]
+    expected = Case(second.conv, {**second.values, "bits": first.expected()[1]}).expected()[0]
+    np.testing.assert_array_equal(got, expected)

@@ -1,0 +1,198 @@
+"""Broken models and inputs give errors that name operator, node and reason, and never a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy_reference import Conv
+from onnx import helper
+from op_models import ZERO_MAP, Case, conv_model, feeds, make_case, model_bytes, session_options, tensor_type
+
+from binarize.errors import UnsupportedModelError
+from binarize.runtime import InferenceSession
+
+
+def ordinary() -> Case:
+    return make_case(channels=64, out_channels=32, link=True, residual=True)
+
+
+def refuse(model: bytes, *words: str) -> None:
+    """The session is refused, and the message has the node's name and all `words`."""
+    with pytest.raises(UnsupportedModelError) as refusal:
+        InferenceSession(model, session_options())
+    for word in ("conv_under_test", *words):
+        assert word in str(refusal.value)
+
+
+ATTRIBUTES: dict[str, tuple[dict[str, Any], str]] = {
+    "no channels": ({"channels": None}, "channels"),
+    "zero channels": ({"channels": 0}, "channels"),
+    "negative channels": ({"channels": -64}, "channels"),
+    "channels of another weight": ({"channels": 65}, "weight"),
+    "enormous channels": ({"channels": 2**62}, "channels"),
+    "channels as text": ({"channels": "64"}, "channels"),
+    "zero group": ({"group": 0}, "group"),
+    "negative group": ({"group": -1}, "group"),
+    "group that does not divide": ({"group": 3}, "group"),
+    "enormous group": ({"group": 2**62}, "group"),
+    "zero stride": ({"strides": [0, 1]}, "strides"),
+    "negative stride": ({"strides": [1, -1]}, "strides"),
+    "one stride": ({"strides": [1]}, "strides"),
+    "three strides": ({"strides": [1, 1, 1]}, "strides"),
+    "enormous stride": ({"strides": [2**62, 1]}, "strides"),
+    "negative pad": ({"pads": [-1, 0, 0, 0]}, "pads"),
+    "two pads": ({"pads": [1, 1]}, "pads"),
+    "enormous pad": ({"pads": [0, 0, 0, 2**62]}, "pads"),
+    "zero dilation": ({"dilations": [1, 0]}, "dilations"),
+    "enormous dilation": ({"dilations": [2**61, 2**61]}, "dilations"),
+}
+
+
+@pytest.mark.parametrize(("change", "word"), ATTRIBUTES.values(), ids=ATTRIBUTES.keys())
+def test_wrong_attributes_are_refused(change: dict[str, Any], word: str) -> None:
+    refuse(conv_model(ordinary(), **change), "BinaryConv2d", word)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.ones(shape, dtype=np.float32)
+
+
+CONSTANTS: dict[str, tuple[str, np.ndarray]] = {
+    "weight of rank 3": ("weight", np.zeros((32, 3, 3), dtype=np.uint64)),
+    "weight of too many words": ("weight", np.zeros((32, 3, 3, 2), dtype=np.uint64)),
+    "weight without rows": ("weight", np.zeros((0, 3, 3, 1), dtype=np.uint64)),
+    "weight without taps": ("weight", np.zeros((32, 0, 3, 1), dtype=np.uint64)),
+    "scale of another length": ("scale", floats(31)),
+    "scale of rank 2": ("scale", floats(1, 32)),
+    "empty scale": ("scale", floats(0)),
+    "bias of another length": ("bias", floats(64)),
+    "gamma as a scalar": ("gamma", floats()),
+    "slope of another length": ("slope", floats(2)),
+    "shift of another length": ("shift", floats(33)),
+    "threshold of another length": ("next_threshold", floats(16)),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), CONSTANTS.values(), ids=CONSTANTS.keys())
+def test_wrong_constants_are_refused(name: str, value: np.ndarray) -> None:
+    case = ordinary()
+    refuse(conv_model(Case(case.conv, {**case.values, name: value})), "BinaryConv2d", name.split("_")[0])
+
+
+def test_wrong_element_type_is_refused() -> None:
+    case = ordinary()
+    with pytest.raises(UnsupportedModelError):
+        InferenceSession(conv_model(Case(case.conv, {**case.values, "scale": np.ones(32)})), session_options())
+
+
+@pytest.mark.parametrize("name", ["weight", "scale", "bias", "gamma", "slope", "shift", "next_threshold"])
+def test_parameters_must_be_constant(name: str) -> None:
+    case = ordinary()
+    model = onnx.load_from_string(conv_model(case))
+    kept = [i for i in model.graph.initializer if i.name != name]
+    value = case.values[name]
+    model.graph.input.append(helper.make_tensor_value_info(name, tensor_type(value), value.shape))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    refuse(model.SerializeToString(), name, "constant")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_truncated_initializer_is_refused(share: float) -> None:
+    model = onnx.load_from_string(conv_model(ordinary()))
+    weight = next(i for i in model.graph.initializer if i.name == "weight")
+    weight.raw_data = weight.raw_data[: int(len(weight.raw_data) * share)]
+    with pytest.raises(UnsupportedModelError):
+        InferenceSession(model.SerializeToString(), session_options())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_file_is_refused(share: float) -> None:
+    model = conv_model(ordinary())
+    with pytest.raises(UnsupportedModelError):
+        InferenceSession(model[: int(len(model) * share)], session_options())
+
+
+INPUTS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
+    "bits of another number of words": ({"bits": (1, 6, 7, 2)}, "bits"),
+    "empty map": ({"bits": (1, 0, 7, 1)}, "empty map"),
+    "link of another size": ({"link": (1, 6, 6, 64)}, "link"),
+    "link of other channels": ({"link": (1, 6, 7, 63)}, "link"),
+    "link of another batch": ({"link": (2, 6, 7, 64)}, "link"),
+    "residual of another size": ({"residual": (1, 5, 7, 32)}, "residual"),
+    "residual of one channel": ({"residual": (1, 6, 7, 1)}, "residual"),
+}
+
+
+@pytest.mark.parametrize(("shapes", "word"), INPUTS.values(), ids=INPUTS.keys())
+def test_wrong_input_shapes_fail_the_run(shapes: dict[str, tuple[int, ...]], word: str) -> None:
+    case = ordinary()
+    session = InferenceSession(conv_model(case), session_options())
+    wrong = {n: np.zeros(shapes.get(n, a.shape), dtype=a.dtype) for n, a in feeds(case).items()}
+    with pytest.raises(Exception, match=f"(?s)conv_under_test.*{word}"):
+        session.run(None, wrong)
+    session.run(None, feeds(case))  # and the session is still good
+
+
+def test_a_kernel_larger_than_the_map_fails_the_run() -> None:
+    case = make_case(channels=64, out_channels=8, kernel=(3, 3), pads=(0,) * 4)
+    session = InferenceSession(conv_model(case), session_options())
+    with pytest.raises(Exception, match="does not fit"):
+        session.run(None, {"bits": np.zeros((1, 2, 7, 1), dtype=np.uint64)})
+
+
+def test_pack_refuses_a_wrong_threshold_and_rank() -> None:
+    node = helper.make_node("Pack", ["x", "t"], ["bits"], name="conv_under_test", domain="ai.binarize")
+    x, t = np.zeros((1, 2, 2, 8), dtype=np.float32), np.zeros(7, dtype=np.float32)
+    model = model_bytes([node], {"x": x, "t": t}, {}, {"bits": onnx.TensorProto.UINT64})
+    session = InferenceSession(model, session_options())
+    with pytest.raises(Exception, match=r"(?s)ai.binarize.Pack node 'conv_under_test'.*threshold"):
+        session.run(None, {"x": x, "t": t})
+
+
+huge = st.one_of(st.integers(-2, 3), st.sampled_from([2**20, 2**20 + 1, 2**31, 2**32, 2**62, -(2**63), 2**63 - 1]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    channels=huge,
+    group=huge,
+    strides=st.lists(huge, max_size=3),
+    pads=st.lists(huge, max_size=5),
+    dilations=st.lists(huge, max_size=3),
+    weight=st.tuples(*[st.integers(0, 3)] * 4),
+)
+def test_random_attributes_never_crash(
+    channels: int, group: int, strides: list, pads: list, dilations: list, weight: tuple[int, ...]
+) -> None:
+    """Whatever the file says, there is a session or one of our errors; a run gives a result or an error."""
+    bits = np.zeros((1, 4, 4, 1), dtype=np.uint64)
+    one = np.ones(1, dtype=np.float32)
+    values = dict.fromkeys(["scale", "bias", "gamma", "slope", "shift", "next_threshold"], one)
+    values |= {
+        "bits": bits,
+        "weight": np.zeros(weight, dtype=np.uint64),
+        "link": ZERO_MAP,
+        "residual": ZERO_MAP,
+    }
+    case = Case(Conv(64), values)
+    too_large = any(4 < abs(v) <= 2**20 for v in pads)  # legal, but gigabytes of output
+    attributes = {
+        "strides": strides or None,
+        "pads": None if too_large else pads or None,
+        "dilations": dilations or None,
+    }
+    model = conv_model(case, channels=channels, group=group, **attributes)
+    try:
+        session = InferenceSession(model, session_options())
+    except UnsupportedModelError:
+        return
+    try:
+        session.run(None, {"bits": bits})
+    except Exception as error:
+        assert "conv_under_test" in str(error)

@@ -1,0 +1,166 @@
+"""The operators of `ai.binarize` in NumPy: the readable specification (docs/ops.md), slow and obvious.
+
+Sign tensors hold +1 and -1 as integers. Accumulators are exact integers. Floats are rounded to float32 after
+every step the specification names, so results agree with the kernels bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Float = np.ndarray
+Bits = np.ndarray
+
+
+def pack_bits(positive: np.ndarray) -> Bits:
+    """Booleans `[..., C]` to words `[..., ceil(C/64)]` uint64: channel c is bit c % 64 of word c / 64."""
+    channels = positive.shape[-1]
+    words = -(-channels // 64)
+    padded = np.zeros((*positive.shape[:-1], words * 64), dtype=np.uint64)
+    padded[..., :channels] = positive
+    weights = np.uint64(1) << np.arange(64, dtype=np.uint64)
+    return (padded.reshape(*positive.shape[:-1], words, 64) * weights).sum(axis=-1, dtype=np.uint64)
+
+
+def unpack_signs(bits: Bits, channels: int) -> np.ndarray:
+    """Words `[..., ceil(C/64)]` to signs `[..., C]` int32."""
+    ones = (bits[..., :, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    flat = ones.reshape(*bits.shape[:-1], -1)[..., :channels]
+    return flat.astype(np.int32) * 2 - 1
+
+
+def pack(x: Float, threshold: Float) -> Bits:
+    """`bit = 1 if x > threshold else 0`; x `[N, H, W, C]`, threshold `[C]` or `[1]`."""
+    return pack_bits(x > threshold)
+
+
+def pack_weight(weight: np.ndarray, group: int) -> Bits:
+    """Signs `[O, C/group, kh, kw]` (torch's layout) to the neutral layout `[O/group, kh, kw, ceil(C/64)]`."""
+    out_channels, in_per_group, kh, kw = weight.shape
+    rows = out_channels // group
+    signs = weight.reshape(group, rows, in_per_group, kh, kw)  # output channel g * rows + j
+    by_row = signs.transpose(1, 3, 4, 0, 2).reshape(rows, kh, kw, group * in_per_group)
+    return pack_bits(by_row > 0)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Attributes of one BinaryConv2d; pads are top, left, bottom, right."""
+
+    channels: int
+    group: int = 1
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+
+    def extent(self, size: int, kernel: int, axis: int) -> int:
+        """Output rows (axis 0) or columns (axis 1)."""
+        room = size + self.pads[axis] + self.pads[axis + 2] - self.dilations[axis] * (kernel - 1) - 1
+        return room // self.strides[axis] + 1 if room >= 0 else 0
+
+    def link_offset(self, kernel: int, axis: int) -> int:
+        """First row or column of the link window of output 0: `ceil((d (k-1) - (s-1) - 2 p) / 2)`."""
+        doubled = self.dilations[axis] * (kernel - 1) - (self.strides[axis] - 1) - 2 * self.pads[axis]
+        return -(-doubled // 2)
+
+
+def accumulate(bits: Bits, weight: Bits, conv: Conv) -> np.ndarray:
+    """Exact accumulators `[N, Ho, Wo, O]`, int64; a tap in the padding contributes 0."""
+    n, h, w, _ = bits.shape
+    rows, kh, kw, _ = weight.shape
+    out_h, out_w = conv.extent(h, kh, 0), conv.extent(w, kw, 1)
+    top, left, bottom, right = conv.pads
+    signs = np.zeros((n, h + top + bottom, w + left + right, conv.channels), dtype=np.int64)
+    signs[:, top : top + h, left : left + w] = unpack_signs(bits, conv.channels)
+    weights = unpack_signs(weight, conv.channels).astype(np.int64)
+    result = np.zeros((n, out_h, out_w, conv.group, rows), dtype=np.int64)
+    for r in range(kh):
+        for c in range(kw):
+            first_row, first_column = r * conv.dilations[0], c * conv.dilations[1]
+            tap = signs[
+                :,
+                first_row : first_row + (out_h - 1) * conv.strides[0] + 1 : conv.strides[0],
+                first_column : first_column + (out_w - 1) * conv.strides[1] + 1 : conv.strides[1],
+            ].reshape(n, out_h, out_w, conv.group, -1)
+            result += np.einsum("nhwgc,jgc->nhwgj", tap, weights[:, r, c].reshape(rows, conv.group, -1))
+    return result.reshape(n, out_h, out_w, -1)
+
+
+def elastic_link(link: Float, out_channels: int, kernel: tuple[int, int], conv: Conv) -> Float:
+    """`EL(link)` `[N, Ho, Wo, O]`: mean over the stride's window; identity, expand or squeeze per group."""
+    n, h, w, channels = link.shape
+    out_h, out_w = conv.extent(h, kernel[0], 0), conv.extent(w, kernel[1], 1)
+    inputs, outputs = channels // conv.group, out_channels // conv.group
+    result = np.zeros((n, out_h, out_w, out_channels), dtype=np.float32)
+    for i in range(out_h):
+        rows = _window(i, conv.strides[0], conv.link_offset(kernel[0], 0), h)
+        for k in range(out_w):
+            columns = _window(k, conv.strides[1], conv.link_offset(kernel[1], 1), w)
+            if not len(rows) or not len(columns):
+                continue
+            for o in range(out_channels):
+                group, j = divmod(o, outputs)
+                sources = [j % inputs] if outputs >= inputs else list(range(j, inputs, outputs))
+                total = np.zeros(n, dtype=np.float32)
+                for row in rows:
+                    for column in columns:
+                        for source in sources:
+                            total = total + link[:, row, column, group * inputs + source]
+                result[:, i, k, o] = total * (np.float32(1) / np.float32(len(rows) * len(columns)))
+    return result
+
+
+def _window(index: int, stride: int, offset: int, size: int) -> range:
+    first = index * stride + offset
+    return range(max(first, 0), max(min(first + stride, size), max(first, 0)))
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> Float:
+    """`a * b + c` of float32 values, rounded once.
+
+    The product of two float32 is exact in float64. The float64 sum is made odd where it is inexact, which
+    keeps the second rounding, to float32, from going wrong (Boldo and Melquiond, "Emulation of FMA and
+    correctly rounded sums", 2008).
+    """
+    product = np.asarray(a, dtype=np.float64) * np.asarray(b, dtype=np.float64)
+    addend = np.asarray(c, dtype=np.float64)
+    total = product + addend
+    virtual = total - product
+    error = (product - (total - virtual)) + (addend - virtual)
+    as_bits = total.view(np.int64)
+    inexact = np.isfinite(total) & (error != 0) & (as_bits & 1 == 0)
+    toward = np.where((error > 0) == (total > 0), 1, -1)
+    return np.where(inexact, as_bits + toward, as_bits).view(np.float64).astype(np.float32)
+
+
+def binary_conv2d(
+    bits: Bits,
+    weight: Bits,
+    conv: Conv,
+    *,
+    scale: Float,
+    bias: Float,
+    link: Float | None = None,
+    gamma: Float | None = None,
+    residual: Float | None = None,
+    slope: Float | None = None,
+    shift: Float | None = None,
+    next_threshold: Float | None = None,
+) -> tuple[Float, Bits]:
+    """`(y, next_bits)` of docs/ops.md; parameters are float32 `[O]` or `[1]`, None means neutral."""
+    accumulators = accumulate(bits, weight, conv)
+    out_channels = accumulators.shape[-1]
+    full = np.broadcast_to
+    t = fma(accumulators.astype(np.float32), full(scale, accumulators.shape), full(bias, accumulators.shape))
+    if link is not None and gamma is not None:
+        t = fma(full(gamma, t.shape), elastic_link(link, out_channels, weight.shape[1:3], conv), t)
+    if residual is not None:
+        t = t + residual
+    if slope is not None:
+        t = np.where(t > 0, t, slope * t)
+    if shift is not None:
+        t = t + shift
+    threshold = np.zeros(1, dtype=np.float32) if next_threshold is None else next_threshold
+    return t, pack_bits(t > threshold)
