@@ -26,8 +26,6 @@ from binarize.report import Report
 from binarize.surgery import binarize_model, default_example_inputs, plan_model, report_of
 
 InputSize = tuple[int, int, int]
-SMALL_IMAGE = 64
-"""Data whose images are at most this many pixels wide and high decide the input size themselves."""
 PROOF_IMAGES = 8
 """How many images the proof of equality looks at."""
 
@@ -258,7 +256,10 @@ def distill(
         run: folder for checkpoints and the history.
         input_size: (C, H, W); by default the data's own if its images are small, else 224 x 224.
     """
-    inputs = default_example_inputs(teacher, input_size or _small_size(train_set, teacher))
+    from binarize.training.data import own_size
+
+    channels = default_example_inputs(teacher)[0].shape[1]
+    inputs = default_example_inputs(teacher, input_size or own_size(train_set, channels))
     results = _adapt(teacher, train_set, val_set, config, inputs, run, progress)
     module = binarize_model(teacher, inputs, config)
     report = report_of(module)
@@ -324,13 +325,6 @@ def _dataset(data: Any, split: str) -> Any:
     if not isinstance(data, str | Path):
         return data
     return open_dataset(data, split=split if split in available_splits(data) else None)
-
-
-def _small_size(dataset: Any, model: nn.Module) -> InputSize | None:
-    """The data's own image size if its images are small, so that CIFAR nets need no --input-size."""
-    _, height, width = dataset.image(0).shape
-    channels = default_example_inputs(model)[0].shape[1]
-    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else None
 
 
 def _some_images(dataset: Any, module: GraphModule, config: Config) -> tuple[Tensor, ...]:

@@ -15,9 +15,12 @@ from binarize.errors import UsageError
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
+    "training.epochs": (0, 1e6),
+    "training.float_epochs": (0, 1e6),
     "training.activation_share": (0, 1),
     "training.batch_size": (1, 1 << 20),
     "training.calibration_images": (1, 1 << 24),
+    "training.bn_images": (0, 1 << 24),
     "training.warmup": (0, 1),
     "training.temperature": (1e-3, 1e3),
     "training.holdout": (0, 0.9),
@@ -27,8 +30,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
 }
 """Ranges, both ends included, of the numbers that have narrower ones than `_ANY_NUMBER`."""
 
-_ANY_NUMBER = (0, 1e9)
-"""Nothing here has a meaning below 0 or beyond this."""
+_ANY_NUMBER = (0, 1e38)
+"""No number here has a meaning below 0; beyond this, float32 ends."""
 
 _EXAMPLES = {
     bool: "true or false",

@@ -84,7 +84,7 @@ def _module(
     from binarize.config import Config
     from binarize.loading import load_model
     from binarize.surgery import default_example_inputs
-    from binarize.training.data import check_classes
+    from binarize.training.data import check_classes, own_size
 
     if is_binary_file(file):
         binary: Any = load_binary(file, arch)
@@ -97,7 +97,7 @@ def _module(
     if loaded.num_classes is not None:
         check_classes(dataset, loaded.num_classes)
     channels = default_example_inputs(loaded.module)[0].shape[1]
-    shape = options.example_size(size, dataset, channels) or (channels, 224, 224)
+    shape = size or own_size(dataset, channels) or (channels, 224, 224)
     batches = _batches(dataset, shape, _config(None, changes, str(file)))
     return module_accuracy("float", loaded.module, batches, len(dataset), output.progress)
 

@@ -40,7 +40,7 @@ def finetune(
 ) -> None:
     """Binarize a float model and fine-tune it on --data with itself as teacher; write a .pt for `export`.
 
-    A checkpoint lies beside the output; the same command again goes on from it.
+    Checkpoints lie in a folder FILE.run beside the output; the same command again goes on from them.
     """
     size = options.parse_size(input_size)
     settled = options.settle(

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from binarize.config import Config
     from binarize.training.data import ImageDataset
 
-SMALL_IMAGE = 64
 
 ModelArgument = Annotated[
     Path,
@@ -128,16 +127,6 @@ def held_out(data: Path, val: Path | None) -> ImageDataset | None:
         return None
     path = val or data
     return open_dataset(path, split="val" if "val" in available_splits(path) else None)
-
-
-def example_size(
-    size: tuple[int, int, int] | None, dataset: ImageDataset, channels: int
-) -> tuple[int, int, int] | None:
-    """The given size, else the data's own if its images are at most 64 pixels wide and high, else None."""
-    if size is not None:
-        return size
-    _, height, width = dataset.image(0).shape
-    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else None
 
 
 def everything(data: Path) -> ImageDataset:

@@ -67,6 +67,7 @@ def _is_residual_join(node: Node) -> bool:
     return (
         calls_function(node, ADD_TARGETS)
         and len(operands) == 2
+        and not node.kwargs  # alpha=...
         and len(shape_of(operands[0]) or ()) == 4
         and shape_of(operands[0]) == shape_of(operands[1])
     )

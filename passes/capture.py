@@ -91,11 +91,15 @@ def _untraceable(model: nn.Module, path: str, error: Exception) -> UnsupportedMo
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     return UnsupportedModelError(
-        f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {str(error).splitlines()[0]}",
+        f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {_first_line(error)}",
         layer=path or None,
         hint="data-dependent control flow must move out of the part that is converted; "
         "convert a submodule (the backbone, say) with binarize.apply instead",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _drop_in_place(graph: Graph) -> None:
@@ -125,6 +129,6 @@ def record_shapes(graph_module: GraphModule, example_inputs: tuple[Tensor, ...])
     except Exception as error:
         shapes = ", ".join(str(list(x.shape)) for x in example_inputs)
         raise UsageError(
-            f"the model does not run on example inputs of shape {shapes}: {str(error).splitlines()[0]}",
+            f"the model does not run on example inputs of shape {shapes}: {_first_line(error)}",
             hint="pass the right size: example_inputs=..., or --input-size C,H,W",
         ) from error

@@ -14,7 +14,10 @@ from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import add_module, calls_module, insert_module_call
 
 SUFFIX = "_bn"
-"""What an inserted batch norm's path adds to its conv's."""
+"""What an inserted batch norm's path adds to its conv's; a model's own may end alike."""
+
+MARK = "inserted_after"
+"""Attribute of an inserted batch norm: its conv's path."""
 
 
 class InsertBatchNorm:
@@ -32,6 +35,7 @@ class InsertBatchNorm:
                 assert isinstance(conv, BinaryConv2d)
                 like = conv.weight
                 norm = nn.BatchNorm2d(conv.out_channels, device=like.device, dtype=like.dtype).train(conv.training)
+                setattr(norm, MARK, path)
                 inserted[path] = add_module(graph_module, path + SUFFIX, norm)
             call = insert_module_call(graph_module, node, inserted[path], node)
             node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)

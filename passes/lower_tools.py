@@ -97,7 +97,7 @@ def is_permute(node: Any, dims: list[int]) -> bool:
 
 def is_item(node: Node, index: int) -> bool:
     """Whether `node` takes output `index` of a packed conv."""
-    return node.target is operator.getitem and node.args[1] == index
+    return node.target is operator.getitem and bool(node.args[1] == index)
 
 
 def item_of(conv: Node, index: int) -> Node | None:

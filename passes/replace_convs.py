@@ -15,9 +15,11 @@ class ReplaceConvs:
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         surgery = context.config.surgery
-        paths = {path for _, path in binarized_convs(graph_module, context)}
+        calls = binarized_convs(graph_module, context)
+        for node, _ in calls:
+            node.args, node.kwargs = (node.all_input_nodes[0],), {}  # whatever the call named its argument
         changed = 0
-        for path in paths:
+        for path in {path for _, path in calls}:
             conv = graph_module.get_submodule(path)
             assert isinstance(conv, nn.Conv2d)
             if isinstance(conv, BinaryConv2d):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.nn import BinaryConv2d
-from binarize.passes.insert_batch_norm import SUFFIX as INSERTED_BN
+from binarize.passes.insert_batch_norm import MARK as INSERTED_AFTER
 
 
 @torch.no_grad()
@@ -32,9 +32,9 @@ def _set_median(conv: BinaryConv2d, x: Tensor) -> None:
 def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tensor) -> None:
     """Inserted batch norm of conv `p`: weight and bias become the std and mean of float conv `p`'s output."""
     inserted = {
-        name.removesuffix(INSERTED_BN): norm
-        for name, norm in module.named_modules()
-        if name.endswith(INSERTED_BN) and isinstance(norm, nn.BatchNorm2d)
+        str(getattr(norm, INSERTED_AFTER)): norm
+        for norm in module.modules()
+        if isinstance(norm, nn.BatchNorm2d) and hasattr(norm, INSERTED_AFTER)
     }
     floats = dict(teacher.named_modules())
 

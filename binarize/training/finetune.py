@@ -21,7 +21,7 @@ from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import ImageDataset, check_classes, make_loader, split_train_val
 from binarize.training.evaluate import evaluate, logits_of
 from binarize.training.stages import Stage, binary_stages, float_stages
-from binarize.training.trainer import Trainer, place
+from binarize.training.trainer import Trainer
 
 _FLOAT_KEYS = [
     "float_epochs",
@@ -139,14 +139,12 @@ def finetune(
             layer=val_set.source,
             hint="labels count classes in order, so both need the same class folders or names",
         )
-    with torch.no_grad():
-        calibration = torch.cat(feed.images(config.training.calibration_images))
+    stages, guide = binary_stages(config.training), _frozen(teacher)
     fingerprint = _fingerprint(module, feed, "binary")
-    calibrate(module, teacher, calibration, threshold=config.surgery.threshold)
+    trainer = _trainer(module, stages, feed, val_set, checkpoint, fingerprint, progress, teacher=guide)
+    calibration = torch.cat(feed.images(config.training.calibration_images))
+    calibrate(module, guide, calibration, threshold=config.surgery.threshold)
     untrained = _scores(module, feed, val_set, progress)
-    trainer = _trainer(module, binary_stages(config.training), feed, val_set, checkpoint, fingerprint, progress)
-    if trainer.teacher is None and config.training.distillation > 0:
-        trainer.teacher = place(_frozen(teacher), trainer.device)
     history = trainer.run()
     results = _finish_batch_norm(module, feed, replace(feed, dataset=holdout)) if holdout is not None else {}
     if val_set is not None:
@@ -199,6 +197,7 @@ def _trainer(
     checkpoint: Path | None,
     fingerprint: str,
     progress: Listener,
+    teacher: nn.Module | None = None,
 ) -> Trainer:
     def score(trained: nn.Module) -> dict[str, float]:
         return _scores(trained, feed, val_set, silent)
@@ -209,6 +208,7 @@ def _trainer(
         feed.train_batches,
         feed.steps_per_epoch,
         feed.config.training,
+        teacher=teacher,
         evaluate=score if val_set is not None else None,
         checkpoint=checkpoint,
         fingerprint=fingerprint,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.config import TrainingConfig
-from binarize.errors import BinarizeError, UsageError
+from binarize.errors import BinarizeError, EnvironmentProblem, UsageError
 from binarize.nn import BinaryConv2d
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.training.checkpoint import load_checkpoint, save_checkpoint
@@ -182,9 +184,17 @@ class Trainer:
         return value, int((logits.detach().argmax(1) == labels).sum())
 
     def _compiles(self) -> bool:
-        if self.config.compile != "auto":
-            return self.config.compile == "on"
-        return sum(self.steps) * self.config.batch_size > COMPILE_AFTER_IMAGES
+        """Whether to `torch.compile`: worth it, and on a CPU possible only with a C++ compiler."""
+        compiler = os.environ.get("CXX", "g++")
+        possible = self.device.type != "cpu" or shutil.which(compiler) is not None
+        if self.config.compile == "on" and not possible:
+            raise EnvironmentProblem(
+                f"training.compile = 'on' needs the C++ compiler {compiler!r}, which is not there",
+                hint="install one, or --set training.compile=off (slower training)",
+            )
+        if self.config.compile == "auto":
+            return possible and sum(self.steps) * self.config.batch_size > COMPILE_AFTER_IMAGES
+        return self.config.compile == "on"
 
     def _report(self, stage: Stage, meter: Meter, steps: int) -> None:
         all_steps = sum(self.steps)

@@ -94,9 +94,9 @@ def test_finetune_then_export_then_eval_agree(cli: Cli, workshop: Workshop, fine
 def test_finetune_tells_what_to_do_next(cli: Cli, workshop: Workshop, finetuned: Path) -> None:
     ran = cli("finetune", workshop.model, "--out", finetuned, "--json", *workshop.options())
     document = ran.document
-    assert {"out", "checkpoint", "next", "report"} <= document.keys()
+    assert {"out", "run", "next", "report"} <= document.keys()
     assert document["next"] == f"binarize export {finetuned} --out {finetuned.with_suffix('.onnx')}"
-    assert Path(document["checkpoint"]).exists()
+    assert (Path(document["run"]) / "binary.ckpt").exists()
     assert len(document["report"]["results"]["training"]["history"]) == 2
 
 
@@ -105,7 +105,7 @@ def test_finetune_can_adapt_the_float_model_first(cli: Cli, workshop: Workshop, 
     ran = cli("finetune", workshop.model, "--out", tmp_path / "a.pt", *workshop.options(epochs=1), *adapt)
     assert ran.code == 0, ran.err
     assert "training (float) 100%" in ran.err and "training (binary) 100%" in ran.err
-    assert (tmp_path / "a.float.ckpt").exists()
+    assert (tmp_path / "a.run" / "float.ckpt").exists()
 
 
 def test_data_without_a_held_out_split_gets_a_warning(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:

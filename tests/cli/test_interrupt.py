@@ -53,7 +53,7 @@ def test_an_interrupted_run_goes_on(
     assert ran.document["error"] == "Interrupted" and "same command" in ran.document["hint"]
     assert "Traceback" not in ran.err
     assert not out.exists()
-    checkpoint = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "stopped.run" / "binary.ckpt", weights_only=True)
     assert checkpoint["clock"]["total_steps"] == 7
     assert not list(tmp_path.glob("*.partial"))
 

@@ -291,6 +291,7 @@ def test_batches_depend_on_seed_epoch_and_index_alone(size: int) -> None:
     assert not same(whole, batches(dataset, seed=6, **options))
     if size > 64:
         assert same(whole, batches(dataset, workers=2, **options))
+        assert torch.equal(state, torch.get_rng_state())
 
 
 def test_skipped_batches_are_not_decoded(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Images with labels from folders, parquet or memory, as normalised batches that never vary between runs."""
 
 from binarize.training.data.augment import Augment
-from binarize.training.data.batches import SMALL_IMAGE, Loader, make_loader
+from binarize.training.data.batches import Loader, make_loader
 from binarize.training.data.dataset import (
     MAX_CACHE_BYTES,
+    SMALL_IMAGE,
     ImageDataset,
     Subset,
     TensorImages,
     check_classes,
+    own_size,
     split_train_val,
 )
 from binarize.training.data.folder import FolderImages
@@ -28,5 +30,6 @@ __all__ = [
     "check_classes",
     "make_loader",
     "open_dataset",
+    "own_size",
     "split_train_val",
 ]

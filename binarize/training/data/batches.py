@@ -16,10 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from binarize.errors import UsageError
 from binarize.training.data.augment import Augment, crop_and_flip, normalisation, normalised, transform_for
-from binarize.training.data.dataset import ImageDataset
+from binarize.training.data.dataset import SMALL_IMAGE, ImageDataset
 from binarize.training.data.pixels import resized, with_channels
-
-SMALL_IMAGE = 64
 
 
 class Loader:
@@ -40,7 +38,9 @@ class Loader:
     def _outcomes(self) -> Iterator[tuple[Tensor, Tensor] | UsageError]:
         wanted = range(self._start, len(self._jobs))
         if self._workers > 0 and len(wanted) and not self._jobs.cached:
-            yield from DataLoader(self._jobs, batch_size=None, sampler=wanted, num_workers=self._workers)
+            # A generator of its own, or starting the workers would draw from the global one, which dropout uses.
+            own = torch.Generator()
+            yield from DataLoader(self._jobs, batch_size=None, sampler=wanted, num_workers=self._workers, generator=own)
         else:
             yield from (self._jobs[index] for index in wanted)
 

@@ -13,6 +13,8 @@ from binarize.errors import UsageError
 from binarize.training.data.pixels import resized, with_channels
 
 MAX_CACHE_BYTES = 2 << 30
+SMALL_IMAGE = 64
+"""Images at most this wide and high are small: kept decoded, augmented as whole batches, never resized to 224."""
 
 
 class ImageDataset(ABC):
@@ -146,3 +148,9 @@ def check_classes(dataset: ImageDataset, num_outputs: int) -> None:
             layer=dataset.source,
             hint="use the data that the model was trained on, or a model with a head for this data",
         )
+
+
+def own_size(dataset: ImageDataset, channels: int) -> tuple[int, int, int] | None:
+    """(channels, H, W) of the data's own images if they are small, so that CIFAR nets need no size told."""
+    _, height, width = dataset.image(0).shape
+    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else None

@@ -1,0 +1,80 @@
+"""Models that are unusual but legal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import binarize
+from binarize.errors import UnsupportedModelError
+from binarize.training.calibration import calibrate
+
+X = torch.randn(2, 3, 16, 16)
+
+
+class Net(nn.Module):
+    """Stem, a conv with a batch norm whose name surgery would give to one of its own, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.conv_bn, self.head = nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv_bn(self.conv(torch.relu(self.stem(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def test_calibration_leaves_the_models_own_batch_norms_alone() -> None:
+    model = Net().eval()
+    nn.init.uniform_(model.conv_bn.weight, 2, 3)
+    module = binarize.apply(model, X)
+    calibrate(module, model, X)
+    assert torch.equal(module.get_submodule("conv_bn").weight, model.conv_bn.weight)
+
+
+def test_an_inserted_batch_norm_gets_the_float_convs_statistics_whatever_its_name() -> None:
+    class Taken(Net):
+        def features(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv_bn(torch.relu(self.stem(x))))
+
+    model = Taken().eval()
+    module = binarize.apply(model, X)
+    calibrate(module, model, X)
+    expected = model.features(X).mean((0, 2, 3))
+    torch.testing.assert_close(module.get_submodule("conv_bn_2").bias, expected)
+
+
+def test_a_conv_may_be_called_by_keyword() -> None:
+    class Keyword(Net):
+        def features(self, x: Tensor) -> Tensor:
+            return self.conv_bn(self.conv(input=torch.relu(self.stem(input=x))))
+
+    torch.manual_seed(0)
+    model = Keyword().eval()
+    positional = Net().eval()
+    positional.load_state_dict(model.state_dict())
+    assert torch.equal(binarize.apply(model, X)(X), binarize.apply(positional, X)(X))
+
+
+def test_an_error_without_words_is_still_reported() -> None:
+    class Unfinished(Net):
+        def features(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            raise NotImplementedError
+
+    with pytest.raises(UnsupportedModelError, match="NotImplementedError"):
+        binarize.apply(Unfinished(), X)
+
+
+def test_a_weighted_shortcut_is_no_identity() -> None:
+    class Weighted(Net):
+        def features(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return torch.add(self.conv_bn(self.conv(x)), x, alpha=0.1)
+
+    module = binarize.apply(Weighted().eval(), X)
+    assert {d.residual for d in module.report.decisions} == {"none"}
