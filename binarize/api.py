@@ -72,7 +72,7 @@ def load(path: str | Path, arch: str | None = None, *, trust_pickle: bool = Fals
 def apply(
     model: nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...] | None = None,
-    recipe: str = "el",
+    recipe: str | None = None,
     config: Config | str | Path | None = None,
 ) -> GraphModule:
     """A trainable binary copy of `model`: every conv but the planned exceptions binary, Elastic Links inserted.
@@ -80,7 +80,7 @@ def apply(
     Args:
         model: the float CNN; it stays as it is.
         example_inputs: what `model` takes, batch first; by default two random images of 224 x 224.
-        recipe: name of a published system, see `binarize.recipes`.
+        recipe: name of a published system, see `binarize.recipes`; by default `config`'s own, or `el`.
         config: a `Config`, or a TOML file that goes on top of the recipe.
 
     Returns:

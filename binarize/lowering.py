@@ -49,14 +49,19 @@ def lower(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Lowered:
     Raises:
         UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
     """
-    module = copy.deepcopy(module).cpu().eval()
+    module = copy.deepcopy(module).cpu().float().eval()
     lower_layers(module)
-    example_inputs = tuple(x.detach().cpu() for x in example_inputs)
+    example_inputs = float_inputs(example_inputs)
     original = _functional(module, example_inputs)
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(Config()))
     fused.graph.eliminate_dead_code()
     fused.recompile()
     return Lowered(original, fused.eval(), done)
+
+
+def float_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`inputs` on the CPU and, where floating, in float32: what the kernels compute in."""
+    return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in inputs)
 
 
 def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...]:

@@ -46,6 +46,8 @@ def report_of(module: nn.Module) -> Report:
 def binarize_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config) -> GraphModule:
     """A binary copy of `model`, an fx `GraphModule` with the original's parameter names and a `.report`."""
     context = PassContext(config)
+    like = next(model.parameters(), torch.zeros(1))
+    example_inputs = tuple(x.to(like.device) for x in example_inputs)
     captured = capture(copy.deepcopy(model), example_inputs)
     module, done = run_passes(SURGERY_PASSES, captured, context)
     report = Report(type(model).__name__, config.to_dict(), list(context.decisions.values()), done)

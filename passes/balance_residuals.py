@@ -12,9 +12,11 @@ nine, and training does not start (measured: 29.6 % against 36-38 %). So, where 
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import networkx as nx
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
@@ -31,6 +33,9 @@ from binarize.passes.graph_tools import (
 )
 from binarize.passes.insert_elastic_links import is_linked
 
+_MOVES_MODULES = (nn.Identity, nn.Dropout, nn.AvgPool2d, nn.MaxPool2d, nn.ZeroPad2d)
+_MOVES_FUNCTIONS = {operator.getitem, F.pad, F.avg_pool2d, F.max_pool2d, F.dropout, "contiguous"}
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -43,6 +48,8 @@ class Branch:
     """Nothing but convs, batch norms and activations, beginning with a conv on the fork itself."""
     narrowest: int
     """Fewest channels of any conv's output."""
+    identity: bool = False
+    """The fork's own values: nothing lies between, or only slicing, padding, pooling and the like."""
 
     @property
     def spanned(self) -> bool:
@@ -84,6 +91,8 @@ def _balance(graph_module: GraphModule, join: Node, context: PassContext) -> int
         return 0
     if shortcut.convs:
         return _start_at_zero(shortcut, context) if shortcut.spanned else 0
+    if not shortcut.identity:
+        return 0
     width = (shape_of(fork) or (0, 0))[1]
     if context.config.link.residual == "replace" and main.pure and main.narrowest >= width:
         join.replace_all_uses_with(main.end)
@@ -106,7 +115,7 @@ def _fork(flow: nx.DiGraph, join: Node) -> Node | None:
 
 def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Branch:
     if end is fork:
-        return Branch(end, (), False, False, 0)
+        return Branch(end, (), False, False, 0, identity=True)
     between = (nx.descendants(flow, fork) & nx.ancestors(flow, end)) | {end}
     convs = tuple(
         node
@@ -120,8 +129,14 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
         convs=convs,
         linked=len(binary) == len(convs) and all(is_linked(node, context) for node in binary),
         pure=pure and bool(convs) and convs[0].all_input_nodes[0] is fork,
+        identity=all(_keeps_values(node) for node in between),
         narrowest=min((context.decisions[str(node.target)].out_channels for node in convs), default=0),
     )
+
+
+def _keeps_values(node: Node) -> bool:
+    """Whether `node` only moves, drops or averages values: what an identity shortcut may do to fit a shape."""
+    return calls_module(node, _MOVES_MODULES) or calls_function(node, _MOVES_FUNCTIONS)
 
 
 def _start_at_zero(branch: Branch, context: PassContext) -> int:

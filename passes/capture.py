@@ -6,10 +6,12 @@ import traceback
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from binarize.errors import UnsupportedModelError, UsageError
 
@@ -46,13 +48,17 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule
 
     Submodules that contain no convolution and cannot be traced become leaves: they are called as they are.
     The returned graph shares `model`'s modules and parameters; in-place activations are made out-of-place, since
-    a shortcut that is taken before one would read the changed tensor.
+    a shortcut that is taken before one would read the changed tensor. The graph must then compute on
+    `example_inputs` what `model` computed.
 
     Raises:
-        UnsupportedModelError: names the module and the source line where tracing stopped.
+        UnsupportedModelError: names the module and the source line where tracing stopped, or says that the model
+            counts on in-place changes.
+        UsageError: the example inputs do not fit the model.
     """
     training = model.training
     model.eval()
+    expected = _run(model, example_inputs)
     for module in model.modules():
         if getattr(module, "inplace", None) is True:
             module.inplace = False  # type: ignore[assignment]
@@ -60,7 +66,7 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule
     graph_module = GraphModule(tracer.root, graph, type(model).__name__)
     _drop_in_place(graph_module.graph)
     graph_module.recompile()
-    record_shapes(graph_module, example_inputs)
+    _check_equal(expected, record_shapes(graph_module, example_inputs), type(model).__name__)
     model.train(training)
     return graph_module.train(training)
 
@@ -102,11 +108,17 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+_OUT_OF_PLACE = {torch.relu_: torch.relu, F.relu_: F.relu, "relu_": "relu", "clamp_": "clamp", "add_": "add"}
+
+
 def _drop_in_place(graph: Graph) -> None:
-    """Functional calls with `inplace=True` lose the flag, for the reason `capture` gives."""
+    """Functional activations become out-of-place in every spelling, for the reason `capture` gives."""
     for node in graph.nodes:
         if node.kwargs.get("inplace") is True:
             node.update_kwarg("inplace", False)
+        if node.target in (F.relu, F.relu6, F.silu, F.mish, F.hardswish) and len(node.args) > 1:
+            node.update_arg(1, False)
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
 
 
 class _ShapeRecorder(Interpreter):
@@ -117,18 +129,29 @@ class _ShapeRecorder(Interpreter):
         return result
 
 
-def record_shapes(graph_module: GraphModule, example_inputs: tuple[Tensor, ...]) -> None:
-    """Run the graph once and put `meta["shape"]` on every tensor-valued node.
+def record_shapes(graph_module: GraphModule, example_inputs: tuple[Tensor, ...]) -> Any:
+    """Run the graph once and put `meta["shape"]` on every tensor-valued node; returns the graph's output."""
+    with torch.no_grad():
+        return _ShapeRecorder(graph_module).run(*(x.clone() for x in example_inputs))
 
-    Raises:
-        UsageError: the example inputs do not fit the model.
-    """
+
+def _run(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:
     try:
         with torch.no_grad():
-            _ShapeRecorder(graph_module).run(*example_inputs)
+            return model(*(x.clone() for x in example_inputs))
     except Exception as error:
         shapes = ", ".join(str(list(x.shape)) for x in example_inputs)
         raise UsageError(
             f"the model does not run on example inputs of shape {shapes}: {_first_line(error)}",
             hint="pass the right size: example_inputs=..., or --input-size C,H,W",
         ) from error
+
+
+def _check_equal(expected: Any, found: Any, name: str) -> None:
+    pairs = zip(tree_leaves(expected), tree_leaves(found), strict=False)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    if not all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in tensors):
+        raise UnsupportedModelError(
+            f"{name} computes something else once traced: it counts on in-place changes or on changing state",
+            hint="write activations that other branches read as out-of-place: inplace=False",
+        )

@@ -52,6 +52,9 @@ ACTIVATION_FUNCTIONS = {
     "clamp",
     "clamp_",
 }
+LAYOUT_CHANGES = {torch.permute, torch.transpose, "permute", "transpose", "view", "reshape", "unflatten"}
+"""After these, dimension 1 need not be the channels any more."""
+
 GATE_MODULES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d)
 GATE_FUNCTIONS = {F.sigmoid, F.hardsigmoid, F.softmax, torch.sigmoid, torch.softmax, "sigmoid", "softmax"}
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import networkx as nx
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -26,6 +27,8 @@ from binarize.passes.graph_tools import (
     shape_of,
 )
 from binarize.report import Decision
+
+CONV_FUNCTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
 class Plan:
@@ -45,6 +48,9 @@ class Plan:
             assert isinstance(conv, _ConvNd)
             rule, reason = _rule(conv, path, nodes, flow, context, kept_by_user)
             context.decisions[path] = _decision(path, conv, nodes, rule, reason)
+        for node in graph_module.graph.nodes:
+            if calls_function(node, CONV_FUNCTIONS):
+                context.decisions[node.name] = _functional_decision(node)
         return PassResult(graph_module, 0)
 
 
@@ -121,11 +127,11 @@ def _rule(
 
 
 def _has_conv(nodes: set[Node]) -> bool:
-    return any(calls_module(node, _ConvNd) for node in nodes)
+    return any(calls_module(node, _ConvNd) or calls_function(node, CONV_FUNCTIONS) for node in nodes)
 
 
 def _has_weights(nodes: set[Node]) -> bool:
-    return any(calls_module(node, (_ConvNd, nn.Linear)) for node in nodes)
+    return _has_conv(nodes) or any(calls_module(n, nn.Linear) or calls_function(n, {F.linear}) for n in nodes)
 
 
 def _is_gate(node: Node) -> bool:
@@ -156,6 +162,29 @@ def _decision(path: str, conv: _ConvNd, nodes: list[Node], rule: str, reason: st
         output_size=tuple(sizes[0]) if sizes else (),
         macs=sum(math.prod(size) for size in sizes) * per_position,
         weight_bytes=conv.weight.numel() * 4,
+    )
+
+
+def _functional_decision(node: Node) -> Decision:
+    """A conv called as a function has no module whose place a binary one could take."""
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    shape = (shape_of(weight) if isinstance(weight, Node) else None) or ()
+    size = (shape_of(node) or ())[2:]
+    return Decision(
+        layer=node.name,
+        action="keep",
+        rule="functional",
+        reason="called as a function, so its weight belongs to no conv module",
+        kind="functional",
+        in_channels=shape[1] if shape else 0,
+        out_channels=shape[0] if shape else 0,
+        kernel=tuple(shape[2:]),
+        stride=(),
+        dilation=(),
+        groups=1,
+        output_size=tuple(size),
+        macs=math.prod(size) * math.prod(shape) if shape else 0,
+        weight_bytes=4 * math.prod(shape) if shape else 0,
     )
 
 

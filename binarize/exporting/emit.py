@@ -20,7 +20,7 @@ from torch import Tensor
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
 from binarize.files import atomic_output
-from binarize.lowering import Lowered, dynamic_batch
+from binarize.lowering import Lowered, dynamic_batch, float_inputs
 from binarize.nn.ops import geometry_from_ints
 from binarize.passes.lower_tools import PACK, PACKED_CONV, packed_convs
 
@@ -39,7 +39,7 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
     Raises:
         UnsupportedModelError: an operator has no ONNX form; names it.
     """
-    inputs = tuple(x.detach().cpu() for x in example_inputs)
+    inputs = float_inputs(example_inputs)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
         with _quiet():

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from binarize.errors import VerificationError
 from binarize.exporting.emit import DOMAIN, binary_nodes
-from binarize.lowering import Lowered
+from binarize.lowering import Lowered, float_inputs
 from binarize.nn.ops import pack_bits, unpack_signs
 from binarize.passes.lower_tools import (
     PACK,
@@ -95,7 +95,7 @@ def verify(
     Raises:
         VerificationError: names the worst nodes.
     """
-    inputs = tuple(x.detach().cpu() for x in inputs)
+    inputs = float_inputs(inputs)
     truth = _Recorder(lowered.original)
     outputs = _flat(truth.run(*inputs))
     forced = _forced_values(lowered, truth.values, model)

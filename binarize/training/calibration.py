@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,19 +15,27 @@ from binarize.passes.insert_batch_norm import MARK as INSERTED_AFTER
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor, *, threshold: str = "median") -> None:
-    """Set thresholds, inserted batch norms and BN statistics from `images` `[N, C, H, W]`.
+def calibrate(module: nn.Module, teacher: nn.Module, batches: Sequence[Tensor], *, threshold: str = "median") -> None:
+    """Set thresholds, inserted batch norms and BN statistics from `batches` of images `[N, C, H, W]`.
 
-    One forward pass sets each conv's threshold to its input channels' medians before the conv runs, so that later
-    layers see what they will see. Batch norms that surgery inserted start with the scale and offset of the float
-    conv they replace, measured on `teacher`.
+    Each batch sets every conv's threshold, before the conv runs, to the mean of the medians of its input channels
+    so far, so that later layers see what they will see. Batch norms that surgery inserted start with the scale and
+    offset of the float conv they replace, measured on `teacher` and the first batch.
     """
-    _match_float_statistics(module, teacher, images)
-    reestimate_batch_norm(module, [images], before_conv=_set_median if threshold == "median" else None)
+    _match_float_statistics(module, teacher, batches[0])
+    reestimate_batch_norm(module, batches, before_conv=_MedianMean() if threshold == "median" else None)
 
 
-def _set_median(conv: BinaryConv2d, x: Tensor) -> None:
-    conv.threshold.copy_(x.transpose(0, 1).flatten(1).median(dim=1).values)
+class _MedianMean:
+    """Keeps each conv's threshold at the mean of its input channels' medians over the batches seen."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[BinaryConv2d] = Counter()
+
+    def __call__(self, conv: BinaryConv2d, x: Tensor) -> None:
+        median = x.transpose(0, 1).flatten(1).median(dim=1).values
+        self.seen[conv] += 1
+        conv.threshold.lerp_(median, 1 / self.seen[conv])
 
 
 def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tensor) -> None:
@@ -60,16 +69,9 @@ def reestimate_batch_norm(
     before_conv: Callable[[BinaryConv2d, Tensor], None] | None = None,
 ) -> None:
     """Replace every batch norm's running statistics by the plain average over `batches` of images."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # None: cumulative average
-    with _hooks(module, before_conv), _train_mode(module):
+    with _hooks(module, before_conv), _averaging_norms(module):
         for images in batches:
             _forward(module, images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 @contextmanager
@@ -88,13 +90,23 @@ def _hooks(module: nn.Module, before_conv: Callable[[BinaryConv2d, Tensor], None
 
 
 @contextmanager
-def _train_mode(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.train()
+def _averaging_norms(module: nn.Module) -> Iterator[None]:
+    """Batch norms, and nothing else, in training mode with a cumulative average, from fresh statistics."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # None: cumulative average
+        norm.train()
     try:
         yield
     finally:
-        module.train(training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for layer, training in modes:
+            layer.training = training
 
 
 def _forward(module: nn.Module, images: Tensor) -> None:

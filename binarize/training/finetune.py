@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.config import Config
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.progress import Listener, silent
 from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import ImageDataset, check_classes, make_loader, split_train_val
@@ -84,10 +84,10 @@ class Feed:
             )
         )
 
-    def images(self, count: int) -> list[Tensor]:
+    def images(self, count: int) -> Iterator[Tensor]:
         """About `count` augmented training images, in batches (always the same ones)."""
         batches = -(-count // self.config.training.batch_size)
-        return [images for images, _ in itertools.islice(self.train_batches(0, 0), batches)]
+        return (images for images, _ in itertools.islice(self.train_batches(0, 0), batches))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,8 +142,8 @@ def finetune(
     stages, guide = binary_stages(config.training), _frozen(teacher)
     fingerprint = _fingerprint(module, feed, "binary")
     trainer = _trainer(module, stages, feed, val_set, checkpoint, fingerprint, progress, teacher=guide)
-    calibration = torch.cat(feed.images(config.training.calibration_images))
-    calibrate(module, guide, calibration, threshold=config.surgery.threshold)
+    images = list(feed.images(config.training.calibration_images))
+    calibrate(module, guide, images, threshold=config.surgery.threshold)
     untrained = _scores(module, feed, val_set, progress)
     history = trainer.run()
     results = _finish_batch_norm(module, feed, replace(feed, dataset=holdout)) if holdout is not None else {}
@@ -180,10 +180,17 @@ def _prepare(
 ) -> tuple[ImageDataset | None, Feed]:
     """The held-out part (None if there is none) and the feed of the rest; checks that data and model fit."""
     like = next(model.parameters())
-    with torch.no_grad():
-        outputs = logits_of(_frozen(model)(torch.zeros(2, *input_size, device=like.device))).shape[1]
+    try:
+        with torch.no_grad():
+            outputs = logits_of(_frozen(model)(torch.zeros(2, *input_size, device=like.device))).shape[1]
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"the model does not take one batch of images: {error}",
+            hint="fine-tuning is for image classifiers; train others with a loop of your own on binarize.apply(model)",
+        ) from error
     check_classes(train_set, outputs)
-    if config.training.holdout > 0 and config.training.bn_images > 0:
+    enough = config.training.holdout * len(train_set) >= 2 * len(train_set.classes)
+    if enough and config.training.bn_images > 0:
         rest, holdout = split_train_val(train_set, config.training.holdout, config.seed)
         return holdout, Feed(rest, input_size, config)
     return None, Feed(train_set, input_size, config)
@@ -251,8 +258,11 @@ def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
     training = {key: value for key, value in every.items() if key in _FLOAT_KEYS or role == "binary"}
     for key in ("checkpoint_minutes", "workers", "compile"):
         training.pop(key, None)
-    facts = [role, feed.config.seed, training, feed.input_size, len(feed.dataset), list(feed.dataset.classes)]
+    layers = [asdict(feed.config.surgery), asdict(feed.config.link)] if role == "binary" else []
+    facts = [role, feed.config.seed, training, layers, feed.input_size, list(feed.dataset.classes)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(feed.dataset.labels.numpy().tobytes())
+    digest.update(feed.dataset.image(0).numpy().tobytes())
     for name, value in module.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())

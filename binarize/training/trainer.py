@@ -22,6 +22,7 @@ from binarize.nn import BinaryConv2d
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.training.checkpoint import load_checkpoint, save_checkpoint
 from binarize.training.evaluate import logits_of
+from binarize.training.interrupts import Interrupt, deferred_interrupts
 from binarize.training.stages import Stage
 
 COMPILE_AFTER_IMAGES = 60_000
@@ -102,13 +103,13 @@ class Trainer:
         self.teacher = teacher
         if teacher is not None:
             place(teacher, self.device).eval()
-        self.clock = Clock()
+        self.clock, self.interrupt = Clock(), Interrupt()
         self.steps = [max(1, round(stage.epochs * steps_per_epoch)) for stage in stages]
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end; returns the history, a dict per epoch.
 
-        On KeyboardInterrupt or any error after the first step a checkpoint is written before it propagates.
+        On Ctrl-C or SIGTERM the step is finished and a checkpoint written before KeyboardInterrupt propagates.
 
         Raises:
             TrainingDiverged: with the step and the loss.
@@ -118,9 +119,10 @@ class Trainer:
         if state is not None:
             self.module.load_state_dict(state["module"])
             self.clock = Clock(**state["clock"])
-        while self.clock.stage < len(self.stages):
-            self._run_stage(self.stages[self.clock.stage], state)
-            self.clock.stage, self.clock.step, state = self.clock.stage + 1, 0, None
+        with deferred_interrupts() as self.interrupt:
+            while self.clock.stage < len(self.stages):
+                self._run_stage(self.stages[self.clock.stage], state)
+                self.clock.stage, self.clock.step, state = self.clock.stage + 1, 0, None
         self._save(None)
         return self.clock.history
 
@@ -148,22 +150,24 @@ class Trainer:
                 factor = stage.rate(clock.step, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
-                meter.add(*self._step(stage, model, optimizer, images, labels), len(labels))
+                meter.add(*self._step(stage, model, optimizer, images, labels))
                 clock.step += 1
                 clock.total_steps += 1
                 clock.seconds += time.monotonic() - started
                 meter.seconds += time.monotonic() - started
                 if clock.step == steps:
                     break
+                self.interrupt.check()
                 self._report(stage, meter, steps)
                 if self.checkpoint and time.monotonic() - saved > self.config.checkpoint_minutes * 60:
                     self._save(optimizer)
                     saved = time.monotonic()
             self._finish_epoch(stage, meter, steps)
+            self.interrupt.check()
             meter = Meter(self.module)
 
-    def _step(self, stage: Stage, model: Any, optimizer: Any, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One optimizer step; returns the loss and how many images were classified right."""
+    def _step(self, stage: Stage, model: Any, optimizer: Any, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
+        """One optimizer step on this process's images; returns the loss, how many were right, and how many."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         images = images[rank::world].to(self.device, memory_format=torch.channels_last)
         labels = labels[rank::world].to(self.device)
@@ -181,7 +185,7 @@ class Trainer:
         optimizer.zero_grad()
         self.accelerator.backward(loss)
         optimizer.step()
-        return value, int((logits.detach().argmax(1) == labels).sum())
+        return value, int((logits.detach().argmax(1) == labels).sum()), len(labels)
 
     def _compiles(self) -> bool:
         """Whether to `torch.compile`: worth it, and on a CPU possible only with a C++ compiler."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import binarize
-from binarize.errors import UnsupportedModelError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.training.calibration import calibrate
 
 X = torch.randn(2, 3, 16, 16)
@@ -32,7 +34,7 @@ def test_calibration_leaves_the_models_own_batch_norms_alone() -> None:
     model = Net().eval()
     nn.init.uniform_(model.conv_bn.weight, 2, 3)
     module = binarize.apply(model, X)
-    calibrate(module, model, X)
+    calibrate(module, model, [X])
     assert torch.equal(module.get_submodule("conv_bn").weight, model.conv_bn.weight)
 
 
@@ -43,7 +45,7 @@ def test_an_inserted_batch_norm_gets_the_float_convs_statistics_whatever_its_nam
 
     model = Taken().eval()
     module = binarize.apply(model, X)
-    calibrate(module, model, X)
+    calibrate(module, model, [X])
     expected = model.features(X).mean((0, 2, 3))
     torch.testing.assert_close(module.get_submodule("conv_bn_2").bias, expected)
 
@@ -66,7 +68,7 @@ def test_an_error_without_words_is_still_reported() -> None:
             x = self.stem(x)
             raise NotImplementedError
 
-    with pytest.raises(UnsupportedModelError, match="NotImplementedError"):
+    with pytest.raises(UsageError, match="NotImplementedError"):
         binarize.apply(Unfinished(), X)
 
 
@@ -78,3 +80,50 @@ def test_a_weighted_shortcut_is_no_identity() -> None:
 
     module = binarize.apply(Weighted().eval(), X)
     assert {d.residual for d in module.report.decisions} == {"none"}
+
+
+def test_a_graph_that_computes_something_else_is_refused() -> None:
+    class CountsOnAliasing(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+
+        def features(self, x: Tensor) -> Tensor:
+            shortcut = x = self.stem(x)
+            return self.conv_bn(self.conv(self.relu(x))) + shortcut
+
+    with pytest.raises(UnsupportedModelError, match="in-place"):
+        binarize.apply(CountsOnAliasing().eval(), X)
+
+
+def test_functional_convs_are_decisions_too() -> None:
+    class Functional(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3))
+
+        def features(self, x: Tensor) -> Tensor:
+            return self.conv_bn(self.conv(torch.relu(nn.functional.conv2d(x, self.kernel, padding=1))))
+
+    report = binarize.apply(Functional().eval(), X).report
+    found = {d.rule: d for d in report.decisions}
+    assert found["functional"].macs == 8 * 3 * 9 * X.shape[2] * X.shape[3]
+    assert "eligible" in found and "stem" not in found
+    assert report.binary_mac_share < 1
+
+
+def test_a_nonlinear_shortcut_is_no_identity() -> None:
+    class Gated(Net):
+        def features(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.conv_bn(self.conv(x)) + torch.sigmoid(x)
+
+    module = binarize.apply(Gated().eval(), X)
+    assert {d.residual for d in module.report.decisions} == {"none"}
+
+
+def test_the_configs_own_recipe_counts_unless_one_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('recipe = "bireal"\n')
+    assert binarize.apply(Net().eval(), X, config=file).report.config["link"]["kind"] == "identity"
+    assert binarize.apply(Net().eval(), X, "el", file).report.config["link"]["kind"] == "elastic"

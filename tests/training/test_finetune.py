@@ -161,7 +161,7 @@ def test_calibration_sets_medians_and_inserted_norms():
     model = nn.Sequential(conv_bn(1, 8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     module = binarized(config(), model)
     x = torch.randn(64, *SIZE)
-    calibrate(module, model, x)
+    calibrate(module, model, [x])
     conv, norm = module.get_submodule("1"), module.get_submodule("1_bn")
     seen = []
     conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
