@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import defs
 from onnxscript import values
-from torch import Tensor
+from torch import Tensor, nn
 
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
@@ -39,18 +39,39 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
     Raises:
         UnsupportedModelError: an operator has no ONNX form; names it.
     """
+    model = to_onnx(lowered.fused, example_inputs, {PACK: _translate_pack, PACKED_CONV: _translate_conv})
+    _name_nodes(model, lowered)
+    _drop_unread_outputs(model)
+    model.functions.extend(model_local_functions())
+    _set_opset(model, DOMAIN, 1)
+    model.producer_name = "binarize"
+    onnx.checker.check_model(model)
+    return model
+
+
+def to_onnx(
+    module: nn.Module, example_inputs: tuple[Tensor, ...], translations: dict[Any, Any] | None = None
+) -> onnx.ModelProto:
+    """`module` as ONNX with a symbolic batch and without the exporter's notes.
+
+    Args:
+        translations: ONNX builders of custom torch ops.
+
+    Raises:
+        UnsupportedModelError: an operator has no ONNX form; names it.
+    """
     inputs = float_inputs(example_inputs)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
         with _quiet():
             program = torch.onnx.export(
-                lowered.fused,
+                module,
                 inputs,
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=dynamic_batch(inputs),
                 input_names=names,
-                custom_translation_table={PACK: _translate_pack, PACKED_CONV: _translate_conv},
+                custom_translation_table=translations,
                 verbose=False,
             )
     except Exception as error:
@@ -59,15 +80,8 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
             f"the model has no ONNX form: {(reasons or [type(error).__name__])[0].strip()[:300]}"
         ) from error
     assert program is not None
-    model = program.model_proto
-    _strip(model)
-    _name_nodes(model, lowered)
-    _drop_unread_outputs(model)
-    model.functions.extend(model_local_functions())
-    _set_opset(model, DOMAIN, 1)
-    model.producer_name = "binarize"
-    onnx.checker.check_model(model)
-    return model
+    _strip(program.model_proto)
+    return program.model_proto
 
 
 def write_onnx(model: onnx.ModelProto, path: str | Path) -> int:
