@@ -145,6 +145,13 @@ def test_bench_compares_two_files(cli: Cli, workshop: Workshop, converted: Path,
     assert "median ms" in human.out and "as fast as" in human.out and "batch 2" in human.out
 
 
+def test_bench_exports_the_float_model_itself(cli: Cli, workshop: Workshop, converted: Path) -> None:
+    ran = cli("bench", converted, "--against", workshop.model, "--arch", workshop.arch, "--runs", "20", "--json")
+    assert ran.code == 0, ran.err
+    binary, plain = ran.document["contenders"]
+    assert binary["name"] != plain["name"] and plain["milliseconds"]["median"] > 0
+
+
 def test_recipes_lists_and_prints_toml(cli: Cli) -> None:
     assert cli("recipes", "--quiet").out.split() == ["el", "bireal"]
     assert [r["name"] for r in cli("recipes", "--json").document["recipes"]] == ["el", "bireal"]
