@@ -80,8 +80,9 @@ def to_onnx(
             f"the model has no ONNX form: {(reasons or [type(error).__name__])[0].strip()[:300]}"
         ) from error
     assert program is not None
-    _strip(program.model_proto)
-    return program.model_proto
+    model = program.model_proto  # made anew at each reading
+    _strip(model)
+    return model
 
 
 def write_onnx(model: onnx.ModelProto, path: str | Path) -> int:
