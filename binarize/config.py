@@ -110,7 +110,7 @@ class TrainingConfig(_Checked):
     """Peak Adam rate of everything but the latent weights of binary convs."""
     weight_step: float = 0.08
     """Peak Adam step of latent weights, in units of each layer's mean |weight|, which cancels its scale."""
-    warmup: float = 0.05
+    warmup: float = 0.02
     """Share of a stage spent warming up; then cosine to 0."""
     distillation: float = 1.0
     """Weight of KL(teacher || student)."""
@@ -124,7 +124,7 @@ class TrainingConfig(_Checked):
     """Images that set thresholds and BN statistics before training."""
     bn_images: int = 2048
     """Images of the BN re-estimation after training; kept if held-out training images agree. 0: never."""
-    holdout: float = 0.02
+    holdout: float = 0.005
     """Share of the training images held out for that comparison."""
     augment: Literal["standard", "crop", "none"] = "standard"
     """`standard`: crop and horizontal flip; `crop`: no flip; `none`."""

@@ -188,7 +188,7 @@ def test_learning_rates_follow_each_layers_scale():
     module = binarized(config())
     with torch.no_grad():
         module.get_submodule("1.conv1").weight.mul_(100)
-    stage = binary_stages(config().training)[-1]
+    stage = binary_stages(config("training.warmup=0.05").training)[-1]
     rates = {id(g["params"][0]): g["lr"] for g in stage.optimizer(module).param_groups}
     weights = [module.get_submodule(f"1.conv{i}").weight for i in (1, 2)]
     steps = [rates[id(w)] / float(w.detach().abs().mean()) for w in weights]
