@@ -69,13 +69,6 @@ def fake_value(node: Node) -> Any:
     return node.meta.get("val")
 
 
-def set_value(node: Node) -> Node:
-    """Record `node`'s fake value from its arguments' ones."""
-    args = torch.fx.map_arg(node.args, lambda n: n.meta["val"] if "val" in n.meta else constant(n))
-    node.meta["val"] = node.target(*args)  # type: ignore[operator]
-    return node
-
-
 def permute(graph_module: GraphModule, node: Node, dims: list[int], before: Node) -> Node:
     """`node.permute(dims)`, inserted before `before`."""
     with graph_module.graph.inserting_before(before):

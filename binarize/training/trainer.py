@@ -158,11 +158,11 @@ class Trainer:
                 if clock.step == steps:
                     break
                 self.interrupt.check()
-                self._report(stage, meter, steps)
+                self._report(stage, meter)
                 if self.checkpoint and time.monotonic() - saved > self.config.checkpoint_minutes * 60:
                     self._save(optimizer)
                     saved = time.monotonic()
-            self._finish_epoch(stage, meter, steps)
+            self._finish_epoch(stage, meter)
             self.interrupt.check()
             meter = Meter(self.module)
 
@@ -200,13 +200,13 @@ class Trainer:
             return possible and sum(self.steps) * self.config.batch_size > COMPILE_AFTER_IMAGES
         return self.config.compile == "on"
 
-    def _report(self, stage: Stage, meter: Meter, steps: int) -> None:
+    def _report(self, stage: Stage, meter: Meter) -> None:
         all_steps = sum(self.steps)
         left = (all_steps - self.clock.total_steps) * meter.seconds / max(meter.steps, 1)
         fields = {**meter.fields(), "left": _minutes(left)}
         self.progress(ProgressEvent(f"training ({stage.name})", self.clock.total_steps, all_steps, fields))
 
-    def _finish_epoch(self, stage: Stage, meter: Meter, steps: int) -> None:
+    def _finish_epoch(self, stage: Stage, meter: Meter) -> None:
         entry: dict[str, Any] = {
             "stage": stage.name,
             "epoch": round(self.clock.total_steps / self.steps_per_epoch, 3),
