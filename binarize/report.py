@@ -48,6 +48,14 @@ class Decision:
     def binarized(self) -> bool:
         return self.action == "binarize"
 
+    @property
+    def line(self) -> str:
+        """One line that says all of it, such as `layer2.0.conv1: binary 3x3 64->128 s2, expand`."""
+        stride = "x".join(str(s) for s in dict.fromkeys(self.stride))
+        what = f"{'binary' if self.binarized else self.rule} {self.kind} {self.in_channels}->{self.out_channels}"
+        ends = [end for end in (self.link, self.residual) if end != "none"]
+        return ", ".join([f"{self.layer}: {what} s{stride}", *ends])
+
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 

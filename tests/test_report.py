@@ -78,6 +78,11 @@ def test_a_decision_can_be_made_again_from_its_data() -> None:
     assert Decision(**tuples) == first
 
 
+def test_a_decision_in_one_line() -> None:
+    assert decision("a.b", stride=(2, 1)).line == "a.b: binary 3x3 16->16 s2x1, identity, replaced"
+    assert kept("stem", "stem", "first conv on the image", 1).line == "stem: stem 3x3 16->16 s1"
+
+
 def test_summary_says_how_many_and_why_not() -> None:
     assert report().summary().splitlines() == [
         "Net: 3 of 8 convs binarized (75.0% of their multiply-accumulates)",

@@ -1,8 +1,5 @@
 """What surgery does to networks: by effect, on real graphs."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +8,7 @@ import binarize
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn import BinaryConv2d, ElasticLink, RPReLU
+from tests.golden_decisions import check_decisions
 from tests.models import (
     BasicBlock,
     Bottleneck,
@@ -211,19 +209,18 @@ def test_clear_refusals():
     assert caught.value.layer == "odd.weight"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small"])
-def test_golden_decisions(name, request):
-    """Any change of a decision about a known model shows up as a diff of tests/goldens."""
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("resnet", "resnet18"),
+        ("resnet", "resnet50"),
+        ("mobilenet", "mobilenet_v2"),
+        ("mobilenet", "mobilenet_v3_small"),
+    ],
+)
+def test_golden_decisions(family, name, request):
     import torchvision
 
-    with torch.device("cpu"):
-        model = torchvision.models.get_model(name, weights=None)
+    model = torchvision.models.get_model(name, weights=None)
     report = binarize.inspect(model, Config(), (torch.zeros(2, 3, 64, 64),))
-    found = [
-        f"{d.layer}: {d.rule}, {d.kind} {d.in_channels}->{d.out_channels} s{d.stride[0]}, {d.link}, {d.residual}"
-        for d in report.decisions
-    ]
-    golden = Path(__file__).parents[1] / "goldens" / f"decisions_{name}.json"
-    if request.config.getoption("--regen-goldens"):
-        golden.write_text(json.dumps(found, indent=1) + "\n")
-    assert found == json.loads(golden.read_text())
+    check_decisions(family, name, report, regenerate=request.config.getoption("--regen-goldens"))
