@@ -15,6 +15,11 @@ from binarize.errors import UsageError
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
+    "surgery.depthwise_inputs": (1, 1 << 20),
+    "conv.activation_bases": (1, 8),
+    "conv.weight_bases": (1, 8),
+    "conv.gate_reduction": (1, 1 << 20),
+    "conv.interactions": (0, 1 << 10),
     "training.epochs": (0, 1e6),
     "training.float_epochs": (0, 1e6),
     "training.activation_share": (0, 1),
@@ -67,12 +72,45 @@ class SurgeryConfig(_Checked):
     """What replaces a ReLU-like activation whose output meets a sign."""
     activation_slope: float = 0.25
     """Start of the replacement's negative slope."""
+    projection: Literal["binary", "float"] = "binary"
+    """Convs alone on a block's shortcut (downsampling projections): binary like all others, or float as published."""
+    depthwise_inputs: int = 1
+    """Input channels per output of what were depthwise convs: 1 leaves them depthwise, 4 is MoBiNet's K."""
+
+
+@dataclass(frozen=True)
+class ConvConfig(_Checked):
+    """What a binary convolution is made of: `scale * (q(x - threshold) conv q(W))`, in order of computation."""
+
+    threshold: Literal["median", "zero"] = "median"
+    """Start of each conv's threshold per input channel: the channel's median on calibration data, or 0."""
+    activations: Literal["sign", "ternary", "bases"] = "sign"
+    """Values of the input: signs, {-1, 0, 1} (TBN), or `activation_bases` weighted sign planes (ABC-Net)."""
     activation_gradient: Literal["approx", "clip"] = "approx"
     """Gradient of the activations' sign: Bi-Real's ApproxSign, or the clipped straight-through estimator."""
-    threshold: Literal["median", "zero"] = "median"
-    """Start of each conv's sign threshold: the channel's median on calibration data, or 0."""
-    scale: Literal["mean_abs", "none"] = "mean_abs"
-    """Scaling factor of the binary weights."""
+    activation_bases: int = 3
+    """N of ABC-Net."""
+    ternary_factor: float = 0.4
+    """The input is 0 within this times its mean absolute value."""
+    weights: Literal["sign", "centred", "bases"] = "sign"
+    """Signs of the latent weight, of it centred over input channels (XNOR-Net), or `weight_bases` sums of signs."""
+    weight_gradient: Literal["magnitude", "clip", "exact", "identity"] = "magnitude"
+    """Gradient of the latent weight, see `binarize.nn.SignWeight`."""
+    weight_bases: int = 3
+    """M of ABC-Net."""
+    clip: float = 1.0
+    """Where clipped straight-through estimators stop."""
+    scale: Literal["mean_abs", "none", "learned", "spatial"] = "mean_abs"
+    """Factor of the accumulator per output channel: mean |W|, 1, or learned; `spatial` learns one per row and column
+    too, and so fixes the input's size."""
+    box_scale: bool = False
+    """XNOR-Net's K: multiply by the box-filtered mean of |x|."""
+    gate: bool = False
+    """Real-to-Binary's gate: multiply by a factor per image and channel, computed from the float input."""
+    gate_reduction: int = 8
+    """Input channels per hidden unit of the gate."""
+    interactions: int = 0
+    """CI-Net's edges between channels, at most this many per conv."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +185,7 @@ class Config(_Checked):
     recipe: str = "el"
     seed: int = 0
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
+    conv: ConvConfig = field(default_factory=ConvConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

@@ -49,7 +49,9 @@ def binarize_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config:
     like = next(model.parameters(), torch.zeros(1))
     example_inputs = tuple(x.to(like.device) for x in example_inputs)
     captured = capture(copy.deepcopy(model), example_inputs)
-    module, done = run_passes(SURGERY_PASSES, captured, context)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # layers that surgery adds start alike in every process
+        module, done = run_passes(SURGERY_PASSES, captured, context)
     report = Report(type(model).__name__, config.to_dict(), list(context.decisions.values()), done)
     module.report = report  # type: ignore[assignment]
     module.example_shapes = [list(x.shape) for x in example_inputs]  # type: ignore[assignment]

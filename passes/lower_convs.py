@@ -38,7 +38,8 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
     assert isinstance(x, Node) and isinstance(weight, Node)
     ints: list[int] = list(geometry)  # type: ignore[arg-type]
     graph = graph_module.graph
-    name = str(weight.target).removesuffix(".weight").replace(".", "_")
+    path = str(weight.target).rpartition(".")[0]
+    name = path.replace(".", "_") or "conv"
     groups = geometry_from_ints(ints).groups
 
     def new(suffix: str, value: torch.Tensor) -> Node:
@@ -55,7 +56,7 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
         y = graph.call_function(operator.getitem, (conv, 0))
     set_value_like(y, node, lambda v: v.permute(TO_NHWC))
     conv.meta["layer"] = name
-    conv.meta["path"] = str(weight.target).removesuffix(".weight")
+    conv.meta["path"] = path
     conv.meta["origin"] = node.name
     node.replace_all_uses_with(permute(graph_module, y, TO_NCHW, node))
     graph.erase_node(node)

@@ -14,17 +14,17 @@ class ReplaceConvs:
     name = "replace_convs"
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
-        surgery = context.config.surgery
         calls = binarized_convs(graph_module, context)
         for node, _ in calls:
             node.args, node.kwargs = (node.all_input_nodes[0],), {}  # whatever the call named its argument
         changed = 0
-        for path in {path for _, path in calls}:
+        for path in dict.fromkeys(path for _, path in calls):
             conv = graph_module.get_submodule(path)
             assert isinstance(conv, nn.Conv2d)
             if isinstance(conv, BinaryConv2d):
                 continue
-            binary = BinaryConv2d.from_float(conv, activation_gradient=surgery.activation_gradient, scale=surgery.scale)
+            size = context.decisions[path].output_size
+            binary = BinaryConv2d.from_float(conv, context.config.conv, size)
             graph_module.set_submodule(path, binary)
             changed += 1
         return PassResult(graph_module, changed)

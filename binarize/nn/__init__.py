@@ -1,7 +1,27 @@
-"""Trainable layers: sign and its gradients, the binary convolution, the Elastic Link, RPReLU."""
+"""Trainable layers: sign and its gradients, the binary convolution and its parts, the Elastic Link, RPReLU."""
 
 from binarize.nn.activation import RPReLU
+from binarize.nn.activation_binarizer import ActivationBases, SignActivation, TernaryActivation
 from binarize.nn.binary_conv import BinaryConv2d
 from binarize.nn.elastic_link import ElasticLink
+from binarize.nn.interaction import ChannelInteraction
+from binarize.nn.scale import BoxScale, ChannelGate, LearnedScale, MeanAbsScale, SpatialScale, UnitScale
+from binarize.nn.weight_binarizer import SignWeight, WeightBases
 
-__all__ = ["BinaryConv2d", "ElasticLink", "RPReLU"]
+__all__ = [
+    "ActivationBases",
+    "BinaryConv2d",
+    "BoxScale",
+    "ChannelGate",
+    "ChannelInteraction",
+    "ElasticLink",
+    "LearnedScale",
+    "MeanAbsScale",
+    "RPReLU",
+    "SignActivation",
+    "SignWeight",
+    "SpatialScale",
+    "TernaryActivation",
+    "UnitScale",
+    "WeightBases",
+]

@@ -1,7 +1,8 @@
-"""The binary convolution: signs of the input against signs of the weight."""
+"""The binary convolution: a composition of an input binarizer, a weight binarizer and factors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,39 +10,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from binarize.config import ConvConfig
+from binarize.errors import UsageError
+from binarize.nn.activation_binarizer import activation_binarizer
 from binarize.nn.geometry import ConvGeometry
-from binarize.nn.sign import SIGN_GRADIENTS, ClipSign
+from binarize.nn.interaction import ChannelInteraction
+from binarize.nn.scale import modulation, weight_scale
+from binarize.nn.weight_binarizer import weight_binarizer
 
 
 class BinaryConv2d(nn.Conv2d):
-    """`scale * conv(sign(x - threshold), sign(weight)) + bias`, with straight-through gradients.
+    """`scale * conv(q(x - threshold), q(weight)) + bias`, with straight-through gradients.
 
     Takes `nn.Conv2d`'s arguments in its order. `weight` is the latent weight that the optimizer moves; only its
-    signs and, through `scale = mean |weight|` per output channel (detached), its size reach the output.
-    A padded tap contributes 0. The accumulator is an exact integer; `scale` multiplies it afterwards.
+    signs and, through the scale, its size reach the output. A padded tap contributes 0. With signs on both sides
+    the accumulator is an exact integer; everything else multiplies it afterwards.
 
     Args:
-        activation_gradient: `approx` or `clip`, see `binarize.nn.sign`.
-        scale: `mean_abs` (XNOR-Net, section 3.1) or `none`.
+        parts: what the conv is made of (the configuration's table `conv`).
+        output_size: rows and columns of the output, for `scale = "spatial"`.
 
     Attributes:
         threshold: learnable, per input channel `[C]` (RSign of ReActNet).
-        weight_bits: 1, or 32 while training with binary activations only (stage 1).
+        binarize_input, binarize_weight: the parts that quantize.
+        interaction: corrects the accumulator, or None; `scale` multiplies it per channel, the parts of `modulation`
+            in turn by something finer.
+        activation_bits: 1, or 32 for `tanh` instead of signs in a first stage of training.
+        weight_bits: 1, or 32 for the latent weights themselves.
 
     Shapes: `[N, C, H, W] -> [N, O, Ho, Wo]`.
     """
 
-    def __init__(self, *args: Any, activation_gradient: str = "approx", scale: str = "mean_abs", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        parts: ConvConfig | None = None,
+        output_size: tuple[int, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        parts = parts or ConvConfig()
         self.threshold = nn.Parameter(torch.zeros(self.in_channels))
-        self.activation_gradient = activation_gradient
-        self.scale = scale
-        self.weight_bits = 1
+        self.activation_bits = self.weight_bits = 1
         self.geometry = conv_geometry(self)
+        self.binarize_input = activation_binarizer(parts)
+        self.binarize_weight = weight_binarizer(parts)
+        self.scale = weight_scale(parts, self.weight)
+        self.interaction = _interaction(parts, self.geometry)
+        self.modulation = modulation(parts, self.geometry, output_size)
 
     @classmethod
     def from_float(
-        cls, conv: nn.Conv2d, *, activation_gradient: str = "approx", scale: str = "mean_abs"
+        cls, conv: nn.Conv2d, parts: ConvConfig | None = None, output_size: tuple[int, ...] | None = None
     ) -> BinaryConv2d:
         """The binary twin of `conv`, sharing its weight and bias tensors' values, device and dtype."""
         binary = cls(
@@ -54,39 +74,59 @@ class BinaryConv2d(nn.Conv2d):
             conv.groups,
             conv.bias is not None,
             conv.padding_mode,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-            activation_gradient=activation_gradient,
-            scale=scale,
-        )
+            parts=parts,
+            output_size=output_size,
+        ).to(conv.weight.device, conv.weight.dtype)
         with torch.no_grad():
             binary.weight.copy_(conv.weight)
             if conv.bias is not None and binary.bias is not None:
                 binary.bias.copy_(conv.bias)
-            binary.threshold.data = binary.threshold.data.to(conv.weight)
+        binary.scale = weight_scale(parts or ConvConfig(), binary.weight)
         return binary.train(conv.training)
 
-    def weight_scale(self) -> Tensor:
-        """The scaling factor per output channel, `[O]`, detached from the graph."""
-        if self.scale == "none":
-            return self.weight.new_ones(self.out_channels)
-        return self.weight.detach().abs().mean(dim=(1, 2, 3))
+    def weight_factor(self) -> Tensor:
+        """The scaling factor per output channel, `[O]`."""
+        return self.scale(self.binarize_weight.latent(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        signs = SIGN_GRADIENTS[self.activation_gradient](x - self.threshold.view(1, -1, 1, 1))
-        if self.weight_bits != 1:
-            return self._convolve(signs, self.weight, self.bias)
-        out = self._convolve(signs, ClipSign.apply(self.weight)) * self.weight_scale().view(1, -1, 1, 1)
-        return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
+        z = x - _channelwise(self.threshold)
+        activations = self.binarize_input(z) if self.activation_bits == 1 else torch.tanh(z)
+        if self.weight_bits == 1:
+            out = self._convolve(activations, self.binarize_weight(self.weight))
+            out = out if self.interaction is None else self.interaction(out)
+            out = out * _channelwise(self.weight_factor())
+        else:
+            out = self._convolve(activations, self.weight)
+        for part in self.modulation:
+            out = part(out, x)
+        return out if self.bias is None else out + _channelwise(self.bias)
 
-    def _convolve(self, signs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _convolve(self, activations: Tensor, weight: Tensor) -> Tensor:
         top, left, bottom, right = self.geometry.pads
         if (top, left) != (bottom, right):
-            signs, top, left = F.pad(signs, (left, right, top, bottom)), 0, 0
-        return F.conv2d(signs, weight, bias, self.geometry.stride, (top, left), self.geometry.dilation, self.groups)
+            activations, top, left = F.pad(activations, (left, right, top, bottom)), 0, 0
+        return F.conv2d(
+            activations, weight, None, self.geometry.stride, (top, left), self.geometry.dilation, self.groups
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
+        return f"{super().extra_repr()}, activation_bits={self.activation_bits}, weight_bits={self.weight_bits}"
+
+
+def _channelwise(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def _interaction(parts: ConvConfig, geometry: ConvGeometry) -> ChannelInteraction | None:
+    if parts.interactions == 0:
+        return None
+    if parts.activations != "sign" or parts.weights == "bases":
+        raise UsageError(
+            "conv.interactions correct integer accumulators, which only signs have",
+            hint="--set conv.activations=sign --set conv.weights=sign",
+        )
+    fan_in = geometry.in_channels // geometry.groups * math.prod(geometry.kernel)
+    return ChannelInteraction(geometry.out_channels, fan_in, parts.interactions)
 
 
 def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:

@@ -6,7 +6,6 @@ of what went in; `-0.0` counts as 0 and NaN gives -1. This is never `torch.sign`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,24 +35,23 @@ class ApproxSign(torch.autograd.Function):
 
 
 class ClipSign(torch.autograd.Function):
-    """Sign with the clipped straight-through estimator: the gradient passes where `|x| <= 1`.
+    """Sign with the clipped straight-through estimator: the gradient passes where `|x| <= bound`.
 
-    Source: Binarized Neural Networks (Courbariaux et al., 2016).
+    Source: Binarized Neural Networks (Courbariaux et al., 2016); an infinite bound is the plain estimator.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bound: float = 1.0) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.bound = bound
         return hard_sign(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
-        return grad * (x.abs() <= 1.0)
+        return grad * (x.abs() <= ctx.bound), None
 
 
-SIGN_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "approx": ApproxSign.apply,
-    "clip": ClipSign.apply,
-}
-"""The activation gradients a recipe may name (`surgery.activation_gradient`)."""
+def activation_sign(x: Tensor, gradient: str, bound: float = 1.0) -> Tensor:
+    """`sign(x)` with the gradient that a recipe names (`conv.activation_gradient`); `bound` is that of `clip`."""
+    return ApproxSign.apply(x) if gradient == "approx" else ClipSign.apply(x, bound)

@@ -23,19 +23,23 @@ def calibrate(module: nn.Module, teacher: nn.Module, batches: Sequence[Tensor], 
     offset of the float conv they replace, measured on `teacher` and the first batch.
     """
     _match_float_statistics(module, teacher, batches[0])
-    reestimate_batch_norm(module, batches, before_conv=_MedianMean() if threshold == "median" else None)
+    reestimate_batch_norm(module, batches, before_conv=_FitToInput(median=threshold == "median"))
 
 
-class _MedianMean:
-    """Keeps each conv's threshold at the mean of its input channels' medians over the batches seen."""
+class _FitToInput:
+    """Keeps each conv's threshold at the mean of its input channels' medians over the batches seen, if wanted, and
+    shows the input binarizer what it will meet."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, median: bool) -> None:
+        self.median = median
         self.seen: Counter[BinaryConv2d] = Counter()
 
     def __call__(self, conv: BinaryConv2d, x: Tensor) -> None:
-        median = x.transpose(0, 1).flatten(1).median(dim=1).values
-        self.seen[conv] += 1
-        conv.threshold.lerp_(median, 1 / self.seen[conv])
+        if self.median:
+            median = x.transpose(0, 1).flatten(1).median(dim=1).values
+            self.seen[conv] += 1
+            conv.threshold.lerp_(median, 1 / self.seen[conv])
+        conv.binarize_input.observe(x - conv.threshold.view(1, -1, *[1] * (x.dim() - 2)))
 
 
 def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tensor) -> None:

@@ -143,7 +143,7 @@ def finetune(
     fingerprint = _fingerprint(module, feed, "binary")
     trainer = _trainer(module, stages, feed, val_set, checkpoint, fingerprint, progress, teacher=guide)
     images = list(feed.images(config.training.calibration_images))
-    calibrate(module, guide, images, threshold=config.surgery.threshold)
+    calibrate(module, guide, images, threshold=config.conv.threshold)
     untrained = _scores(module, feed, val_set, progress)
     history = trainer.run()
     results = _finish_batch_norm(module, feed, replace(feed, dataset=holdout)) if holdout is not None else {}
@@ -258,7 +258,9 @@ def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
     training = {key: value for key, value in every.items() if key in _FLOAT_KEYS or role == "binary"}
     for key in ("checkpoint_minutes", "workers", "compile"):
         training.pop(key, None)
-    layers = [asdict(feed.config.surgery), asdict(feed.config.link)] if role == "binary" else []
+    layers = (
+        [asdict(feed.config.surgery), asdict(feed.config.conv), asdict(feed.config.link)] if role == "binary" else []
+    )
     facts = [role, feed.config.seed, training, layers, feed.input_size, list(feed.dataset.classes)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(feed.dataset.labels.numpy().tobytes())

@@ -1,5 +1,6 @@
 """Lowering, emission and the proof of equality."""
 
+import copy
 import json
 
 import numpy as np
@@ -15,6 +16,8 @@ from binarize.errors import UsageError, VerificationError
 from binarize.exporting import emit, verify
 from binarize.exporting.emit import binary_nodes
 from binarize.lowering import lower
+from binarize.nn import BinaryConv2d
+from binarize.passes.lower_layers import lower_layers
 from tests.models import EveryConv, PreActivation, randomized
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -45,8 +48,11 @@ def targets(graph_module):
         ("link.gamma=scalar",),
         ("link.residual=keep",),
         ("surgery.activation=keep",),
-        ("surgery.activation=prelu", "surgery.scale=none"),
+        ("surgery.activation=prelu", "conv.scale=none"),
         ("surgery.binarize_stem=true",),
+        ("conv.weights=centred", "conv.weight_gradient=exact", "conv.box_scale=true"),
+        ("conv.scale=spatial",),
+        ("conv.gate=true", "link.kind=identity"),
     ],
     ids=str,
 )
@@ -57,6 +63,48 @@ def test_every_switch_lowers_to_the_same_function(values):
         expected = module(X)
         torch.testing.assert_close(lowered.original(X), expected, rtol=0, atol=0)
         torch.testing.assert_close(lowered.fused(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def interacting(module):
+    """Some edges between channels of every conv that has slots for them."""
+    for m in module.modules():
+        if isinstance(m, BinaryConv2d) and m.interaction is not None and m.out_channels > 3:
+            m.interaction.target.copy_(torch.tensor([1, 1, 3, 0]))
+            m.interaction.source.copy_(torch.tensor([0, 2, 2, 0]))
+            m.interaction.sign.copy_(torch.tensor([1, -1, 1, 0]))
+            m.interaction.limit, m.interaction.step = 2.0, 3.0
+    return module
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("conv.activations=ternary",),
+        ("conv.activations=bases", "conv.weights=bases", "conv.activation_bases=2", "conv.weight_bases=3"),
+        ("conv.weights=centred", "conv.weight_gradient=exact", "conv.box_scale=true"),
+        ("conv.scale=spatial",),
+        ("conv.gate=true",),
+        ("conv.interactions=4", "link.kind=none"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_conv_exports_and_is_proved(values):
+    module = interacting(prepared(EveryConv(), *values))
+    lowered = lower(module, (X,))
+    inputs, outputs = {}, {}
+    for name, conv in module.named_modules():
+        if isinstance(conv, BinaryConv2d):
+            conv.register_forward_hook(
+                lambda _, x, y, name=name: inputs.update({name: x[0]}) or outputs.update({name: y})
+            )
+    with torch.no_grad():
+        module(X)
+        twins = copy.deepcopy(module)
+        lower_layers(twins)
+        for name, x in inputs.items():
+            torch.testing.assert_close(twins.get_submodule(name)(x), outputs[name], rtol=1e-5, atol=1e-4)
+    result = verify(lowered, emit(lowered, (X,)), (X,))
+    assert result.nodes >= 15 and not result.failures
 
 
 def test_one_packed_op_per_conv_and_nothing_left_around_it(lowered_and_model):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from binarize.config import ConvConfig
 from binarize.nn import BinaryConv2d, RPReLU
 
 
@@ -21,7 +22,7 @@ def test_forward_is_scale_times_conv_of_signs():
 
 
 def test_padded_taps_contribute_nothing():
-    conv = BinaryConv2d(1, 1, 3, padding=1, bias=False, scale="none")
+    conv = BinaryConv2d(1, 1, 3, padding=1, bias=False, parts=ConvConfig(scale="none"))
     conv.weight.data.fill_(1.0)
     out = conv(torch.ones(1, 1, 3, 3))
     assert out.flatten().tolist() == [4, 6, 4, 6, 9, 6, 4, 6, 4]

@@ -129,7 +129,7 @@ def test_bireal_is_the_same_net_with_identity_links_only():
 
 @pytest.mark.parametrize(
     "setting",
-    ["link.position=pre_bn", "link.gamma=scalar", "link.pool=max", "link.kind=none", "surgery.scale=none"],
+    ["link.position=pre_bn", "link.gamma=scalar", "link.pool=max", "link.kind=none", "conv.scale=none"],
 )
 def test_switches_change_the_function(setting):
     torch.manual_seed(0)

@@ -1,0 +1,267 @@
+"""Each part of a binary conv against its paper's formula, written out slowly in NumPy: values and gradients."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from binarize.config import ConvConfig
+from binarize.errors import UsageError
+from binarize.nn import (
+    ActivationBases,
+    BinaryConv2d,
+    BoxScale,
+    ChannelGate,
+    ChannelInteraction,
+    LearnedScale,
+    SignActivation,
+    SignWeight,
+    SpatialScale,
+    TernaryActivation,
+    WeightBases,
+)
+from binarize.nn.binary_conv import conv_geometry
+
+
+def sign(values):
+    return np.where(np.asarray(values) > 0, 1.0, -1.0)
+
+
+def gradient_of_weight(part_config, weight, out_gradient):
+    """The latent weight's gradient when the effective weight `scale * sign(W)` gets `out_gradient`.
+
+    The conv is 1x1 and the inputs are unit vectors (one channel +1 above the threshold, and the conv's other
+    channels made silent by a float replacement), so that the output *is* the effective weight.
+    """
+    o, n = weight.shape
+    conv = BinaryConv2d(n, o, 1, bias=False, parts=part_config)
+    conv.weight.data = torch.from_numpy(weight).float().view(o, n, 1, 1)
+    conv.binarize_input = torch.nn.Identity()
+    x = torch.eye(n).view(n, n, 1, 1)
+    (conv(x).view(n, o).T * torch.from_numpy(out_gradient).float()).sum().backward()
+    return conv.weight.grad.view(o, n).numpy()
+
+
+W = np.array([[0.5, -0.25, 1.5, -0.1], [-2.0, 0.3, 0.7, 0.2]])
+G = np.array([[1.0, -2.0, 3.0, 0.5], [0.25, 1.0, -1.0, 2.0]])
+INSIDE = np.abs(W) <= 1
+ALPHA = np.abs(W).mean(1, keepdims=True)
+
+
+def test_magnitude_aware_gradient_is_alpha_times_the_clipped_one():
+    got = gradient_of_weight(ConvConfig(weight_gradient="magnitude"), W, G)
+    np.testing.assert_allclose(got, ALPHA * G * INSIDE, rtol=1e-5)
+
+
+def test_released_bireal_gradient_leaves_alpha_out():
+    got = gradient_of_weight(ConvConfig(weight_gradient="clip"), W, G)
+    np.testing.assert_allclose(got, G * INSIDE, rtol=1e-5)
+
+
+def test_identity_gradient():
+    got = gradient_of_weight(ConvConfig(weight_gradient="identity"), W, G)
+    np.testing.assert_allclose(got, G, rtol=1e-5)
+
+
+def test_without_a_scale_the_estimators_pass_what_they_get():
+    for gradient in ("magnitude", "clip"):
+        got = gradient_of_weight(ConvConfig(weight_gradient=gradient, scale="none"), W, G)
+        np.testing.assert_allclose(got, G * INSIDE, rtol=1e-5)
+
+
+def test_xnor_gradient_has_the_cross_terms_of_alpha():
+    expected = np.zeros_like(W)
+    for o in range(2):
+        for i in range(4):
+            through_sign = ALPHA[o, 0] * G[o, i] * INSIDE[o, i]
+            through_alpha = sign(W)[o, i] / 4 * sum(G[o, j] * sign(W)[o, j] for j in range(4))
+            expected[o, i] = through_sign + through_alpha
+    got = gradient_of_weight(ConvConfig(weight_gradient="exact"), W, G)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_centred_weights_lose_their_mean_over_input_channels_and_are_clamped():
+    weight = torch.randn(3, 5, 2, 2) * 2
+    centred = np.clip(weight.numpy() - weight.numpy().mean(1, keepdims=True), -1, 1)
+    part = SignWeight(centred=True)
+    np.testing.assert_allclose(part.latent(weight).numpy(), centred, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(part(weight).numpy(), sign(part.latent(weight).numpy()))
+    depthwise = torch.randn(3, 1, 2, 2)
+    assert part.latent(depthwise) is depthwise  # the mean of one channel is itself
+
+
+def test_learned_scale_starts_at_the_mean_and_has_an_ordinary_gradient():
+    conv = BinaryConv2d(4, 2, 1, bias=False, parts=ConvConfig(scale="learned"))
+    assert isinstance(conv.scale, LearnedScale)
+    np.testing.assert_allclose(conv.scale.factor.detach(), conv.weight.detach().abs().mean((1, 2, 3)), rtol=1e-6)
+    conv(torch.randn(3, 4, 2, 2)).sum().backward()
+    assert conv.scale.factor.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bound", [1.0, 1.3])
+def test_clip_stops_at_its_bound(bound):
+    x = torch.tensor([-1.35, -1.2, 0.0, 1.2, 1.35], requires_grad=True)
+    SignActivation("clip", bound)(x).sum().backward()
+    assert x.grad.tolist() == [float(abs(v) <= bound) for v in x.tolist()]
+
+
+def test_ternary_values_planes_and_gradient():
+    part = TernaryActivation(0.4).eval()
+    part.mean_abs.fill_(0.5)
+    z = torch.tensor([-1.5, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 1.0], requires_grad=True)
+    out = part(z)
+    assert out.tolist() == [-1, -1, -1, 0, 0, 0, 0, 1, 1]  # strict: delta itself is 0 above, -1 below
+    rebuilt = sum(weight * sign(z.detach().numpy() - offset) for offset, weight in part.planes())
+    assert np.array_equal(rebuilt, out.detach().numpy())
+    out.sum().backward()
+    assert z.grad.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_ternary_delta_follows_the_mean_magnitude():
+    part = TernaryActivation(0.4, momentum=0.5)
+    z = torch.full((1, 1, 2, 2), 3.0)
+    part.observe(z)
+    assert float(part.mean_abs) == 3.0
+    part.train()(torch.full((1, 1, 2, 2), -1.0))
+    assert float(part.mean_abs) == 2.0
+    part.eval()(z)
+    assert float(part.mean_abs) == 2.0
+
+
+@pytest.mark.parametrize("bases", [1, 2, 3, 5])
+def test_activation_bases(bases):
+    part = ActivationBases(bases)
+    part.shift.data += 0.1 * torch.randn(bases)
+    part.factor.data += 0.1 * torch.randn(bases)
+    v, beta = part.shift.detach().numpy(), part.factor.detach().numpy()
+    z = torch.randn(40, requires_grad=True)
+    values = z.detach().numpy()
+    planes = [sign(values + v[n] - 0.5) for n in range(bases)]
+    out = part(z)
+    np.testing.assert_allclose(out.detach().numpy(), sum(b * p for b, p in zip(beta, planes, strict=True)), atol=1e-6)
+    upstream = torch.randn(40)
+    (out * upstream).sum().backward()
+    windows = [(values + v[n] >= 0) & (values + v[n] <= 1) for n in range(bases)]
+    np.testing.assert_allclose(
+        z.grad.numpy(), upstream.numpy() * sum(b * w for b, w in zip(beta, windows, strict=True)), atol=1e-6
+    )
+    for n in range(bases):
+        np.testing.assert_allclose(part.factor.grad[n], (upstream.numpy() * planes[n]).sum(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            part.shift.grad[n], (upstream.numpy() * beta[n] * windows[n]).sum(), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_one_activation_base_starts_as_sign():
+    z = torch.randn(20)
+    assert torch.equal(ActivationBases(1)(z), torch.where(z > 0, 1.0, -1.0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_weight_bases_are_the_least_squares_fit(count):
+    weight = torch.randn(4, 6, 3, 3, requires_grad=True)
+    part = WeightBases(count)
+    shifts = [0.0] if count == 1 else [-1 + 2 * m / (count - 1) for m in range(count)]
+    expected = np.zeros((4, 54))
+    alphas = np.zeros((count, 4))
+    for o, row in enumerate(weight.detach().double().flatten(1).numpy()):
+        basis = np.stack([sign(row - row.mean() + u * row.std()) for u in shifts], axis=1)
+        alphas[:, o] = np.linalg.lstsq(basis, row, rcond=None)[0]
+        expected[o] = basis @ alphas[:, o]
+    out = part(weight)
+    np.testing.assert_allclose(out.detach().flatten(1).numpy(), expected, atol=1e-4)
+    upstream = torch.randn_like(out)
+    (out * upstream).sum().backward()
+    np.testing.assert_allclose(
+        weight.grad.numpy(), upstream.numpy() * alphas.sum(0)[:, None, None, None], rtol=1e-3, atol=1e-4
+    )
+    rebuilt = sum(alpha.view(-1, 1, 1, 1) * torch.where(latent > 0, 1.0, -1.0) for latent, alpha in part.bases(weight))
+    torch.testing.assert_close(rebuilt, out.detach())
+
+
+def test_weight_bases_survive_filters_whose_bases_coincide():
+    weight = torch.ones(2, 1, 1, 1)
+    assert torch.isfinite(WeightBases(3)(weight)).all()
+
+
+def test_more_bases_fit_better():
+    weight, x = torch.randn(8, 16, 3, 3), torch.randn(2, 16, 6, 6)
+    exact = F.conv2d(x, weight, padding=1)
+
+    def similarity(m, n):
+        parts = ConvConfig(activations="bases", weights="bases", activation_bases=n, weight_bases=m)
+        conv = BinaryConv2d(16, 8, 3, padding=1, bias=False, parts=parts)
+        conv.weight.data.copy_(weight)
+        return torch.cosine_similarity(conv(x).flatten(), exact.flatten(), dim=0)
+
+    assert similarity(1, 1) < similarity(3, 1) < similarity(3, 3) < similarity(5, 5)
+
+
+def test_gate():
+    gate = ChannelGate(16, 4, reduction=8)
+    x, out = torch.randn(3, 16, 5, 5), torch.randn(3, 4, 2, 2)
+    w1, w2 = gate.squeeze.weight.detach().numpy(), gate.excite.weight.detach().numpy()
+    hidden = np.maximum(x.numpy().mean((2, 3)) @ w1.T, 0)
+    factor = 1 / (1 + np.exp(-(hidden @ w2.T)))
+    np.testing.assert_allclose(
+        gate(out, x).detach().numpy(), out.numpy() * factor[:, :, None, None], rtol=1e-4, atol=1e-6
+    )
+    assert w1.shape == (2, 16) and gate.squeeze.bias is None
+
+
+def test_box_scale():
+    conv = torch.nn.Conv2d(3, 2, (3, 2), (2, 1), (1, 0), (1, 2))
+    x = torch.randn(1, 3, 7, 6)
+    out = torch.ones_like(conv(x))
+    magnitude = np.zeros((9, 6))  # padded by one row on each side
+    magnitude[1:8] = np.abs(x[0].numpy()).mean(0)
+    expected = np.zeros(out.shape[2:])
+    for i in range(expected.shape[0]):
+        for j in range(expected.shape[1]):
+            taps = [magnitude[2 * i + a, j + 2 * b] for a in range(3) for b in range(2)]
+            expected[i, j] = sum(taps) / 6
+    got = BoxScale(conv_geometry(conv))(out, x)
+    for channel in got[0].numpy():
+        np.testing.assert_allclose(channel, expected, rtol=1e-5)
+
+
+def test_spatial_scale_is_an_outer_product():
+    part = SpatialScale(2, 3)
+    part.rows.data.copy_(torch.tensor([[1.0], [2.0]]))
+    part.columns.data.copy_(torch.tensor([[1.0, 3.0, 5.0]]))
+    assert part(torch.ones(1, 4, 2, 3), torch.empty(0))[0, 0].tolist() == [[1, 3, 5], [2, 6, 10]]
+    with pytest.raises(UsageError, match="size"):
+        BinaryConv2d(3, 3, 3, parts=ConvConfig(scale="spatial"))
+
+
+def test_interactions_equal_the_released_sequential_code():
+    part = ChannelInteraction(6, 576, 5)
+    assert (part.limit, part.step) == (200, 100)
+    part.source[:3] = torch.tensor([0, 1, 0])
+    part.target[:3] = torch.tensor([3, 4, 4])
+    part.sign[:3] = torch.tensor([1, -1, 1])
+    acc = torch.randint(-300, 300, (2, 6, 4, 4)).float().requires_grad_()
+    expected = acc.detach().numpy().copy()
+    for x, y, s in [(0, 3, 1), (1, 4, -1), (0, 4, 1)]:
+        expected[:, y] += s * 100 * ((expected[:, x] >= 200).astype(float) - (expected[:, x] <= -200))
+    out = part(acc)
+    assert np.array_equal(out.detach().numpy(), expected)
+    assert not np.array_equal(expected, acc.detach().numpy())
+    out.sum().backward()
+    assert torch.equal(acc.grad, torch.ones_like(acc))
+
+
+def test_interactions_need_integers():
+    with pytest.raises(UsageError, match="integer"):
+        BinaryConv2d(4, 4, 3, parts=ConvConfig(interactions=4, activations="ternary"))
+
+
+def test_early_stages_use_tanh_and_latent_weights():
+    conv = BinaryConv2d(3, 2, 1, bias=False)
+    x = torch.randn(1, 3, 4, 4)
+    conv.activation_bits = 32
+    signs = torch.where(conv.weight > 0, 1.0, -1.0)
+    scale = conv.weight.abs().mean((1, 2, 3)).view(1, -1, 1, 1)
+    torch.testing.assert_close(conv(x), F.conv2d(torch.tanh(x), signs) * scale)
+    conv.weight_bits = 32
+    torch.testing.assert_close(conv(x), F.conv2d(torch.tanh(x), conv.weight))
