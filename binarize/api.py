@@ -332,8 +332,7 @@ def _some_images(dataset: Any, module: GraphModule, config: Config) -> tuple[Ten
     from binarize.training.finetune import Feed
 
     size: Any = tuple(module.example_shapes[0][1:])  # type: ignore[index]
-    images, _ = next(Feed(dataset, size, config).eval_batches())
-    return (images[:PROOF_IMAGES],)
+    return (Feed(dataset, size, config).sample(PROOF_IMAGES),)
 
 
 def _inputs_like(module: GraphModule) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ HEAVY = (
     "pyarrow",
     "safetensors",
     "PIL",
+    "matplotlib",
 )
 """What `pip install binarize-nn` does not bring; the extra `convert` does."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from binarize.bench.machine import machine, pinned
-from binarize.bench.sessions import open_session, random_feeds
-from binarize.bench.timing import Latency, latency
-from binarize.errors import UsageError
+from binarize.bench.race import Finish, onnx_command, race
+from binarize.bench.timing import Latency
+from binarize.errors import BinarizeError, UsageError
 from binarize.progress import Listener, silent
 
 
@@ -24,12 +23,17 @@ class Contender:
         path: the file.
         size: of the file and of the external data it names by its own name, in bytes.
         latency: of one run.
+        peak_rss: largest resident memory of a process that only loads and runs the file, in bytes, interpreter and
+            libraries included; 0 where the system does not tell.
+        base_rss: the same before the file was opened.
     """
 
     name: str
     path: Path
     size: int
     latency: Latency
+    peak_rss: int = 0
+    base_rss: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,21 @@ class Benchmark:
             "batch": self.batch,
             "runs": self.runs,
             "contenders": [
-                {"name": c.name, "path": str(c.path), "bytes": c.size, "milliseconds": c.latency.to_dict()}
+                {
+                    "name": c.name,
+                    "path": str(c.path),
+                    "bytes": c.size,
+                    "milliseconds": c.latency.to_dict(),
+                    "peak_rss_bytes": c.peak_rss,
+                    "base_rss_bytes": c.base_rss,
+                }
                 for c in self.contenders
             ],
         }
 
     def columns(self) -> tuple[str, ...]:
         """Headings of `rows`."""
-        return ("model", "median ms", "min ms", "p90 ms", "images/s", "file")
+        return ("model", "median ms", "min ms", "p90 ms", "images/s", "file", "peak memory")
 
     def rows(self) -> list[tuple[str, ...]]:
         """A row for each contender."""
@@ -89,7 +100,7 @@ def benchmark(
     batch: int = 1,
     progress: Listener = silent,
 ) -> Benchmark:
-    """Time ONNX files on random inputs, in turns, in this process.
+    """Time ONNX files on random inputs, in turns, each in a process of its own.
 
     Args:
         files: name to path; binary and ordinary ones.
@@ -105,10 +116,10 @@ def benchmark(
         if not Path(path).is_file():
             raise UsageError("there is no such file", layer=str(path))
     with pinned(threads) as cores:
-        calls = {name: _call(path, threads, batch) for name, path in files.items()}
-        times = latency(calls, runs=runs, warmup=warmup, progress=progress)
-    contenders = [Contender(name, Path(path), file_size(path), times[name]) for name, path in files.items()]
-    return Benchmark(tuple(contenders), machine(), threads, cores, batch, runs)
+        commands = {name: onnx_command(path, threads, batch) for name, path in files.items()}
+        finishes = race(commands, runs=runs, warmup=warmup, progress=progress)
+    contenders = tuple(_contender(name, Path(path), finishes[name]) for name, path in files.items())
+    return Benchmark(contenders, machine(), threads, cores, batch, runs)
 
 
 def file_size(path: str | Path) -> int:
@@ -117,15 +128,17 @@ def file_size(path: str | Path) -> int:
     return Path(path).stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
-def _call(path: str | Path, threads: int, batch: int) -> Any:
-    session = open_session(path, threads)
-    return partial(session.run, None, random_feeds(session, batch))
+def _contender(name: str, path: Path, finish: Finish | BinarizeError) -> Contender:
+    if isinstance(finish, BinarizeError):
+        raise finish
+    return Contender(name, path, file_size(path), finish.latency, finish.peak_rss, finish.base_rss)
 
 
 def _row(contender: Contender, batch: int) -> tuple[str, ...]:
     times = contender.latency
     figures = (f"{value:.3f}" for value in (times.median, times.minimum, times.p90))
-    return (contender.name, *figures, f"{1000 * batch / times.median:.0f}", f"{contender.size / 1e6:.3f} MB")
+    memory = f"{contender.peak_rss / 1e6:.0f} MB" if contender.peak_rss else "-"
+    return (contender.name, *figures, f"{1000 * batch / times.median:.0f}", f"{contender.size / 1e6:.3f} MB", memory)
 
 
 def _verdict(first: Contender, other: Contender) -> str:

@@ -18,6 +18,8 @@ def machine() -> dict[str, str]:
     """CPU name, instruction set of our kernels, versions."""
     return {
         "cpu": cpu_name(),
+        "caches": caches(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "isa": active_isa(),
         "onnxruntime": onnxruntime.__version__,
         "numpy": numpy.__version__,
@@ -34,6 +36,17 @@ def cpu_name() -> str:
             if key.strip() in ("model name", "Model", "cpu model"):
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def caches() -> str:
+    """The first core's caches where Linux tells them: `L1d 32K, L2 1024K, L3 32768K`."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        with contextlib.suppress(OSError):
+            level, kind, size = ((index / item).read_text().strip() for item in ("level", "type", "size"))
+            if kind != "Instruction":
+                found[f"L{level}{'d' if kind == 'Data' else ''}"] = size
+    return ", ".join(f"{name} {size}" for name, size in found.items())
 
 
 @contextlib.contextmanager

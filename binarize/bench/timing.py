@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -34,33 +33,30 @@ class Latency:
 
 
 def latency(
-    contenders: Mapping[str, Callable[[], object]],
+    turns: Mapping[str, Callable[[], float]],
     *,
     runs: int = 50,
     warmup: int = 5,
     progress: Listener = silent,
-    clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Latency]:
-    """Time the `contenders` in turns (a, b, a, b, ...), so that what slows the machine slows all of them.
+    """Let contenders take turns (a, b, a, b, ...), so that what slows the machine slows all of them.
 
     Args:
-        contenders: name to a call without arguments.
+        turns: name to a call that runs the contender and returns its milliseconds.
         runs: timed runs of each, at least `MINIMUM_RUNS`.
-        warmup: untimed runs of each before.
-        clock: nanoseconds.
+        warmup: runs of each before that do not count.
 
     Raises:
         ValueError: no contender, or too few runs.
     """
-    if not contenders or runs < MINIMUM_RUNS:
+    if not turns or runs < MINIMUM_RUNS:
         raise ValueError(f"timing needs a contender and at least {MINIMUM_RUNS} runs, not {runs}")
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in turns}
     for turn in range(-warmup, runs):
-        for name, call in contenders.items():
-            started = clock()
-            call()
+        for name, run in turns.items():
+            milliseconds = run()
             if turn >= 0:
-                times[name].append((clock() - started) / 1e6)
+                times[name].append(milliseconds)
         progress(ProgressEvent("timing", max(turn + 1, 0), runs))
     first = next(iter(times.values()))
     return {name: _summary(own, first) for name, own in times.items()}

@@ -18,7 +18,7 @@ from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.progress import Listener, silent
 from binarize.training.calibration import calibrate, reestimate_batch_norm
-from binarize.training.data import ImageDataset, check_classes, make_loader, split_train_val
+from binarize.training.data import ImageDataset, Subset, check_classes, make_loader, split_train_val
 from binarize.training.evaluate import evaluate, logits_of
 from binarize.training.stages import Stage, binary_stages, float_stages
 from binarize.training.trainer import Trainer
@@ -88,6 +88,12 @@ class Feed:
         """About `count` augmented training images, in batches (always the same ones)."""
         batches = -(-count // self.config.training.batch_size)
         return (images for images, _ in itertools.islice(self.train_batches(0, 0), batches))
+
+    def sample(self, count: int) -> Tensor:
+        """At most `count` images spread evenly over the data set, as evaluation sees them."""
+        rows = torch.linspace(0, len(self.dataset) - 1, min(count, len(self.dataset))).round().long()
+        spread = replace(self, dataset=Subset(self.dataset, rows))
+        return torch.cat([images for images, _ in spread.eval_batches()])
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,0 +1,98 @@
+"""The profile of real files, and layers of different files joined by module path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import binarize
+from binarize.bench.float_onnx import float_onnx
+from binarize.bench.int8 import int8_onnx
+from binarize.bench.layers import OTHER, LayerTime, layer_times, layers_by_name, slower_layers
+from binarize.bench.profile import profile
+from binarize.errors import UnsupportedModelError
+from tests.models import EveryConv
+
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("profile")
+    found = {name: folder / f"{name}.onnx" for name in ("binary", "float", "int8")}
+    model = EveryConv().eval()
+    float_onnx(model, found["float"], (torch.randn(2, *SHAPE),))
+    int8_onnx(found["float"], found["int8"])
+    binarize.export(binarize.apply(model, torch.randn(2, *SHAPE)).eval(), found["binary"], check=False)
+    return found
+
+
+def test_every_layer_is_found_in_every_file(files: dict[str, Path]) -> None:
+    profiles = profile(files, runs=3)
+    layers = {layer.layer: layer for layer in layer_times(profiles, files)}
+    convs = {name for name, module in EveryConv().named_modules() if isinstance(module, torch.nn.Conv2d)}
+    assert set(layers) == convs | {"head", OTHER}
+    for layer in layers.values():
+        assert set(layer.milliseconds) == set(files), layer.layer
+    assert layers["basic.0.conv1"].op == "BinaryConv2d" and layers["stem.0"].op == "Conv"
+    for name, found in profiles.items():
+        total = sum(layer.milliseconds[name] for layer in layers.values())
+        assert total == pytest.approx(found.milliseconds)
+
+
+def test_a_profile_sums_up_by_operator_and_names_the_kernels(files: dict[str, Path]) -> None:
+    found = profile({"binary": files["binary"]}, runs=3, batch=2)["binary"]
+    rows = {row["op"]: row for row in found.by_operator()}
+    binary = [node for node in onnx.load(files["binary"]).graph.node if node.op_type == "BinaryConv2d"]
+    assert rows["BinaryConv2d"]["nodes"] == len(binary)
+    assert rows["BinaryConv2d"]["kernel"].startswith("ai.binarize ")
+    assert not rows["Conv"]["kernel"].startswith("ai.binarize")
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    times = [row["milliseconds"] for row in found.by_operator()]
+    assert times == sorted(times, reverse=True)
+
+
+def test_slower_layers_are_named() -> None:
+    layers = [
+        LayerTime("fast", "BinaryConv2d", {"binary": 1.0, "float": 5.0}),
+        LayerTime("slow", "BinaryConv2d", {"binary": 2.0, "float": 1.0}),
+        LayerTime("noise", "Conv", {"binary": 1.01, "float": 1.0}),
+        LayerTime("new", "BinaryConv2d", {"binary": 2.0}),
+    ]
+    assert [layer.layer for layer in slower_layers(layers, "float")] == ["slow"]
+    assert [layer.speedup("float") for layer in layers] == [5.0, 0.5, pytest.approx(0.99, abs=0.01), None]
+
+
+def test_layers_of_files_from_other_exporters() -> None:
+    """Anonymous weights behind a scope, as torch's older exporter writes them; anonymous nodes stay themselves."""
+    weight = numpy_helper.from_array(np.zeros((4, 4, 1, 1), np.float32), "onnx::Conv_7")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "onnx::Conv_7"], ["a"], "/layer1/layer1.0/conv1/Conv"),
+            helper.make_node("Relu", ["a"], ["b"], "/layer1/layer1.0/relu/Relu"),
+            helper.make_node("Conv", ["b", "onnx::Conv_7"], ["c"], "Conv_3"),
+        ],
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 4, 2, 2])],
+        [value("c", TensorProto.FLOAT, [1, 4, 2, 2])],
+        [weight],
+    )
+    found = layers_by_name(helper.make_model(graph))
+    assert found["/layer1/layer1.0/conv1/Conv"] == found["a"] == found["b"] == "layer1.0.conv1"
+    assert found["Conv_3"] == "Conv_3"
+    assert "/layer1/layer1.0/relu/Relu" not in found, "a Relu that was not fused is a node of its own"
+
+
+def test_int8_is_not_made_from_a_binary_file(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="binary model") as caught:
+        int8_onnx(files["binary"], tmp_path / "no.onnx")
+    assert "--against" in str(caught.value)
+    with pytest.raises(UnsupportedModelError, match="the images are"):
+        int8_onnx(files["float"], tmp_path / "no.onnx", np.zeros((2, 3, 16, 16), np.float32))

@@ -1,0 +1,87 @@
+"""Contenders as processes: what they answer, and what becomes of one that fails, dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from binarize.bench import race as race_module
+from binarize.bench.race import Finish, onnx_command, race
+from binarize.bench.serve import one_turn, peak_rss
+from binarize.errors import BinarizeError, EnvironmentProblem, UnsupportedModelError
+
+HELLO = "import json, os, sys, time; from binarize.bench.serve import serve; "
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", HELLO + code]
+
+
+def test_a_turn_is_the_second_of_two_runs() -> None:
+    calls: list[int] = []
+    assert one_turn(lambda: calls.append(1)) > 0
+    assert len(calls) == 2
+
+
+def test_contenders_are_timed_in_their_own_processes() -> None:
+    naps = {"short": 0.0005, "long": 0.002}
+    found = race({name: python(f"serve(lambda: lambda: time.sleep({nap}))") for name, nap in naps.items()}, runs=20)
+    short, long = found["short"], found["long"]
+    assert isinstance(short, Finish) and isinstance(long, Finish)
+    assert short.latency.ratio == 1 and long.latency.ratio < 1
+    assert long.latency.minimum >= 2.0 > short.latency.minimum >= 0.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell the peak memory")
+def test_memory_is_each_contenders_own() -> None:
+    ballast = bytearray(200_000_000)  # of this process, which the others must not inherit
+    held = "serve(lambda: (lambda kept: lambda: kept)(b'x' * 50_000_000))"
+    found = race({"small": python("serve(lambda: int)"), "large": python(held)}, runs=20)
+    assert peak_rss() > len(ballast)
+    small, large = found["small"], found["large"]
+    assert isinstance(small, Finish) and isinstance(large, Finish)
+    assert small.peak_rss < 150_000_000
+    assert 50_000_000 <= large.peak_rss - large.base_rss < 70_000_000
+
+
+def test_an_engine_may_print() -> None:
+    found = race({"loud": python("serve(lambda: lambda: print('hello'))")}, runs=20)
+    assert isinstance(found["loud"], Finish)
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("os.abort()", "its process was killed by signal 6"),
+        ("print('no module', file=sys.stderr); sys.exit(3)", "its process ended with exit code 3: no module"),
+        ("serve(lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
+        ("serve(lambda: (lambda runs: lambda: runs.pop() or time.sleep(0))([0] * 7))", "IndexError"),
+        ("serve(lambda: (lambda runs: lambda: runs.pop() or os.abort())([1] * 7 + [0]))", "IndexError|signal 6"),
+    ],
+    ids=["crash", "exit", "refusal", "error while running", "crash while running"],
+)
+def test_a_lost_contender_is_a_finding_and_the_others_go_on(code: str, message: str) -> None:
+    found = race({"lost": python(code), "fine": python("serve(lambda: int)")}, runs=20)
+    lost, fine = found["lost"], found["fine"]
+    assert isinstance(fine, Finish) and fine.latency.runs == 20
+    assert isinstance(lost, UnsupportedModelError)
+    assert re.search(message, lost.message)
+    assert lost.layer == "lost"
+
+
+def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race_module, "PATIENCE", 0.5)
+    found = race({"hung": [sys.executable, "-c", "import time; time.sleep(60)"]}, runs=20)
+    assert isinstance(found["hung"], BinarizeError) and "gave no answer" in found["hung"].message
+
+
+def test_our_own_errors_keep_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    monkeypatch.setenv("BINARIZE_ISA", "abacus")
+    found = race({"bad": onnx_command(tmp_path / "bad.onnx", 1)}, runs=20)["bad"]
+    assert isinstance(found, UnsupportedModelError | EnvironmentProblem)
+    assert found.hint is not None and str(os.getpid()) not in found.message

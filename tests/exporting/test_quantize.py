@@ -1,0 +1,113 @@
+"""Static int8 of whole float nets and of binary nets' float ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+import binarize
+from binarize.bench.float_onnx import float_onnx
+from binarize.bench.profile import profile
+from binarize.errors import UnsupportedModelError
+from binarize.exporting.quantize import _folded, batches_of, float_ends, quantize_all, quantize_ends
+from binarize.runtime import InferenceSession
+from tests.models import EveryConv, randomized
+
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return randomized(EveryConv()).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((8, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def float_model(net: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    path = tmp_path_factory.mktemp("float") / "float.onnx"
+    float_onnx(net, path, (torch.randn(2, *SHAPE),))
+    return onnx.load(path)
+
+
+@pytest.fixture(scope="module")
+def binary_model(net: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    path = tmp_path_factory.mktemp("binary") / "binary.onnx"
+    binarize.export(binarize.apply(net, torch.randn(2, *SHAPE)).eval(), path, check=False)
+    return onnx.load(path)
+
+
+def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    (scores,) = InferenceSession(model.SerializeToString()).run(None, {"input": images})
+    assert isinstance(scores, np.ndarray)
+    return scores
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """What ONNX Runtime's own calibration reads."""
+
+    def __init__(self, feeds: Iterator[Mapping[str, np.ndarray]]) -> None:
+        self.feeds = feeds
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        return next(self.feeds, None)
+
+
+def test_the_whole_net_is_what_onnx_runtimes_own_tool_makes(
+    float_model: onnx.ModelProto, images: np.ndarray, tmp_path: Path
+) -> None:
+    ours = quantize_all(float_model, batches_of("input", images))
+    onnx.save(_folded(float_model), tmp_path / "folded.onnx")
+    reader = Reader(batches_of("input", images))
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(tmp_path / "folded.onnx", tmp_path / "theirs.onnx", reader, **kinds)
+    theirs = onnx.load(tmp_path / "theirs.onnx")
+    assert Counter(n.op_type for n in ours.graph.node) == Counter(n.op_type for n in theirs.graph.node)
+    np.testing.assert_array_equal(run(ours, images), run(theirs, images))
+    true = run(float_model, images)
+    assert np.abs(run(ours, images) - true).max() < 0.2 * np.abs(true).max()
+
+
+def test_only_the_ends_of_a_net_change(binary_model: onnx.ModelProto, images: np.ndarray, tmp_path: Path) -> None:
+    ends = [node.input[1] for node in float_ends(binary_model)]
+    assert ends == ["stem.0.weight", "head.weight"]
+    before = Counter(n.op_type for n in binary_model.graph.node)
+    quantized = quantize_ends(binary_model, batches_of("input", images))
+    after = Counter(n.op_type for n in quantized.graph.node)
+    assert {op for op in after if after[op] != before[op]} == {"QuantizeLinear", "DequantizeLinear"}
+    assert len(quantized.functions) == len(binary_model.functions), "the file still carries its operators"
+    onnx.save(quantized, tmp_path / "q.onnx")
+    ran = Counter(node.op for node in profile({"q": tmp_path / "q.onnx"}, runs=2)["q"].nodes)
+    assert (ran["QLinearConv"], ran["QGemm"], ran["Gemm"]) == (1, 1, 0)
+    assert ran["Conv"] == 2, "the squeeze-excite gate between binary layers stays float"
+    assert run(quantized, images[:3]).shape == (3, 5), "the batch stays symbolic"
+
+
+def test_ranges_cover_all_batches(binary_model: onnx.ModelProto, images: np.ndarray) -> None:
+    """The input's scale is that of the widest image, wherever it comes."""
+    for order in (1, -1):
+        scaled = (images * np.linspace(1, 4, len(images), dtype=np.float32)[:, None, None, None])[::order]
+        quantized = quantize_ends(binary_model, batches_of("input", scaled, size=3))
+        scale = next(t for t in quantized.graph.initializer if t.name == "input_scale")
+        span = max(scaled.max(), 0) - min(scaled.min(), 0)
+        assert onnx.numpy_helper.to_array(scale) == pytest.approx(span / 255, rel=1e-3)
+
+
+def test_nothing_to_quantize_is_an_error(binary_model: onnx.ModelProto, images: np.ndarray) -> None:
+    empty = onnx.ModelProto()
+    empty.CopyFrom(binary_model)
+    for node in [node for node in empty.graph.node if node.op_type in ("Conv", "Gemm")]:
+        node.op_type = "Unknown"
+    with pytest.raises(UnsupportedModelError, match="no float layer"):
+        quantize_ends(empty, batches_of("input", images))
