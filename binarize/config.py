@@ -65,7 +65,13 @@ class SurgeryConfig(_Checked):
     """Which convolutions become binary, and what becomes of the layers around them."""
 
     keep: tuple[str, ...] = ()
-    """Globs on module paths that stay float; a glob that matches nothing is an error."""
+    """What stays float: globs on layer or module paths, or `rule:NAME` (docs/plan.md); an unknown one is an error."""
+    only: tuple[str, ...] = ()
+    """The same for what may become binary; everything else stays float. Empty: everything."""
+    linear: Literal["keep", "spatial", "all"] = "keep"
+    """Linear layers as 1x1 convs: none; those on feature maps with channels last; all but the one that answers."""
+    strict: bool = False
+    """A conv that stays float for another reason than stem, classifier, gate or `keep` and `only` is an error."""
     binarize_stem: bool = False
     """Binarize the first conv too, which sees raw pixels; costs much accuracy."""
     activation: Literal["rprelu", "prelu", "keep"] = "rprelu"

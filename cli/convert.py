@@ -25,16 +25,13 @@ CONVERT_EXAMPLES = (
 def convert(
     output: Output,
     model: options.ModelArgument,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     arch: options.ArchOption = None,
-    recipe: options.RecipeOption = None,
+    plan: options.PlanOptions,
     data: options.DataOption = None,
     val: options.ValOption = None,
     epochs: options.EpochsOption = None,
-    config: options.ConfigOption = None,
-    settings: options.SetOption = None,
-    keep: options.KeepOption = None,
-    binarize_stem: options.StemOption = False,
     input_size: options.SizeOption = None,
     seed: options.SeedOption = None,
     trust_pickle: options.TrustOption = False,
@@ -48,15 +45,7 @@ def convert(
     from binarize import api
 
     size = options.parse_size(input_size)
-    settled = options.settle(
-        recipe=recipe,
-        config=config,
-        settings=settings,
-        keep=keep,
-        binarize_stem=binarize_stem,
-        epochs=epochs,
-        seed=seed,
-    )
+    settled = plan.settle(epochs=epochs, seed=seed)
     val_set = options.held_out(data, val) if data is not None else None
     if data is not None:
         output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"
