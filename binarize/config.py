@@ -185,6 +185,14 @@ class TrainingConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class ExportConfig(_Checked):
+    """The ONNX file."""
+
+    stem: Literal["float", "int8"] = "float"
+    """Type of the ends that stay unbinarized: the layers before the first binary conv and the classifier."""
+
+
+@dataclass(frozen=True)
 class Config(_Checked):
     """A whole conversion."""
 
@@ -194,6 +202,7 @@ class Config(_Checked):
     conv: ConvConfig = field(default_factory=ConvConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as TOML and JSON want it (tuples become lists)."""

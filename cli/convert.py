@@ -32,6 +32,7 @@ def convert(
     data: options.DataOption = None,
     val: options.ValOption = None,
     epochs: options.EpochsOption = None,
+    stem: options.EndsOption = None,
     input_size: options.SizeOption = None,
     seed: options.SeedOption = None,
     trust_pickle: options.TrustOption = False,
@@ -45,7 +46,7 @@ def convert(
     from binarize import api
 
     size = options.parse_size(input_size)
-    settled = plan.settle(epochs=epochs, seed=seed)
+    settled = plan.settle(epochs=epochs, stem=stem, seed=seed)
     val_set = options.held_out(data, val) if data is not None else None
     if data is not None:
         output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"
@@ -85,6 +86,7 @@ def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
     render.show_accuracy(output, results)
     render.show_size(output, results["size"], conversion.path)
     render.show_verification(output, results["verification"])
+    render.show_int8(output, results.get("int8"))
     output.text(f"wrote {conversion.path} in {results['seconds']:.1f} s; run folder {conversion.run}", style="bold")
     output.text(f"next: {follow}")
     document: dict[str, Any] = {"out": conversion.path, "run": conversion.run, "next": follow}

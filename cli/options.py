@@ -56,6 +56,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of everything. Repeatable."),
 ]
+EndsOption = Annotated[
+    Literal["float", "int8"] | None,
+    typer.Option(
+        "--stem",
+        help="Type of the stem and the classifier, which stay unbinarized. int8 takes its ranges from the images.",
+        show_default="float",
+    ),
+]
 SizeOption = Annotated[
     str | None,
     typer.Option(
@@ -124,7 +132,7 @@ class PlanOptions:
         ),
     ] = False
 
-    def settle(self, *, epochs: float | None = None, seed: int | None = None) -> Config:
+    def settle(self, *, epochs: float | None = None, stem: str | None = None, seed: int | None = None) -> Config:
         """The configuration that the options describe; `--keep` and `--only` add to what the file has.
 
         Raises:
@@ -142,6 +150,8 @@ class PlanOptions:
             "strict": self.strict or surgery.strict,
         }
         values: dict[str, Any] = {"surgery": given}
+        if stem is not None:
+            values["export"] = {"stem": stem}
         if epochs is not None:
             values["training"] = {"epochs": epochs}
         if seed is not None:
