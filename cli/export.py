@@ -36,12 +36,13 @@ def export(
     from binarize.cli import render
     from binarize.config import Config
     from binarize.files import check_writable
+    from binarize.surgery import report_of
 
     check_writable(out)
     binary = load_binary(module, arch)
     if stem is not None:
-        config = Config().updated(binary.report.config).updated({"export": {"stem": stem}})
-        binary.report.config = config.to_dict()
+        record = report_of(binary)
+        record.config = Config().updated(record.config).updated({"export": {"stem": stem}}).to_dict()
     images = None if data is None else api.some_images(data, binary)
     report = api.export(binary, out, images=images, progress=output.progress)
     render.show_summary(output, report)
