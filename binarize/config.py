@@ -22,16 +22,16 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "conv.interactions": (0, 1 << 10),
     "training.epochs": (0, 1e6),
     "training.float_epochs": (0, 1e6),
-    "training.activation_share": (0, 1),
     "training.batch_size": (1, 1 << 20),
     "training.calibration_images": (1, 1 << 24),
     "training.bn_images": (0, 1 << 24),
     "training.warmup": (0, 1),
-    "training.temperature": (1e-3, 1e3),
     "training.holdout": (0, 0.9),
     "training.mean": (0, 1),
     "training.std": (1e-4, 1e4),
     "training.workers": (0, 1024),
+    "stage.temperature": (1e-3, 1e3),
+    "stage.search_every": (1, 1 << 24),
 }
 """Ranges, both ends included, of the numbers that have narrower ones than `_ANY_NUMBER`."""
 
@@ -65,13 +65,7 @@ class SurgeryConfig(_Checked):
     """Which convolutions become binary, and what becomes of the layers around them."""
 
     keep: tuple[str, ...] = ()
-    """What stays float: globs on layer or module paths, or `rule:NAME` (docs/plan.md); an unknown one is an error."""
-    only: tuple[str, ...] = ()
-    """The same for what may become binary; everything else stays float. Empty: everything."""
-    linear: Literal["keep", "spatial", "all"] = "keep"
-    """Linear layers as 1x1 convs: none; those on feature maps with channels last; all but the one that answers."""
-    strict: bool = False
-    """A conv that stays float for another reason than stem, classifier, gate or `keep` and `only` is an error."""
+    """Globs on module paths that stay float; a glob that matches nothing is an error."""
     binarize_stem: bool = False
     """Binarize the first conv too, which sees raw pixels; costs much accuracy."""
     activation: Literal["rprelu", "prelu", "keep"] = "rprelu"
@@ -138,17 +132,58 @@ class LinkConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class StageConfig(_Checked):
+    """A stretch of training: what is binary in it, where it starts, what it learns from, and how fast."""
+
+    name: str = "binary"
+    """Shown in progress and history; `--set training.stages.NAME.key=value` changes one stage."""
+    share: float = 1.0
+    """Share of `training.epochs`, relative to the other stages' shares."""
+    activations: Literal["binary", "tanh"] = "binary"
+    """What the convs' inputs are: binarized, or tanh instead."""
+    weights: Literal["binary", "float"] = "binary"
+    """What the convs' weights are: binarized, or the latent weights themselves."""
+    start: Literal["previous", "converted"] = "previous"
+    """Where it starts: the end of the previous stage, or the freshly converted and calibrated net."""
+    teacher: Literal["float", "previous"] = "float"
+    """Who it distills from: the float model, or the net as the previous stage left it (the first has the float one)."""
+    cross_entropy: float = 1.0
+    """Weight of the labels' cross entropy."""
+    distillation: float = 1.0
+    """Weight of KL(teacher || student)."""
+    temperature: float = 1.0
+    """Of the distillation's softmax."""
+    attention: float = 0.0
+    """Weight of the attention maps' difference (Real-to-Binary)."""
+    optimizer: Literal["adam", "radam"] = "adam"
+    rate: float = 1.0
+    """Times `training.learning_rate`."""
+    weight_rate: float = 1.0
+    """Times `training.weight_step`, for the latent weights of binary convs."""
+    weight_decay: float = 0.0
+    """Of float convs, linear layers and, while they are float, latent weights; all other parameters have none."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rates fall to 0 after the warm-up."""
+    search: Literal["none", "genetic", "interactions"] = "none"
+    """Proposals beside the gradient, kept if the loss agrees: GBCN's changes of bits, or CI-Net's edges."""
+    search_every: int = 20
+    """Steps between two proposals."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig(_Checked):
     """Fine-tuning with the float model as teacher."""
 
     epochs: float = 8.0
     """Passes over the training images, all stages together; may be a fraction."""
-    activation_share: float = 0.0
-    """Share of the epochs spent in stage 1: binary activations, float weights."""
+    stages: tuple[StageConfig, ...] = field(default_factory=lambda: (StageConfig(),))
+    """What happens in them, in order; the last one must be binary."""
     float_epochs: float = 0.0
     """Passes that first adapt the float model to the data; it then starts and teaches the binary one."""
     float_learning_rate: float = 0.02
     """Peak SGD learning rate of that adaptation."""
+    float_weight_decay: float = 1e-4
+    """Weight decay of that adaptation."""
     batch_size: int = 64
     learning_rate: float = 7e-3
     """Peak Adam rate of everything but the latent weights of binary convs."""
@@ -156,14 +191,6 @@ class TrainingConfig(_Checked):
     """Peak Adam step of latent weights, in units of each layer's mean |weight|, which cancels its scale."""
     warmup: float = 0.02
     """Share of a stage spent warming up; then cosine to 0."""
-    distillation: float = 1.0
-    """Weight of KL(teacher || student)."""
-    cross_entropy: float = 1.0
-    """Weight of the labels' cross entropy."""
-    temperature: float = 1.0
-    """Of the distillation's softmax."""
-    weight_decay: float = 0.0
-    """Of float convs and linear layers; binary weights, BN, gamma and thresholds have none."""
     calibration_images: int = 512
     """Images that set thresholds and BN statistics before training."""
     bn_images: int = 2048
@@ -180,16 +207,22 @@ class TrainingConfig(_Checked):
     """Processes that decode large images."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`torch.compile` the training step; `auto`: when the run is long enough to repay it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the training step's arithmetic; `auto`: bfloat16 on a GPU. Weights, losses and accuracies stay float32."""
     checkpoint_minutes: float = 5.0
     """At most this much work is lost to a kill."""
 
-
-@dataclass(frozen=True)
-class ExportConfig(_Checked):
-    """The ONNX file."""
-
-    stem: Literal["float", "int8"] = "float"
-    """Type of the ends that stay unbinarized: the layers before the first binary conv and the classifier."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise UsageError(f"two of training.stages have one name: {', '.join(names)}")
+        last = self.stages[-1]
+        if (last.activations, last.weights) != ("binary", "binary") or sum(s.share for s in self.stages) <= 0:
+            raise UsageError(
+                f"the last of training.stages, {last.name!r}, must have binary activations and weights and a share",
+                hint='for example --set training.stages=[{name="binary"}]',
+            )
 
 
 @dataclass(frozen=True)
@@ -202,7 +235,6 @@ class Config(_Checked):
     conv: ConvConfig = field(default_factory=ConvConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as TOML and JSON want it (tuples become lists)."""
@@ -213,7 +245,7 @@ class Config(_Checked):
         top, tables = [], []
         for key, value in self.to_dict().items():
             if isinstance(value, dict):
-                tables.append("\n".join([f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]))
+                tables.extend(_tables(key, value))
             else:
                 top.append(f"{key} = {_toml(value)}")
         return "\n\n".join(["\n".join(top), *tables]) + "\n"
@@ -262,9 +294,30 @@ def _build(current: Any, values: dict[str, Any], source: str, prefix: str) -> An
             if not isinstance(value, dict):
                 raise UsageError(f"{name!r} is a table, not a value", layer=source)
             changes[key] = _build(getattr(current, key), value, source, f"{name}.")
+        elif isinstance(value, dict) and (element := _dataclass_in(hints[key])):
+            changes[key] = _rebuilt(getattr(current, key), element, value, source, name)
         else:
             changes[key] = _checked(value, hints[key], name, source)
     return dataclasses.replace(current, **changes)
+
+
+def _rebuilt(current: tuple[Any, ...], element: type, values: dict[str, Any], source: str, name: str) -> Any:
+    """`current`, a tuple of named dataclasses, with `{name: {key: value}}` put in."""
+    known = {item.name: item for item in current}
+    for each, changes in values.items():
+        if each not in known:
+            hint = f"known: {', '.join(known)}"
+            raise UsageError(f"there is no {name}.{each}", layer=source, hint=hint)
+        if not isinstance(changes, dict):
+            raise UsageError(f"'{name}.{each}' is a table, not a value", layer=source)
+        known[each] = _build(known[each], changes, source, f"{name}.{each}.")
+    return tuple(known.values())
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass of which `hint` is a tuple, else None."""
+    arguments = get_args(hint) if get_origin(hint) is tuple else ()
+    return arguments[0] if arguments and issubclass(arguments[0], _Checked) else None
 
 
 def _suggest(key: str, known: typing.Iterable[str], prefix: str) -> str:
@@ -284,6 +337,8 @@ def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
         if value not in get_args(hint):
             raise UsageError(f"{name!r} is {value!r}", layer=source, hint=f"one of {', '.join(get_args(hint))}")
         return value
+    if element := _dataclass_in(hint):
+        return _checked_tables(value, element, name, source)
     if get_origin(hint) is tuple:
         return _checked_list(value, get_args(hint)[0], name, source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -291,10 +346,23 @@ def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         what = f"{name!r} is {value!r}, which is not {hint.__name__}"
         raise UsageError(what, layer=source, hint=_EXAMPLES[hint])
-    low, high = _LIMITS.get(name, _ANY_NUMBER)
+    table = "stage." if name.startswith("training.stages.") else name.rpartition(".")[0] + "."
+    low, high = _LIMITS.get((table + name.rpartition(".")[2]).removeprefix("."), _ANY_NUMBER)
     if hint in (int, float) and not low <= value <= high:
         raise UsageError(f"{name!r} is {value}", layer=source, hint=f"a number from {low:g} to {high:g}")
     return value
+
+
+def _checked_tables(value: Any, element: type, name: str, source: str) -> tuple[Any, ...]:
+    """A list of tables as a tuple of `element`s; at least one."""
+    if not isinstance(value, list | tuple) or not value:
+        raise UsageError(f"{name!r} is {value!r}, which is not a list of tables", layer=source)
+    built = []
+    for index, item in enumerate(value):
+        if not isinstance(item, dict | element):
+            raise UsageError(f"'{name}.{index}' is {item!r}, which is not a table", layer=source)
+        built.append(_build(element(), item, source, f"{name}.{index}.") if isinstance(item, dict) else item)
+    return tuple(built)
 
 
 def _checked_list(value: Any, element: type, name: str, source: str) -> tuple[Any, ...]:
@@ -317,6 +385,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _tables(key: str, values: dict[str, Any]) -> list[str]:
+    """A table's TOML, and that of each list of tables in it."""
+    lists = {k: v for k, v in values.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    plain = [f"{k} = {_toml(v)}" for k, v in values.items() if k not in lists]
+    found = ["\n".join([f"[{key}]", *plain])]
+    for name, items in lists.items():
+        found += ["\n".join([f"[[{key}.{name}]]", *(f"{k} = {_toml(v)}" for k, v in i.items())]) for i in items]
+    return found
 
 
 def _toml(value: Any) -> str:

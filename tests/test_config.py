@@ -128,9 +128,9 @@ def test_wrong_types_name_the_right_one(setting: str, hint: str | None) -> None:
         "training.bn_images=-1",
         f"training.bn_images={10**30}",
         "training.workers=-1",
-        "training.temperature=0",
+        "training.stages.binary.temperature=0",
         "training.learning_rate=-0.001",
-        "training.activation_share=1.5",
+        "training.stages.binary.share=-1",
         "training.warmup=1.01",
         "training.holdout=1",
         "training.mean=[]",
@@ -152,10 +152,9 @@ def test_numbers_without_a_meaning_are_refused(setting: str) -> None:
         "training.epochs=0",
         "training.bn_images=0",
         "training.holdout=0",
-        "training.activation_share=1",
         "training.warmup=0",
         "training.checkpoint_minutes=0",
-        "training.distillation=0",
+        "training.stages.binary.distillation=0",
     ],
 )
 def test_numbers_that_switch_something_off_are_allowed(setting: str) -> None:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from binarize.config import TrainingConfig
+from binarize.config import StageConfig
 
-Objective = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""`(student logits [N, K], teacher logits [N, K] or None, labels [N]) -> scalar loss`."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What a net says about a batch.
+
+    Attributes:
+        logits: [N, K].
+        maps: the float inputs of chosen convs, for attention; student's and teacher's in the same order.
+    """
+
+    logits: Tensor
+    maps: tuple[Tensor, ...] = ()
+
+
+Objective = Callable[[Answer, Answer | None, Tensor], Tensor]
+"""`(student, teacher or None, labels [N]) -> scalar loss`."""
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -20,18 +36,36 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def student_objective(config: TrainingConfig) -> Objective:
-    """Cross entropy with the labels plus distillation from the teacher, weighted as `config` says."""
+def attention_map(features: Tensor) -> Tensor:
+    """Where the features are large: `Q / ||Q||_2` with `Q = mean over channels of x^2`, `[N, C, H, W] -> [N, H*W]`."""
+    return F.normalize(features.float().square().mean(dim=1).flatten(1), dim=1)
 
-    def objective(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        loss = config.cross_entropy * F.cross_entropy(student, labels)
-        if teacher is not None:
-            loss = loss + config.distillation * distillation(student, teacher, config.temperature)
+
+def attention_difference(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+    """Mean squared difference of the attention maps, averaged over the places compared.
+
+    Source: Real-to-Binary (Martinez et al., ICLR 2020), section 4.1, after Zagoruyko and Komodakis (2017).
+    """
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([F.mse_loss(attention_map(s), attention_map(t)) for s, t in pairs]).mean()
+
+
+def student_objective(stage: StageConfig) -> Objective:
+    """Cross entropy with the labels, distillation and attention matching, weighted as `stage` says."""
+
+    def objective(student: Answer, teacher: Answer | None, labels: Tensor) -> Tensor:
+        loss = student.logits.new_zeros(())
+        if stage.cross_entropy:
+            loss = loss + stage.cross_entropy * F.cross_entropy(student.logits, labels)
+        if teacher is not None and stage.distillation:
+            loss = loss + stage.distillation * distillation(student.logits, teacher.logits, stage.temperature)
+        if teacher is not None and student.maps:
+            loss = loss + stage.attention * attention_difference(student.maps, teacher.maps)
         return loss
 
     return objective
 
 
-def label_objective(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+def label_objective(student: Answer, teacher: Answer | None, labels: Tensor) -> Tensor:
     """Cross entropy with the labels alone."""
-    return F.cross_entropy(student, labels)
+    return F.cross_entropy(student.logits, labels)

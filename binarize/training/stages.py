@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from binarize.config import TrainingConfig
+from binarize.config import StageConfig, TrainingConfig
 from binarize.nn import BinaryConv2d
 from binarize.training.losses import Objective, label_objective, student_objective
 
@@ -20,69 +20,82 @@ class Stage:
     """A stretch of training with one objective and one optimizer.
 
     Attributes:
-        name: `float`, `activations` (stage 1) or `binary` (stage 2).
+        plan: the configuration it was made from.
         epochs: passes over the training images.
-        weight_bits: 1 or 32 for the binary convs' weights during the stage.
         optimizer: builds it for a module; each group's `lr` is its peak.
         objective: the loss.
-        distill: whether the teacher runs.
         warmup: share of the stage's steps before the peak.
     """
 
-    name: str
+    plan: StageConfig
     epochs: float
-    weight_bits: int
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     objective: Objective
-    distill: bool
     warmup: float
 
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def distills(self) -> bool:
+        """Whether a teacher runs."""
+        return self.plan.distillation > 0 or self.plan.attention > 0
+
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate's factor at `step` of `steps`: linear warm-up, then cosine to 0."""
+        """The learning rate's factor at `step` of `steps`: linear warm-up, then down to 0."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
             return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        done = (step - warm) / max(1, steps - warm)
+        return 1 - done if self.plan.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def binary_stages(config: TrainingConfig) -> list[Stage]:
-    """Stage 1 (binary activations, float weights) if it has a share, then stage 2 (both binary)."""
-    share = min(config.activation_share, 1.0)
-    stages = [
-        _binary_stage("activations", config, config.epochs * share, weight_bits=32, weight_factor=0.1),
-        _binary_stage("binary", config, config.epochs * (1 - share), weight_bits=1, weight_factor=1.0),
+    """The configured stages; those without a share are left out."""
+    total = sum(plan.share for plan in config.stages)
+    return [
+        Stage(
+            plan=plan,
+            epochs=config.epochs * plan.share / total,
+            optimizer=partial(_adam, config=config, plan=plan),
+            objective=student_objective(plan),
+            warmup=config.warmup,
+        )
+        for plan in config.stages
+        if plan.share > 0 and config.epochs > 0
     ]
-    return [stage for stage in stages if stage.epochs > 0]
 
 
 def float_stages(config: TrainingConfig) -> list[Stage]:
     """The adaptation of the float model to the data."""
-    optimizer = partial(_sgd, rate=config.float_learning_rate, weight_decay=max(config.weight_decay, 1e-4))
-    return [Stage("float", config.float_epochs, 1, optimizer, label_objective, False, config.warmup)]
+    optimizer = partial(_sgd, rate=config.float_learning_rate, weight_decay=config.float_weight_decay)
+    plan = StageConfig(name="float", distillation=0)
+    return [Stage(plan, config.float_epochs, optimizer, label_objective, config.warmup)]
 
 
-def _binary_stage(name: str, config: TrainingConfig, epochs: float, *, weight_bits: int, weight_factor: float) -> Stage:
-    return Stage(
-        name=name,
-        epochs=epochs,
-        weight_bits=weight_bits,
-        optimizer=partial(_adam, config=config, weight_factor=weight_factor),
-        objective=student_objective(config),
-        distill=config.distillation > 0,
-        warmup=config.warmup,
-    )
+def set_stage_bits(module: nn.Module, plan: StageConfig) -> None:
+    """Make activations and weights of every binary conv of `module` what `plan` says they are."""
+    for layer in module.modules():
+        if isinstance(layer, BinaryConv2d):
+            layer.activation_bits = 1 if plan.activations == "binary" else 32
+            layer.weight_bits = 1 if plan.weights == "binary" else 32
 
 
 def _sgd(module: nn.Module, *, rate: float, weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
-def _adam(module: nn.Module, *, config: TrainingConfig, weight_factor: float) -> torch.optim.Optimizer:
+_OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+
+
+def _adam(module: nn.Module, *, config: TrainingConfig, plan: StageConfig) -> torch.optim.Optimizer:
     """Adam with one group per binary conv: a latent weight's step is a share of its layer's mean |weight|.
 
     A latent weight matters by its sign alone, so what counts is after how many steps it can flip. Pretrained nets
     differ in scale by more than ten; a common absolute rate would flip everything in one and nothing in another.
     """
+    rate = config.learning_rate * plan.rate
     latent = {id(m.weight): m.weight for m in module.modules() if isinstance(m, BinaryConv2d)}
     decayed = {
         id(m.weight): m.weight
@@ -91,10 +104,11 @@ def _adam(module: nn.Module, *, config: TrainingConfig, weight_factor: float) ->
     }
     plain = [p for p in module.parameters() if id(p) not in latent and id(p) not in decayed]
     groups = [
-        {"params": plain, "lr": config.learning_rate},
-        {"params": list(decayed.values()), "lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": plain, "lr": rate},
+        {"params": list(decayed.values()), "lr": rate, "weight_decay": plan.weight_decay},
     ]
     for weight in latent.values():
-        rate = config.weight_step * weight_factor * float(weight.detach().abs().mean())
-        groups.append({"params": [weight], "lr": rate})
-    return torch.optim.Adam([group for group in groups if group["params"]], lr=config.learning_rate)
+        step = config.weight_step * plan.weight_rate * float(weight.detach().abs().mean())
+        decay = plan.weight_decay if plan.weights == "float" else 0.0
+        groups.append({"params": [weight], "lr": step, "weight_decay": decay})
+    return _OPTIMIZERS[plan.optimizer]([group for group in groups if group["params"]], lr=rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import os
 import shutil
@@ -16,14 +17,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from binarize.config import TrainingConfig
+from binarize.config import StageConfig, TrainingConfig
 from binarize.errors import BinarizeError, EnvironmentProblem, UsageError
 from binarize.nn import BinaryConv2d
 from binarize.progress import Listener, ProgressEvent, silent
+from binarize.training.answers import Teacher, answer_of, attention_places, with_conv_inputs
 from binarize.training.checkpoint import load_checkpoint, save_checkpoint
-from binarize.training.evaluate import logits_of
 from binarize.training.interrupts import Interrupt, deferred_interrupts
-from binarize.training.stages import Stage
+from binarize.training.losses import Answer
+from binarize.training.search import Search, make_search, survives
+from binarize.training.stages import Stage, set_stage_bits
 
 COMPILE_AFTER_IMAGES = 60_000
 """`compile = "auto"`: a run over more images than this repays the minute that compiling takes on a small CPU."""
@@ -45,8 +48,22 @@ class Clock:
     """Steps done in the current stage."""
     total_steps: int = 0
     """Steps done in all stages: the data's position."""
+    adopted: int = 0
+    """Changes that a stage's search proposed and the loss confirmed."""
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A stage being run."""
+
+    stage: Stage
+    model: Any
+    """The module as the step calls it: prepared, perhaps compiled, perhaps giving conv inputs too."""
+    optimizer: Any
+    teacher: Teacher | None
+    search: Search | None
 
 
 class Trainer:
@@ -58,7 +75,7 @@ class Trainer:
         batches: training batches of an epoch from a given one on.
         steps_per_epoch: how many of them an epoch has.
         config: batch size, compilation, checkpoint interval.
-        teacher: the float model, if a stage distills.
+        teacher: the float model, if a stage distills from it.
         evaluate: called at each epoch's end; its figures go into the history.
         checkpoint: file to resume from and to write to; None keeps everything in memory.
         fingerprint: identifies model, data and configuration; a checkpoint with another one is refused.
@@ -103,6 +120,8 @@ class Trainer:
         self.teacher = teacher
         if teacher is not None:
             place(teacher, self.device).eval()
+        self.previous: nn.Module | None = None
+        self.converted: dict[str, Tensor] = {}
         self.clock, self.interrupt = Clock(), Interrupt()
         self.steps = [max(1, round(stage.epochs * steps_per_epoch)) for stage in stages]
 
@@ -115,10 +134,13 @@ class Trainer:
             TrainingDiverged: with the step and the loss.
         """
         keep_freed_memory()
+        self.converted = {name: value.clone() for name, value in self.module.state_dict().items()}
         state = load_checkpoint(self.checkpoint, self.fingerprint) if self.checkpoint else None
         if state is not None:
             self.module.load_state_dict(state["module"])
             self.clock = Clock(**state["clock"])
+            if state["previous"] is not None:
+                self.previous = self._snapshot(self.stages[self.clock.stage - 1], state["previous"])
         with deferred_interrupts() as self.interrupt:
             while self.clock.stage < len(self.stages):
                 self._run_stage(self.stages[self.clock.stage], state)
@@ -127,20 +149,42 @@ class Trainer:
         return self.clock.history
 
     def _run_stage(self, stage: Stage, state: dict[str, Any] | None) -> None:
-        set_weight_bits(self.module, stage.weight_bits)
+        if stage.plan.start == "converted" and self.clock.step == 0:
+            self.module.load_state_dict(self.converted)
+        set_stage_bits(self.module, stage.plan)
         inner = stage.optimizer(self.module)
         for group in inner.param_groups:
             group["peak"] = group["lr"]  # travels with the checkpoint: the mean |weight| it came from has moved on
         if state is not None and state["optimizer"] is not None:
             inner.load_state_dict(state["optimizer"])
-        model, optimizer = self.accelerator.prepare(self.module, inner)
-        model = torch.compile(model) if self._compiles() else model
         with self._saving_when_interrupted(inner):
-            self._steps(stage, model, optimizer)
-        set_weight_bits(self.module, 1)
+            self._steps(self._lesson(stage, inner))
+        self.previous = self._snapshot(stage, self.module.state_dict()) if self._next_teacher() == "previous" else None
+        set_stage_bits(self.module, StageConfig())
 
-    def _steps(self, stage: Stage, model: Any, optimizer: Any) -> None:
-        clock, steps = self.clock, self.steps[self.clock.stage]
+    def _lesson(self, stage: Stage, inner: torch.optim.Optimizer) -> Lesson:
+        places = attention_places(self.module) if stage.plan.attention > 0 else []
+        student = with_conv_inputs(self.module, places) if places else self.module  # type: ignore[arg-type]
+        model, optimizer = self.accelerator.prepare(student, inner)
+        model = torch.compile(model) if self._compiles() else model
+        guide = self.previous if stage.plan.teacher == "previous" and self.previous is not None else self.teacher
+        teacher = Teacher(guide, places) if guide is not None and stage.distills else None
+        return Lesson(stage, model, optimizer, teacher, make_search(stage.plan.search))
+
+    def _next_teacher(self) -> str:
+        """Whom the stage after the current one learns from."""
+        following = self.stages[self.clock.stage + 1 :]
+        return following[0].plan.teacher if following else "float"
+
+    def _snapshot(self, stage: Stage, state: dict[str, Tensor]) -> nn.Module:
+        """The module as `stage` left it, frozen."""
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(state)
+        set_stage_bits(module, stage.plan)
+        return module.eval().requires_grad_(False)
+
+    def _steps(self, lesson: Lesson) -> None:
+        stage, clock, steps = lesson.stage, self.clock, self.steps[self.clock.stage]
         meter = Meter(self.module)
         saved = time.monotonic()
         while clock.step < steps:
@@ -148,9 +192,9 @@ class Trainer:
             for images, labels in self.batches(epoch, first):
                 started = time.monotonic()
                 factor = stage.rate(clock.step, steps)
-                for group in optimizer.param_groups:
+                for group in lesson.optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
-                meter.add(*self._step(stage, model, optimizer, images, labels))
+                meter.add(*self._step(lesson, images, labels))
                 clock.step += 1
                 clock.total_steps += 1
                 clock.seconds += time.monotonic() - started
@@ -160,32 +204,52 @@ class Trainer:
                 self.interrupt.check()
                 self._report(stage, meter)
                 if self.checkpoint and time.monotonic() - saved > self.config.checkpoint_minutes * 60:
-                    self._save(optimizer)
+                    self._save(lesson.optimizer)
                     saved = time.monotonic()
             self._finish_epoch(stage, meter)
             self.interrupt.check()
             meter = Meter(self.module)
 
-    def _step(self, stage: Stage, model: Any, optimizer: Any, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
+    def _step(self, lesson: Lesson, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
         """One optimizer step on this process's images; returns the loss, how many were right, and how many."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        images = images[rank::world].to(self.device, memory_format=torch.channels_last)
-        labels = labels[rank::world].to(self.device)
-        with torch.no_grad(), self.accelerator.autocast():
-            target = logits_of(self.teacher(images)) if self.teacher is not None and stage.distill else None
-        model.train()
-        logits = logits_of(model(images))
-        loss = stage.objective(logits, target, labels)
+        images = images[rank::world].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        labels = labels[rank::world].to(self.device, non_blocking=True)
+        lesson.model.train()
+        with self._arithmetic():
+            guidance = None if lesson.teacher is None else lesson.teacher(images)
+            student = answer_of(lesson.model(images))
+        loss = lesson.stage.objective(student, guidance, labels)
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise TrainingDiverged(
-                f"the loss is {value} at step {self.clock.step} of stage {stage.name}",
+                f"the loss is {value} at step {self.clock.step} of stage {lesson.stage.name}",
                 hint="lower the rates: --set training.learning_rate=... --set training.weight_step=...",
             )
-        optimizer.zero_grad()
+        lesson.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        optimizer.step()
-        return value, int((logits.detach().argmax(1) == labels).sum()), len(labels)
+        lesson.optimizer.step()
+        if lesson.search is not None and (self.clock.step + 1) % lesson.stage.plan.search_every == 0:
+            self._search(lesson, lesson.search, images, labels, guidance)
+        return value, int((student.logits.detach().argmax(1) == labels).sum()), len(labels)
+
+    def _arithmetic(self) -> Any:
+        """The precision of forward passes; what the user told Accelerate goes on top."""
+        chosen = self.config.precision
+        lowered = chosen == "bfloat16" or (chosen == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lowered)
+
+    def _search(self, lesson: Lesson, search: Search, images: Tensor, labels: Tensor, guidance: Answer | None) -> None:
+        """Let the stage's search propose a change; every process sees the mean loss and so decides alike."""
+
+        def loss() -> float:
+            with self._arithmetic():
+                student = answer_of(lesson.model(images))
+            value = lesson.stage.objective(student, guidance, labels)
+            return float(self.accelerator.reduce(value, "mean"))
+
+        generator = torch.Generator().manual_seed(self.clock.total_steps)
+        self.clock.adopted += survives(search, self.module, loss, generator)
 
     def _compiles(self) -> bool:
         """Whether to `torch.compile`: worth it, and on a CPU possible only with a C++ compiler."""
@@ -214,6 +278,8 @@ class Trainer:
             "seconds": round(self.clock.seconds, 2),
             **meter.figures(),
         }
+        if stage.plan.search != "none":
+            entry["adopted"] = self.clock.adopted
         if self.evaluate is not None:
             entry |= {f"val_{key}": value for key, value in self.evaluate(self.module).items() if key != "images"}
         self.clock.history.append(entry)
@@ -240,6 +306,7 @@ class Trainer:
             "module": self.module.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
             "clock": vars(self.clock),
+            "previous": None if self.previous is None else self.previous.state_dict(),
         }
         save_checkpoint(self.checkpoint, state)
 
@@ -280,13 +347,6 @@ class Meter:
         pairs = list(zip(self._weights, self._signs, strict=True))
         flipped = sum(int(((weight.detach() > 0) != signs).sum()) for weight, signs in pairs)
         return flipped / max(sum(signs.numel() for signs in self._signs), 1)
-
-
-def set_weight_bits(module: nn.Module, bits: int) -> None:
-    """Binary (1) or latent float (32) weights in every binary conv of `module`."""
-    for layer in module.modules():
-        if isinstance(layer, BinaryConv2d):
-            layer.weight_bits = bits
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:

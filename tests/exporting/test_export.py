@@ -221,10 +221,11 @@ def test_unwritable_output_is_told_before_the_work(tmp_path):
 
 
 def test_stage_one_weights_are_not_exported(tmp_path):
-    from binarize.training.trainer import set_weight_bits
+    from binarize.config import StageConfig
+    from binarize.training.stages import set_stage_bits
 
     module = prepared(EveryConv())
-    set_weight_bits(module, 32)
+    set_stage_bits(module, StageConfig(weights="float"))
     with pytest.raises(UsageError, match="not binary yet"):
         binarize.export(module, tmp_path / "m.onnx", X)
 

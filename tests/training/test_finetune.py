@@ -37,6 +37,11 @@ def net():
     return nn.Sequential(conv_bn(1, 8), BasicBlock(8, 16, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
 
 
+TWO_STAGES = (
+    'training.stages=[{name="activations", weights="float", weight_rate=0.1}, {name="binary", teacher="previous"}]'
+)
+
+
 def config(*values):
     common = ["training.batch_size=32", "training.augment=none", "training.mean=0.5", "training.std=0.5"]
     common += [
@@ -89,7 +94,7 @@ def test_it_learns_from_the_float_model_which_stays_as_it_is(teacher):
 
 
 def test_stage_one_trains_float_weights_behind_binary_activations(teacher):
-    settled = config("training.activation_share=0.5")
+    settled = config(TWO_STAGES)
     module = binarized(settled, teacher)
     bits = []
 
@@ -104,7 +109,7 @@ def test_stage_one_trains_float_weights_behind_binary_activations(teacher):
 
 @pytest.mark.parametrize("how", ["interrupted", "killed"])
 def test_resuming_gives_the_same_bits_as_never_stopping(teacher, tmp_path, how):
-    settled = config("training.activation_share=0.5", "training.checkpoint_minutes=0")
+    settled = config(TWO_STAGES, "training.checkpoint_minutes=0")
     whole = binarized(settled, teacher)
     binarize.finetune(whole, teacher, images())
     checkpoint, copied = tmp_path / "c.ckpt", tmp_path / "copy.ckpt"
