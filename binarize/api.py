@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,14 @@ from binarize.recipes import get_recipe
 from binarize.report import Report
 from binarize.surgery import binarize_model, default_example_inputs, plan_model, report_of
 
+if TYPE_CHECKING:
+    pass
+
 InputSize = tuple[int, int, int]
 PROOF_IMAGES = 8
 """How many images the proof of equality looks at."""
+INT8_IMAGES = 256
+"""How many images an int8 stem gets: one half sets its ranges, the other compares its answers with the float one's."""
 
 
 @dataclass
@@ -148,6 +153,7 @@ def export(
     path: str | Path,
     example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     *,
+    images: Tensor | None = None,
     check: bool = True,
     progress: Listener = silent,
 ) -> Report:
@@ -157,10 +163,12 @@ def export(
         module: from `apply`, trained or not.
         path: the file to write; replaced only when everything succeeded.
         example_inputs: inputs for the proof, by default random ones of `apply`'s shape.
-        check: whether to run the proof.
+        images: real, normalised images [N, C, H, W] that set the ranges if the configuration asks for an int8 stem;
+            without them its inputs are random and its accuracy is left to chance.
+        check: whether to run the proof, which is about the model before its stem becomes int8.
 
     Returns:
-        The module's report with `results["size"]` and `results["verification"]`.
+        The module's report with `results["size"]`, `results["verification"]` and perhaps `results["int8"]`.
 
     Raises:
         VerificationError: the proof failed; nothing is written.
@@ -180,6 +188,8 @@ def export(
     progress(ProgressEvent("exporting", 2, 3))
     if check:
         report.results["verification"] = verify(lowered, model, inputs).to_dict()
+    if Config().updated(report.config).export.stem == "int8":
+        model = _int8_ends(model, inputs, images, report, progress)
     set_metadata(model, report)
     write_onnx(model, path)
     progress(ProgressEvent("exporting", 3, 3))
@@ -223,16 +233,17 @@ def convert(
     run = run_folder(out, settled, restart)
     if data is None:
         module = binarize_model(teacher, default_example_inputs(teacher, input_size), settled)
-        proof = None
+        proof = images = None
     else:
         train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
         module = distill(teacher, train_set, val_set, settled, run, input_size=input_size, progress=progress)
-        proof = _some_images(val_set or train_set, module, settled)
+        proof = (some_images(val_set or train_set, module, PROOF_IMAGES),)
+        images = some_images(train_set, module) if settled.export.stem == "int8" else None
     report = report_of(module)
     if loaded is not None:
         report.results["source"] = _source(loaded)
         save_binary(run / "binary.pt", module.eval(), loaded)
-    export(module, out, proof, progress=progress)
+    export(module, out, proof, images=images, progress=progress)
     report.results["seconds"] = round(time.monotonic() - started, 1)
     write_text(run / "report.json", report.to_json())
     return Conversion(module, report, Path(out), run)
@@ -327,12 +338,31 @@ def _dataset(data: Any, split: str) -> Any:
     return open_dataset(data, split=split if split in available_splits(data) else None)
 
 
-def _some_images(dataset: Any, module: GraphModule, config: Config) -> tuple[Tensor, ...]:
-    """A few real images for the proof of equality."""
+def some_images(data: Any, module: GraphModule, count: int = INT8_IMAGES) -> Tensor:
+    """At most `count` images of `data`, spread evenly over it, as `module` takes them in evaluation."""
     from binarize.training.finetune import Feed
 
     size: Any = tuple(module.example_shapes[0][1:])  # type: ignore[index]
-    return (Feed(dataset, size, config).sample(PROOF_IMAGES),)
+    return Feed(_dataset(data, "train"), size, Config().updated(report_of(module).config)).sample(count)
+
+
+def _int8_ends(
+    model: Any, inputs: tuple[Tensor, ...], images: Tensor | None, report: Report, progress: Listener
+) -> Any:
+    """`model` with its float ends in int8; what that does to its answers goes into the report."""
+    from binarize.exporting.quantize import batches_of, float_ends, quantize_ends, top1_agreement
+
+    names = [item.name for item in model.graph.input]
+    arrays = [x.numpy() for x in (inputs if images is None else (images,))]
+    batches = list(batches_of(dict(zip(names, arrays, strict=True))))
+    quantized = quantize_ends(model, batches[::2], progress)
+    report.results["int8"] = {
+        "layers": [node.input[1].removesuffix(".weight") for node in float_ends(model)],
+        "images": 0 if images is None else len(batches[::2]),
+        "top1_agreement": None if images is None else top1_agreement(model, quantized, batches[1::2] or batches),
+        "images_compared": 0 if images is None else len(batches[1::2] or batches),
+    }
+    return quantized
 
 
 def _inputs_like(module: GraphModule) -> tuple[Tensor, ...]:

@@ -65,7 +65,13 @@ class SurgeryConfig(_Checked):
     """Which convolutions become binary, and what becomes of the layers around them."""
 
     keep: tuple[str, ...] = ()
-    """Globs on module paths that stay float; a glob that matches nothing is an error."""
+    """What stays float: globs on layer or module paths, or `rule:NAME` (docs/plan.md); an unknown one is an error."""
+    only: tuple[str, ...] = ()
+    """The same for what may become binary; everything else stays float. Empty: everything."""
+    linear: Literal["keep", "spatial", "all"] = "keep"
+    """Linear layers as 1x1 convs: none; those on feature maps with channels last; all but the one that answers."""
+    strict: bool = False
+    """A conv that stays float for another reason than stem, classifier, gate or `keep` and `only` is an error."""
     binarize_stem: bool = False
     """Binarize the first conv too, which sees raw pixels; costs much accuracy."""
     activation: Literal["rprelu", "prelu", "keep"] = "rprelu"
@@ -226,6 +232,14 @@ class TrainingConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class ExportConfig(_Checked):
+    """The ONNX file."""
+
+    stem: Literal["float", "int8"] = "float"
+    """Type of the ends that stay unbinarized: the layers before the first binary conv and the classifier."""
+
+
+@dataclass(frozen=True)
 class Config(_Checked):
     """A whole conversion."""
 
@@ -235,6 +249,7 @@ class Config(_Checked):
     conv: ConvConfig = field(default_factory=ConvConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as TOML and JSON want it (tuples become lists)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ class Decision:
         weight_bytes: of the float32 weight; a binary one packs to 1/32 of it.
         link: `identity`, `expand`, `squeeze` or `none`.
         residual: what became of the block shortcut around it: `replaced`, `kept` or `none`.
+        block: module path of the smallest block around it, between a fork and an addition or concatenation.
+        block_form: `identity` or `projection` (the block's shortcut), `concat`, or `none`.
     """
 
     layer: str
@@ -43,10 +46,24 @@ class Decision:
     weight_bytes: int
     link: str = "none"
     residual: str = "none"
+    block: str = ""
+    block_form: str = "none"
 
     @property
     def binarized(self) -> bool:
         return self.action == "binarize"
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the binary weight: a bit for each of its values, channels padded to words of 64."""
+        rows = self.out_channels // max(self.groups, 1)
+        return rows * math.prod(self.kernel) * -(-self.in_channels // 64) * 8
+
+    @property
+    def link_ratio(self) -> float:
+        """How many copies an expand makes of a channel, or how many channels a squeeze sums: 1 for an identity."""
+        few, many = sorted((self.in_channels, self.out_channels))
+        return many / max(few, 1)
 
     @property
     def line(self) -> str:
@@ -67,9 +84,10 @@ class Report:
     Attributes:
         model: class name of the user's model.
         config: the whole configuration as plain data.
-        decisions: one per convolution, in order of execution.
+        decisions: one per convolution, in order of execution; linear layers that count as convs among them.
         passes: names of the passes that ran, in order.
         results: what later stations measured: accuracies, sizes, times, verification.
+        float_linear_macs: multiply-accumulates of linear layers on feature maps that were not counted as convs.
     """
 
     model: str
@@ -77,6 +95,7 @@ class Report:
     decisions: list[Decision]
     passes: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    float_linear_macs: int = 0
 
     @property
     def binarized(self) -> list[Decision]:
@@ -92,6 +111,12 @@ class Report:
         total = sum(d.macs for d in self.decisions)
         return sum(d.macs for d in self.binarized) / total if total else 0.0
 
+    @property
+    def float_linear_share(self) -> float:
+        """Share of the uncounted linear layers in the multiply-accumulates of convs and linear layers, 0 to 1."""
+        total = sum(d.macs for d in self.decisions) + self.float_linear_macs
+        return self.float_linear_macs / total if total else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
@@ -99,6 +124,7 @@ class Report:
             "convs": len(self.decisions),
             "binarized": len(self.binarized),
             "binary_mac_share": round(self.binary_mac_share, 6),
+            "float_linear_macs": self.float_linear_macs,
             "decisions": [d.to_dict() for d in self.decisions],
             "passes": self.passes,
             "results": self.results,
@@ -120,4 +146,9 @@ class Report:
             layers = [d.layer for d in self.kept if d.reason == reason]
             shown = ", ".join(layers[:3]) + (", ..." if count > 3 else "")
             lines.append(f"kept float: {count} ({reason}): {shown}")
+        if self.float_linear_macs:
+            lines.append(
+                f"not counted: linear layers on feature maps, {self.float_linear_share:.1%} of all "
+                "multiply-accumulates (--linear spatial makes them binary)"
+            )
         return "\n".join(lines)

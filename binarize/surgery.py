@@ -15,7 +15,8 @@ from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.capture import capture
 from binarize.passes.insert_batch_norm import InsertBatchNorm
 from binarize.passes.insert_elastic_links import InsertElasticLinks
-from binarize.passes.plan import Plan
+from binarize.passes.plan import Plan, check_strict
+from binarize.passes.probe import Probe
 from binarize.passes.replace_activations import ReplaceActivations
 from binarize.passes.replace_convs import ReplaceConvs
 from binarize.report import Report
@@ -45,14 +46,20 @@ def report_of(module: nn.Module) -> Report:
 
 def binarize_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config) -> GraphModule:
     """A binary copy of `model`, an fx `GraphModule` with the original's parameter names and a `.report`."""
-    context = PassContext(config)
     like = next(model.parameters(), torch.zeros(1))
     example_inputs = tuple(x.to(like.device) for x in example_inputs)
-    captured = capture(copy.deepcopy(model), example_inputs)
+    model = copy.deepcopy(model)
+    context = PassContext(config, probe=Probe(model, example_inputs))
+    captured = capture(model, example_inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # layers that surgery adds start alike in every process
         module, done = run_passes(SURGERY_PASSES, captured, context)
-    report = Report(type(model).__name__, config.to_dict(), list(context.decisions.values()), done)
+    decisions = list(context.decisions.values())
+    if config.surgery.strict:
+        check_strict(decisions)
+    report = Report(
+        type(model).__name__, config.to_dict(), decisions, done, float_linear_macs=context.float_linear_macs
+    )
     module.report = report  # type: ignore[assignment]
     module.example_shapes = [list(x.shape) for x in example_inputs]  # type: ignore[assignment]
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
@@ -42,7 +43,11 @@ def register(app: typer.Typer, name: str, function: Callable[..., None], example
 
 
 def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with its parameter `output` replaced by the options that say how to print."""
+    """`function` as the command line calls it.
+
+    Its parameter `output` becomes the options that say how to print; a parameter that is a dataclass becomes its
+    fields, so that commands can share a group of options.
+    """
 
     @functools.wraps(function)
     def run(*, json: bool, quiet: bool, **arguments: Any) -> None:
@@ -51,12 +56,18 @@ def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
         # In JSON mode stdout belongs to the document: what a user's model or a library prints goes to stderr.
         aside = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
         with aside:
-            code = run_guarded(output, lambda: function(output=output, **arguments))
+            code = run_guarded(output, lambda: function(output=output, **_grouped(groups, arguments)))
         if code:
             raise typer.Exit(code)
 
     signature = inspect.signature(function, eval_str=True)
-    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "output"]
+    taken = [p for p in signature.parameters.values() if p.name != "output"]
+    groups = {p.name: p.annotation for p in taken if dataclasses.is_dataclass(p.annotation)}
+    own = [
+        option.replace(kind=option.KEYWORD_ONLY)
+        for p in taken
+        for option in (_options_of(p.annotation) if p.name in groups else [p])
+    ]
     modes = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for key, annotation in (("json", JsonOption), ("quiet", QuietOption))
@@ -64,6 +75,20 @@ def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=[*own, *modes])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in [*own, *modes]}
     return run
+
+
+def _options_of(group: type) -> list[inspect.Parameter]:
+    """The fields of a group of options as parameters."""
+    return list(inspect.signature(group, eval_str=True).parameters.values())
+
+
+def _grouped(groups: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` with those that are fields of a group put together."""
+    made = {
+        name: group(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(group)})
+        for name, group in groups.items()
+    }
+    return arguments | made
 
 
 def run_guarded(output: Output, work: Callable[[], None]) -> int:

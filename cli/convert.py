@@ -25,16 +25,14 @@ CONVERT_EXAMPLES = (
 def convert(
     output: Output,
     model: options.ModelArgument,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     arch: options.ArchOption = None,
-    recipe: options.RecipeOption = None,
+    plan: options.PlanOptions,
     data: options.DataOption = None,
     val: options.ValOption = None,
     epochs: options.EpochsOption = None,
-    config: options.ConfigOption = None,
-    settings: options.SetOption = None,
-    keep: options.KeepOption = None,
-    binarize_stem: options.StemOption = False,
+    stem: options.EndsOption = None,
     input_size: options.SizeOption = None,
     seed: options.SeedOption = None,
     trust_pickle: options.TrustOption = False,
@@ -48,15 +46,7 @@ def convert(
     from binarize import api
 
     size = options.parse_size(input_size)
-    settled = options.settle(
-        recipe=recipe,
-        config=config,
-        settings=settings,
-        keep=keep,
-        binarize_stem=binarize_stem,
-        epochs=epochs,
-        seed=seed,
-    )
+    settled = plan.settle(epochs=epochs, stem=stem, seed=seed)
     val_set = options.held_out(data, val) if data is not None else None
     if data is not None:
         output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"
@@ -96,6 +86,7 @@ def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
     render.show_accuracy(output, results)
     render.show_size(output, results["size"], conversion.path)
     render.show_verification(output, results["verification"])
+    render.show_int8(output, results.get("int8"))
     output.text(f"wrote {conversion.path} in {results['seconds']:.1f} s; run folder {conversion.run}", style="bold")
     output.text(f"next: {follow}")
     document: dict[str, Any] = {"out": conversion.path, "run": conversion.run, "next": follow}

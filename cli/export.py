@@ -13,6 +13,7 @@ from binarize.cli.output import Output
 EXPORT_EXAMPLES = (
     "binarize export rn18.pt --out rn18.onnx",
     "binarize export net.pt --arch my.models:net --out net.onnx --json",
+    "binarize export rn18.pt --stem int8 --data imagenet/val --out rn18.onnx",
 )
 
 
@@ -24,18 +25,30 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     arch: options.ArchOption = None,
+    stem: options.EndsOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Images that set the ranges of an int8 stem.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a fine-tuned binary module as ONNX with packed weights, and prove the two equal."""
     from binarize import api
     from binarize.binary_file import load_binary
     from binarize.cli import render
+    from binarize.config import Config
     from binarize.files import check_writable
+    from binarize.surgery import report_of
 
     check_writable(out)
-    report = api.export(load_binary(module, arch), out, progress=output.progress)
+    binary = load_binary(module, arch)
+    if stem is not None:
+        record = report_of(binary)
+        record.config = Config().updated(record.config).updated({"export": {"stem": stem}}).to_dict()
+    images = None if data is None else api.some_images(data, binary)
+    report = api.export(binary, out, images=images, progress=output.progress)
     render.show_summary(output, report)
     render.show_size(output, report.results["size"], out)
     render.show_verification(output, report.results["verification"])
+    render.show_int8(output, report.results.get("int8"))
     output.text(f"wrote {out}", style="bold")
     output.text(f"next: binarize bench {out}")
     output.result({"out": out, "next": f"binarize bench {out}", "report": report.to_dict()}, brief=out)

@@ -23,16 +23,13 @@ FINETUNE_EXAMPLES = (
 def finetune(
     output: Output,
     model: options.ModelArgument,
+    *,
     data: options.NeededDataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The binary module to write (.pt).", show_default=False)],
     arch: options.ArchOption = None,
-    recipe: options.RecipeOption = None,
+    plan: options.PlanOptions,
     val: options.ValOption = None,
     epochs: options.EpochsOption = None,
-    config: options.ConfigOption = None,
-    settings: options.SetOption = None,
-    keep: options.KeepOption = None,
-    binarize_stem: options.StemOption = False,
     input_size: options.SizeOption = None,
     seed: options.SeedOption = None,
     trust_pickle: options.TrustOption = False,
@@ -43,15 +40,7 @@ def finetune(
     Checkpoints lie in a folder FILE.run beside the output; the same command again goes on from them.
     """
     size = options.parse_size(input_size)
-    settled = options.settle(
-        recipe=recipe,
-        config=config,
-        settings=settings,
-        keep=keep,
-        binarize_stem=binarize_stem,
-        epochs=epochs,
-        seed=seed,
-    )
+    settled = plan.settle(epochs=epochs, seed=seed)
     from binarize import api
     from binarize.binary_file import save_binary
     from binarize.cli import render

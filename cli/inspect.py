@@ -15,18 +15,15 @@ INSPECT_EXAMPLES = (
 def inspect(
     output: Output,
     model: options.ModelArgument,
+    *,
     arch: options.ArchOption = None,
-    recipe: options.RecipeOption = None,
-    config: options.ConfigOption = None,
-    settings: options.SetOption = None,
-    keep: options.KeepOption = None,
-    binarize_stem: options.StemOption = False,
+    plan: options.PlanOptions,
     input_size: options.SizeOption = None,
     trust_pickle: options.TrustOption = False,
 ) -> None:
     """Show the plan: every conv, whether it becomes binary, and why."""
     size = options.parse_size(input_size)
-    settled = options.settle(recipe=recipe, config=config, settings=settings, keep=keep, binarize_stem=binarize_stem)
+    settled = plan.settle()
     from binarize import api
     from binarize.cli import render
     from binarize.loading import load_model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from binarize.config import Config
     from binarize.training.data import ImageDataset
 
+
+PLAN_PANEL = "What becomes binary"
+LinearChoice = Literal["keep", "spatial", "all"]
 
 ModelArgument = Annotated[
     Path,
@@ -29,10 +33,6 @@ ArchOption = Annotated[
         "file.py:factory. Not needed if the weights fit just one torchvision model.",
         show_default=False,
     ),
-]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(help="A published system, see `binarize recipes`. Default: el.", show_default=False),
 ]
 DataOption = Annotated[
     Path | None,
@@ -56,11 +56,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of everything. Repeatable."),
 ]
-KeepOption = Annotated[
-    list[str] | None,
-    typer.Option("--keep", metavar="GLOB", help="Layers that stay float, such as 'layer4.*'. Repeatable."),
+EndsOption = Annotated[
+    Literal["float", "int8"] | None,
+    typer.Option(
+        "--stem",
+        help="Type of the stem and the classifier, which stay unbinarized. int8 takes its ranges from the images.",
+        show_default="float",
+    ),
 ]
-StemOption = Annotated[bool, typer.Option("--binarize-stem", help="Binarize the first conv too.")]
 SizeOption = Annotated[
     str | None,
     typer.Option(
@@ -78,34 +81,82 @@ TrustOption = Annotated[
 RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on from a checkpoint.")]
 
 
-def settle(
-    *,
-    recipe: str | None = None,
-    config: Path | None = None,
-    settings: list[str] | None = None,
-    keep: list[str] | None = None,
-    binarize_stem: bool = False,
-    epochs: float | None = None,
-    seed: int | None = None,
-) -> Config:
-    """The configuration that the options describe; `--keep` adds to what the file keeps.
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a conversion is made of and what becomes binary: the options that end up in the configuration."""
 
-    Raises:
-        UsageError: an unknown recipe, key or value.
-    """
-    from binarize.api import resolve_config
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A published system, see `binarize recipes`. Default: el.", show_default=False),
+    ] = None
+    config: ConfigOption = None
+    settings: SetOption = None
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="WHAT",
+            help="What stays float: a glob on layers ('layer4.*'), or a rule or trait ('rule:depthwise', "
+            "'rule:projection', 'rule:3x3'; docs/plan.md). Repeatable.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="WHAT",
+            help="What may become binary, written as for --keep; all else stays float. Repeatable.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+    linear: Annotated[
+        LinearChoice | None,
+        typer.Option(
+            help="Linear layers as 1x1 convs: 'keep' leaves them float, 'spatial' takes those on feature maps "
+            "(ConvNeXt), 'all' every one but the classifier. Default: keep.",
+            show_default=False,
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = None
+    binarize_stem: Annotated[
+        bool,
+        typer.Option("--binarize-stem", help="Binarize the first conv too.", rich_help_panel=PLAN_PANEL),
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail if a conv stays float that is no stem, classifier or gate and that you did not keep.",
+            rich_help_panel=PLAN_PANEL,
+        ),
+    ] = False
 
-    settled = resolve_config(recipe, config, settings or ())
-    values: dict[str, Any] = {}
-    if keep:
-        values["surgery"] = {"keep": [*settled.surgery.keep, *keep]}
-    if binarize_stem:
-        values.setdefault("surgery", {})["binarize_stem"] = True
-    if epochs is not None:
-        values["training"] = {"epochs": epochs}
-    if seed is not None:
-        values["seed"] = seed
-    return settled.updated(values, "command line")
+    def settle(self, *, epochs: float | None = None, stem: str | None = None, seed: int | None = None) -> Config:
+        """The configuration that the options describe; `--keep` and `--only` add to what the file has.
+
+        Raises:
+            UsageError: an unknown recipe, key or value.
+        """
+        from binarize.api import resolve_config
+
+        settled = resolve_config(self.recipe, self.config, self.settings or ())
+        surgery = settled.surgery
+        given: dict[str, Any] = {
+            "keep": [*surgery.keep, *(self.keep or ())],
+            "only": [*surgery.only, *(self.only or ())],
+            "linear": self.linear or surgery.linear,
+            "binarize_stem": self.binarize_stem or surgery.binarize_stem,
+            "strict": self.strict or surgery.strict,
+        }
+        values: dict[str, Any] = {"surgery": given}
+        if stem is not None:
+            values["export"] = {"stem": stem}
+        if epochs is not None:
+            values["training"] = {"epochs": epochs}
+        if seed is not None:
+            values["seed"] = seed
+        return settled.updated(values, "command line")
 
 
 def parse_size(text: str | None) -> tuple[int, int, int] | None:

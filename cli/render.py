@@ -68,6 +68,20 @@ def show_verification(output: Output, found: dict[str, Any]) -> None:
     )
 
 
+def show_int8(output: Output, found: dict[str, Any] | None) -> None:
+    """Which layers became int8 after the proof, and what that did to the answers."""
+    if found is None:
+        return
+    output.text(f"int8: {', '.join(found['layers'])}")
+    if not found["images"]:
+        output.warning("the int8 ranges come from random inputs; --data IMAGES sets them to what the model meets")
+        return
+    output.text(
+        f"ranges from {found['images']} images; on {found['images_compared']} others the int8 file's top-1 answer is "
+        f"the float one's in {found['top1_agreement']:.1%}"
+    )
+
+
 def show_notes(output: Output, source: dict[str, Any] | None) -> None:
     """What loading recognised, dropped or assumed."""
     for note in (source or {}).get("notes", ()):

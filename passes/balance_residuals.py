@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from binarize.nn import BinaryConv2d, RPReLU
 from binarize.passes.base import PassContext, PassResult
+from binarize.passes.blocks import fork_of
 from binarize.passes.graph_tools import (
     ADD_TARGETS,
     calls_function,
@@ -82,7 +83,7 @@ def _is_residual_join(node: Node) -> bool:
 
 def _balance(graph_module: GraphModule, join: Node, context: PassContext) -> int:
     flow = dataflow(graph_module.graph)
-    fork = _fork(flow, join)
+    fork = fork_of(flow, [join]).get(join)
     if fork is None:
         return 0
     branches = sorted((_branch(flow, fork, end, context) for end in join.all_input_nodes), key=lambda b: len(b.convs))
@@ -102,15 +103,6 @@ def _balance(graph_module: GraphModule, join: Node, context: PassContext) -> int
         return 1
     _record(main, "kept", context)
     return _start_at_zero(main, context)
-
-
-def _fork(flow: nx.DiGraph, join: Node) -> Node | None:
-    """The last value that every path to `join` goes through."""
-    root = "root"
-    rooted = flow.copy()
-    rooted.add_edges_from((root, node) for node in flow if not flow.in_degree(node))
-    fork = nx.immediate_dominators(rooted, root).get(join)
-    return fork if isinstance(fork, Node) else None
 
 
 def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Branch:

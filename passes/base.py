@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from binarize.config import Config
 from binarize.errors import BinarizeError
+from binarize.passes.probe import Probe
 from binarize.report import Decision
 
 
@@ -21,11 +22,15 @@ class PassContext:
         config: the conversion's configuration.
         decisions: the plan, by conv path; `plan` fills it, later passes complete it.
         closed_links: paths of convs whose link starts at 0 (`balance_residuals` says why).
+        probe: a second look at the model with a larger input.
+        float_linear_macs: multiply-accumulates of linear layers on maps that the plan does not count as convs.
     """
 
     config: Config
     decisions: dict[str, Decision] = field(default_factory=dict)
     closed_links: set[str] = field(default_factory=set)
+    probe: Probe | None = None
+    float_linear_macs: int = 0
 
     def amend(self, layer: str, **changes: Any) -> None:
         """Replace fields of the decision about `layer`."""

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
+from torch.nn.modules.conv import _ConvNd
 
 ADD_TARGETS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 """Every spelling of an addition in a module-level graph."""
+
+CONV_FUNCTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 MUL_TARGETS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 
@@ -52,6 +55,9 @@ ACTIVATION_FUNCTIONS = {
     "clamp",
     "clamp_",
 }
+NO_FLOW = {"detach", torch.detach, "size", "dim", "numel", getattr}
+"""What these give holds no features."""
+
 LAYOUT_CHANGES = {torch.permute, torch.transpose, "permute", "transpose", "view", "reshape", "unflatten"}
 """After these, dimension 1 need not be the channels any more."""
 
@@ -88,16 +94,27 @@ def is_gate_function(node: Node) -> bool:
     return calls_module(node, GATE_MODULES) or calls_function(node, GATE_FUNCTIONS)
 
 
+def is_conv(node: Node) -> bool:
+    """Whether `node` is a convolution in any spelling."""
+    return calls_module(node, _ConvNd) or calls_function(node, CONV_FUNCTIONS)
+
+
+def is_weighted(node: Node) -> bool:
+    """Whether `node` is a convolution or a linear layer in any spelling."""
+    return is_conv(node) or calls_module(node, nn.Linear) or calls_function(node, {F.linear})
+
+
 def shape_of(node: Node) -> tuple[int, ...] | None:
     """The recorded shape of `node`'s value, or None if it is not a tensor."""
     return node.meta.get("shape")
 
 
 def dataflow(graph: Graph) -> nx.DiGraph:
-    """Data edges between `graph`'s nodes."""
+    """Edges between `graph`'s nodes along which features flow."""
     flow = nx.DiGraph()
     flow.add_nodes_from(graph.nodes)
-    flow.add_edges_from((source, node) for node in graph.nodes for source in node.all_input_nodes)
+    readers = (node for node in graph.nodes if not calls_function(node, NO_FLOW))
+    flow.add_edges_from((source, node) for node in readers for source in node.all_input_nodes)
     return flow
 
 

@@ -1,34 +1,32 @@
-"""Plan: one Decision per convolution, by rules on the dataflow graph and never by model names."""
+"""Plan: one Decision per convolution, by the rules of `rules` on the dataflow graph."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
-import networkx as nx
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from binarize.errors import UnsupportedModelError, UsageError
-from binarize.nn.binary_conv import BinaryConv2d, conv_geometry
+from binarize.nn.binary_conv import BinaryConv2d
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import (
-    MUL_TARGETS,
-    calls_function,
-    calls_module,
-    dataflow,
-    is_gate_function,
-    module_of,
-    shape_of,
+from binarize.passes.graph_tools import CONV_FUNCTIONS, calls_function, calls_module, module_of, shape_of
+from binarize.passes.rules import (
+    DYNAMIC,
+    ELIGIBLE,
+    FUNCTIONAL,
+    PLANNED,
+    RULE_PREFIX,
+    RULES,
+    GraphFacts,
+    Site,
+    check_patterns,
 )
 from binarize.report import Decision
-
-CONV_FUNCTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
 
 class Plan:
@@ -37,36 +35,59 @@ class Plan:
     name = "plan"
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
-        calls = conv_calls(graph_module)
-        if not calls:
+        surgery = context.config.surgery
+        facts = GraphFacts(graph_module.graph, surgery, context.probe)
+        sites = find_sites(facts)
+        if not sites:
             raise UnsupportedModelError("the model has no convolution, so there is nothing to binarize")
         check_weights(graph_module)
-        kept_by_user = match_globs(context.config.surgery.keep, calls)
-        flow = dataflow(graph_module.graph)
-        for path, nodes in calls.items():
-            conv = graph_module.get_submodule(path)
-            assert isinstance(conv, _ConvNd)
-            rule, reason = _rule(conv, path, nodes, flow, context, kept_by_user)
-            context.decisions[path] = _decision(path, conv, nodes, rule, reason)
+        check_patterns((*surgery.keep, *surgery.only), sites)
+        for site in sites:
+            context.decisions[site.path] = decide(site)
         for node in graph_module.graph.nodes:
             if calls_function(node, CONV_FUNCTIONS):
-                context.decisions[node.name] = _functional_decision(node)
+                context.decisions[node.name] = _functional_decision(node, facts)
+        if surgery.linear == "keep":
+            context.float_linear_macs = _linear_macs_on_maps(facts)
         return PassResult(graph_module, 0)
 
 
-def conv_calls(graph_module: GraphModule) -> dict[str, list[Node]]:
-    """Every convolution's path with its call sites, in order of execution."""
+def check_strict(decisions: Iterable[Decision]) -> None:
+    """Raise UnsupportedModelError if a conv stays float for a reason that nobody planned (`surgery.strict`)."""
+    skipped = [d for d in decisions if not d.binarized and d.rule not in PLANNED]
+    if skipped:
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        raise UnsupportedModelError(
+            f"it would stay float{more}: {skipped[0].reason}",
+            layer=skipped[0].layer,
+            hint=f"accept it with --keep {RULE_PREFIX}{skipped[0].rule}, or leave out --strict",
+        )
+
+
+def find_sites(facts: GraphFacts) -> list[Site]:
+    """Every convolution and every linear layer that `surgery.linear` counts as one, in order of execution."""
+    kinds: tuple[type[nn.Module], ...] = (_ConvNd,) if facts.surgery.linear == "keep" else (_ConvNd, nn.Linear)
     calls: dict[str, list[Node]] = {}
-    for node in graph_module.graph.nodes:
-        if calls_module(node, _ConvNd):
-            if calls_module(node, BinaryConv2d):
-                raise UsageError(
-                    "the model is already binarized",
-                    layer=str(node.target),
-                    hint="apply() takes the float model",
-                )
+    for node in facts.graph.nodes:
+        if calls_module(node, BinaryConv2d):
+            raise UsageError(
+                "the model is already binarized", layer=str(node.target), hint="apply() takes the float model"
+            )
+        if calls_module(node, kinds):
             calls.setdefault(str(node.target), []).append(node)
-    return calls
+    sites = (Site(path, _module(nodes[0]), tuple(nodes), facts) for path, nodes in calls.items())
+    return [site for site in sites if not site.is_linear or facts.surgery.linear == "all" or site.all_calls(on_map)]
+
+
+def on_map(linear: Node) -> bool:
+    """Whether a linear layer reads maps with their channels last, `[N, H, W, C]` or more: then it is a 1x1 conv."""
+    return len(shape_of(linear.all_input_nodes[0]) or ()) >= 4
+
+
+def _module(node: Node) -> nn.Module:
+    module = module_of(node)
+    assert module is not None
+    return module
 
 
 def check_weights(module: nn.Module) -> None:
@@ -82,99 +103,62 @@ def check_weights(module: nn.Module) -> None:
         )
 
 
-def match_globs(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
-    """The `names` that match a pattern; a pattern without a match is a UsageError with near names."""
-    names = list(names)
-    matched: set[str] = set()
-    for pattern in patterns:
-        hits = fnmatch.filter(names, pattern)
-        if not hits:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise UsageError(
-                f"{pattern!r} matches no convolution",
-                hint=f"near names: {', '.join(near)}; `binarize inspect` lists all",
-            )
-        matched.update(hits)
-    return matched
-
-
-def _rule(
-    conv: _ConvNd,
-    path: str,
-    nodes: list[Node],
-    flow: nx.DiGraph,
-    context: PassContext,
-    kept_by_user: set[str],
-) -> tuple[str, str]:
-    """The first rule that applies, and its reason in words."""
-    if path in kept_by_user:
-        return "keep", "kept by the user"
-    if isinstance(conv, _ConvTransposeNd):
-        return "transposed", "transposed conv: no binary form"
-    if not isinstance(conv, nn.Conv2d):
-        return "dimension", "not a 2-d conv"
-    if type(conv)._conv_forward is not nn.Conv2d._conv_forward or type(conv).forward is not nn.Conv2d.forward:
-        return "subclass", f"{type(conv).__name__} computes its own convolution"
-    if conv.padding_mode != "zeros":
-        return "padding", f"padding mode {conv.padding_mode!r}: only zero padding has a packed form"
-    if all(_is_gate(node) for node in nodes):
-        return "gate", "gate: its map is 1x1 or it feeds a sigmoid that scales other features"
-    if not any(_has_conv(nx.ancestors(flow, node)) for node in nodes) and not context.config.surgery.binarize_stem:
-        return "stem", "first conv on the image"
-    if not any(_has_weights(nx.descendants(flow, node)) for node in nodes):
-        return "classifier", "last conv: it gives the output"
-    return "eligible", "eligible"
-
-
-def _has_conv(nodes: set[Node]) -> bool:
-    return any(calls_module(node, _ConvNd) or calls_function(node, CONV_FUNCTIONS) for node in nodes)
-
-
-def _has_weights(nodes: set[Node]) -> bool:
-    return _has_conv(nodes) or any(calls_module(n, nn.Linear) or calls_function(n, {F.linear}) for n in nodes)
-
-
-def _is_gate(node: Node) -> bool:
-    """Squeeze-excite and its relatives: a conv on a 1x1 map, or one whose output becomes a factor."""
-    shape = shape_of(node.all_input_nodes[0])
-    if shape is not None and len(shape) == 4 and shape[2:] == (1, 1):
-        return True
-    gates = [user for user in node.users if is_gate_function(user)]
-    return any(calls_function(user, MUL_TARGETS) for gate in gates for user in gate.users)
-
-
-def _decision(path: str, conv: _ConvNd, nodes: list[Node], rule: str, reason: str) -> Decision:
-    sizes = [shape[2:] for node in nodes if (shape := shape_of(node))]
-    per_position = conv.in_channels // conv.groups * math.prod(conv.kernel_size) * conv.out_channels
-    kind = conv_geometry(conv).kind if isinstance(conv, nn.Conv2d) else type(conv).__name__
+def decide(site: Site) -> Decision:
+    """The first rule that applies decides."""
+    rule = next((rule for rule in RULES if rule.applies(site)), None)
+    block = site.block
+    inputs, outputs = site.channels
+    module = site.module
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    sizes = [shape_of(call) or () for call in site.calls]
+    sizes = [size[1:-1] if site.is_linear else size[2:] for size in sizes]
     return Decision(
-        layer=path,
-        action="binarize" if rule == "eligible" else "keep",
-        rule=rule,
-        reason=reason,
-        kind=kind,
-        in_channels=conv.in_channels,
-        out_channels=conv.out_channels,
-        kernel=tuple(conv.kernel_size),
-        stride=tuple(conv.stride),
-        dilation=tuple(conv.dilation),
-        groups=conv.groups,
-        output_size=tuple(sizes[0]) if sizes else (),
-        macs=sum(math.prod(size) for size in sizes) * per_position,
-        weight_bytes=conv.weight.numel() * 4,
+        layer=site.path,
+        action="binarize" if rule is None else "keep",
+        rule=ELIGIBLE if rule is None else rule.name,
+        reason=ELIGIBLE if rule is None else rule.reason,
+        kind=site.kind,
+        in_channels=inputs,
+        out_channels=outputs,
+        kernel=tuple(getattr(module, "kernel_size", (1, 1))),
+        stride=tuple(getattr(module, "stride", (1, 1))),
+        dilation=tuple(getattr(module, "dilation", (1, 1))),
+        groups=getattr(module, "groups", 1),
+        output_size=tuple(sizes[0]),
+        macs=sum(_macs(site, call) for call in site.calls),
+        weight_bytes=weight.numel() * 4,
+        block=block.path if block else "",
+        block_form=block.form if block else "none",
     )
 
 
-def _functional_decision(node: Node) -> Decision:
+def _linear_macs_on_maps(facts: GraphFacts) -> int:
+    """Multiply-accumulates of the linear layers that `surgery.linear = "spatial"` would count as convs."""
+    counted = GraphFacts(facts.graph, replace(facts.surgery, linear="spatial"))
+    return sum(_macs(site, call) for site in find_sites(counted) if site.is_linear for call in site.calls)
+
+
+def _macs(site: Site, call: Node) -> int:
+    """Multiply-accumulates of a call for one example."""
+    values = shape_of(call.all_input_nodes[0] if site.kind == "transposed" else call) or (0,)
+    weight = site.module.weight
+    assert isinstance(weight, torch.Tensor)
+    return math.prod(values) // site.facts.batch * (weight.numel() // weight.shape[0])
+
+
+def _functional_decision(node: Node, facts: GraphFacts) -> Decision:
     """A conv called as a function has no module whose place a binary one could take."""
     weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    fixed = isinstance(weight, Node) and weight.op == "get_attr"
+    rule = FUNCTIONAL if fixed else DYNAMIC
     shape = (shape_of(weight) if isinstance(weight, Node) else None) or ()
-    size = (shape_of(node) or ())[2:]
+    values = shape_of(node) or (0, 0)
     return Decision(
         layer=node.name,
         action="keep",
-        rule="functional",
-        reason="called as a function, so its weight belongs to no conv module",
+        rule=rule.name,
+        reason=rule.reason,
         kind="functional",
         in_channels=shape[1] if shape else 0,
         out_channels=shape[0] if shape else 0,
@@ -182,8 +166,8 @@ def _functional_decision(node: Node) -> Decision:
         stride=(),
         dilation=(),
         groups=1,
-        output_size=tuple(size),
-        macs=math.prod(size) * math.prod(shape) if shape else 0,
+        output_size=tuple(values[2:]),
+        macs=math.prod(values) // facts.batch * math.prod(shape[1:]) if shape else 0,
         weight_bytes=4 * math.prod(shape) if shape else 0,
     )
 

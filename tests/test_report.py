@@ -59,6 +59,7 @@ def test_json_is_the_whole_record() -> None:
         "convs",
         "binarized",
         "binary_mac_share",
+        "float_linear_macs",
         "decisions",
         "passes",
         "results",

@@ -44,5 +44,5 @@ def int8_onnx(
         raise UnsupportedModelError(
             f"the images are {list(images.shape[1:])}, the model takes {list(shape[1:])}", layer=str(float_file)
         )
-    feeds = batches_of(session.get_inputs()[0].name, images)
+    feeds = batches_of({session.get_inputs()[0].name: images})
     return write_onnx(quantize_all(model, feeds, progress), path)

@@ -61,6 +61,15 @@ def quantize_ends(model: onnx.ModelProto, batches: Iterable[Feeds], progress: Li
     return _quantize(model, float_ends(model), batches, per_channel=True, progress=progress)
 
 
+def top1_agreement(model: onnx.ModelProto, other: onnx.ModelProto, batches: Iterable[Feeds]) -> float:
+    """Share of the images, 0 to 1, for which both models' first output is largest in the same place."""
+    first, second = (InferenceSession(m.SerializeToString()) for m in (model, other))
+    same = [
+        first.run(None, dict(feeds))[0].argmax(1) == second.run(None, dict(feeds))[0].argmax(1) for feeds in batches
+    ]
+    return float(np.mean(np.concatenate(same)))
+
+
 def float_ends(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Convs and linear layers with constant weights that no binary operator precedes or none follows."""
     before, behind = _reach(model, forward=True), _reach(model, forward=False)
@@ -122,6 +131,7 @@ def _quantize(
         )
         quantizer.quantize_model()
     quantized: onnx.ModelProto = quantizer.model.model
+    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
     del quantized.graph.value_info[:]
     return quantized
 
@@ -191,7 +201,8 @@ class _quiet:
         logging.root.setLevel(self.level)
 
 
-def batches_of(name: str, images: np.ndarray, size: int = 1) -> Iterator[Feeds]:
-    """`images` [N, C, H, W] as feeds of the input `name`, `size` at a time."""
-    for start in range(0, len(images), size):
-        yield {name: np.ascontiguousarray(images[start : start + size], np.float32)}
+def batches_of(inputs: Mapping[str, np.ndarray], size: int = 1) -> Iterator[Feeds]:
+    """`inputs` [N, ...] by name as feeds of `size` examples each."""
+    count = min(len(values) for values in inputs.values())
+    for start in range(0, count, size):
+        yield {name: np.ascontiguousarray(values[start : start + size]) for name, values in inputs.items()}

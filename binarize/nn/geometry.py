@@ -58,10 +58,3 @@ class ConvGeometry:
                 for axis in (0, 1)
             )
         )
-
-    @property
-    def kind(self) -> str:
-        """`depthwise`, `grouped`, `1x1` or `kxk`: what a person calls it."""
-        if self.groups > 1:
-            return "depthwise" if self.groups == self.in_channels == self.out_channels else "grouped"
-        return "1x1" if self.kernel == (1, 1) else f"{self.kernel[0]}x{self.kernel[1]}"

@@ -91,6 +91,30 @@ def test_finetune_then_export_then_eval_agree(cli: Cli, workshop: Workshop, fine
     assert all(f["images"] == 30 and f["images_per_second"] > 0 for f in found.values())
 
 
+@pytest.mark.slow
+def test_an_int8_stem_takes_its_ranges_from_the_images(
+    cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "int8.onnx"
+    ran = cli("export", finetuned, "--out", out, "--stem", "int8", "--data", workshop.data, "--json")
+    assert ran.code == 0, ran.err
+    report = ran.document["report"]
+    found = report["results"]["int8"]
+    assert found["layers"] == ["stem.0", "head"] and found["images"] == found["images_compared"] == 48
+    assert found["top1_agreement"] >= 0.9
+    assert report["config"]["export"]["stem"] == "int8" and ran.document["warnings"] == []
+    accuracy = cli("eval", out, "--data", workshop.data, "--json").document["top1"]
+    assert accuracy == pytest.approx(
+        cli("eval", finetuned, "--data", workshop.data, "--json").document["top1"], abs=0.1
+    )
+    blind = cli("export", finetuned, "--out", out, "--stem", "int8", "--json").document
+    assert "random inputs" in blind["warnings"][0]
+    assert blind["report"]["results"]["int8"]["top1_agreement"] is None
+    human = cli("convert", workshop.model, "--out", out, "--stem", "int8", *workshop.options(epochs=1))
+    assert human.code == 0, human.err
+    assert "int8: stem.0, head" in human.out and "top-1 answer" in human.out
+
+
 def test_finetune_tells_what_to_do_next(cli: Cli, workshop: Workshop, finetuned: Path) -> None:
     ran = cli("finetune", workshop.model, "--out", finetuned, "--json", *workshop.options())
     document = ran.document
@@ -150,6 +174,26 @@ def test_bench_exports_the_float_model_itself(cli: Cli, workshop: Workshop, conv
     assert ran.code == 0, ran.err
     binary, plain = ran.document["contenders"]
     assert binary["name"] != plain["name"] and plain["milliseconds"]["median"] > 0
+
+
+def test_bench_shows_layers_profile_and_plot(cli: Cli, workshop: Workshop, converted: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    against = ("bench", converted, "--against", workshop.model, "--arch", workshop.arch, "--runs", "20", "--int8")
+    ran = cli(*against, "--data", workshop.data, "--layers", "--profile", "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document
+    names = [c["name"] for c in document["contenders"]]
+    assert names == ["tiny", "tiny.pt", "tiny.pt int8"]
+    assert [layer["layer"] for layer in document["layers"]] == ["stem.0", "body.0", "head", "(everything else)"]
+    assert all(set(layer["milliseconds"]) == set(names) for layer in document["layers"])
+    assert set(document["profiles"]) == set(names)
+    assert all(c["peak_rss_bytes"] > c["base_rss_bytes"] > 0 for c in document["contenders"])
+    plot = tmp_path / "tiny.svg"
+    human = cli(*against, "--layers", "--profile", "--plot", plot)
+    assert human.code == 0, human.err
+    assert "by layer" in human.out and "SLOWER than tiny.pt int8 in" in human.out and "ai.binarize" in human.out
+    assert plot.stat().st_size > 0
+    assert "give the float model with --against" in cli("bench", converted, "--int8").err
 
 
 def test_recipes_lists_and_prints_toml(cli: Cli) -> None:

@@ -67,9 +67,9 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 def test_the_whole_net_is_what_onnx_runtimes_own_tool_makes(
     float_model: onnx.ModelProto, images: np.ndarray, tmp_path: Path
 ) -> None:
-    ours = quantize_all(float_model, batches_of("input", images))
+    ours = quantize_all(float_model, batches_of({"input": images}))
     onnx.save(_folded(float_model), tmp_path / "folded.onnx")
-    reader = Reader(batches_of("input", images))
+    reader = Reader(batches_of({"input": images}))
     kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(tmp_path / "folded.onnx", tmp_path / "theirs.onnx", reader, **kinds)
     theirs = onnx.load(tmp_path / "theirs.onnx")
@@ -83,7 +83,7 @@ def test_only_the_ends_of_a_net_change(binary_model: onnx.ModelProto, images: np
     ends = [node.input[1] for node in float_ends(binary_model)]
     assert ends == ["stem.0.weight", "head.weight"]
     before = Counter(n.op_type for n in binary_model.graph.node)
-    quantized = quantize_ends(binary_model, batches_of("input", images))
+    quantized = quantize_ends(binary_model, batches_of({"input": images}))
     after = Counter(n.op_type for n in quantized.graph.node)
     assert {op for op in after if after[op] != before[op]} == {"QuantizeLinear", "DequantizeLinear"}
     assert len(quantized.functions) == len(binary_model.functions), "the file still carries its operators"
@@ -98,7 +98,7 @@ def test_ranges_cover_all_batches(binary_model: onnx.ModelProto, images: np.ndar
     """The input's scale is that of the widest image, wherever it comes."""
     for order in (1, -1):
         scaled = (images * np.linspace(1, 4, len(images), dtype=np.float32)[:, None, None, None])[::order]
-        quantized = quantize_ends(binary_model, batches_of("input", scaled, size=3))
+        quantized = quantize_ends(binary_model, batches_of({"input": scaled}, size=3))
         scale = next(t for t in quantized.graph.initializer if t.name == "input_scale")
         span = max(scaled.max(), 0) - min(scaled.min(), 0)
         assert onnx.numpy_helper.to_array(scale) == pytest.approx(span / 255, rel=1e-3)
@@ -110,4 +110,4 @@ def test_nothing_to_quantize_is_an_error(binary_model: onnx.ModelProto, images: 
     for node in [node for node in empty.graph.node if node.op_type in ("Conv", "Gemm")]:
         node.op_type = "Unknown"
     with pytest.raises(UnsupportedModelError, match="no float layer"):
-        quantize_ends(empty, batches_of("input", images))
+        quantize_ends(empty, batches_of({"input": images}))
