@@ -13,6 +13,7 @@ from binarize.errors import UsageError
 from binarize.passes.balance_residuals import BalanceResiduals
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.capture import capture
+from binarize.passes.convert_linears import ConvertLinears
 from binarize.passes.insert_batch_norm import InsertBatchNorm
 from binarize.passes.insert_elastic_links import InsertElasticLinks
 from binarize.passes.plan import Plan, check_strict
@@ -23,6 +24,7 @@ from binarize.report import Report
 
 SURGERY_PASSES: tuple[Pass, ...] = (
     Plan(),
+    ConvertLinears(),
     ReplaceActivations(),
     ReplaceConvs(),
     InsertBatchNorm(),

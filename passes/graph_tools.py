@@ -13,6 +13,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
+from binarize.nn.functional import to_map, to_rows
+
 ADD_TARGETS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 """Every spelling of an addition in a module-level graph."""
 
@@ -58,8 +60,15 @@ ACTIVATION_FUNCTIONS = {
 NO_FLOW = {"detach", torch.detach, "size", "dim", "numel", getattr}
 """What these give holds no features."""
 
-LAYOUT_CHANGES = {torch.permute, torch.transpose, "permute", "transpose", "view", "reshape", "unflatten"}
-"""After these, dimension 1 need not be the channels any more."""
+LAYOUT_CHANGES = {torch.permute, torch.transpose, "permute", "transpose", "view", "reshape", "unflatten", to_rows}
+
+
+def moves_channels(node: Node) -> bool:
+    """Whether behind `node` dimension 1 need not be the channels any more."""
+    if calls_function(node, {to_map}):
+        return len(shape_of(node.all_input_nodes[0]) or ()) > 2
+    return calls_function(node, LAYOUT_CHANGES)
+
 
 GATE_MODULES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d)
 GATE_FUNCTIONS = {F.sigmoid, F.hardsigmoid, F.softmax, torch.sigmoid, torch.softmax, "sigmoid", "softmax"}
@@ -113,8 +122,8 @@ def dataflow(graph: Graph) -> nx.DiGraph:
     """Edges between `graph`'s nodes along which features flow."""
     flow = nx.DiGraph()
     flow.add_nodes_from(graph.nodes)
-    readers = (node for node in graph.nodes if not calls_function(node, NO_FLOW))
-    flow.add_edges_from((source, node) for node in readers for source in node.all_input_nodes)
+    sources = (node for node in graph.nodes if node.op != "get_attr" and not calls_function(node, NO_FLOW))
+    flow.add_edges_from((source, user) for source in sources for user in source.users)
     return flow
 
 

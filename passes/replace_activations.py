@@ -13,11 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from binarize.nn import RPReLU
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import (
-    LAYOUT_CHANGES,
     add_module,
-    calls_function,
     calls_module,
     is_activation,
+    moves_channels,
     shape_of,
     walk_forward,
 )
@@ -46,8 +45,8 @@ def _meets_sign(node: Node, context: PassContext) -> bool:
     """Whether `node`'s value reaches a binarized conv through nothing that has weights or is an activation."""
 
     def passes_on(user: Node) -> bool:
-        moves_channels = calls_function(user, LAYOUT_CHANGES)
-        return not calls_module(user, (_ConvNd, nn.Linear, RPReLU)) and not is_activation(user) and not moves_channels
+        stops = calls_module(user, (_ConvNd, nn.Linear, RPReLU)) or is_activation(user) or moves_channels(user)
+        return not stops
 
     reached = (user for user in walk_forward(node, passes_on) if user.op == "call_module")
     decisions = (context.decisions.get(str(user.target)) for user in reached)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +70,22 @@ def elastic_link(x: Tensor, geometry: ConvGeometry) -> Tensor:
     if geometry.link_form == "squeeze":
         return pool_to_output(map_channels(x, geometry.out_channels, geometry.groups), geometry)
     return map_channels(pool_to_output(x, geometry), geometry.out_channels, geometry.groups)
+
+
+def to_map(x: Tensor) -> Tensor:
+    """Rows with their channels last as a map: `[N, ..., C] -> [N, C, H, W]`.
+
+    What lies between N and C becomes H and W: missing ones are 1, further ones are merged into H.
+    """
+    while x.dim() < 4:
+        x = x.unsqueeze(-2)
+    return x.flatten(1, -3).permute(0, 3, 1, 2)
+
+
+def to_rows(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `to_map` for rows of `shape`, whose last entry does not count: `[N, O, H, W] -> [N, ..., O]`."""
+    rows = x.permute(0, 2, 3, 1)
+    return rows if len(shape) == 4 else rows.reshape(*shape[:-1], x.shape[1])
 
 
 def rprelu(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:

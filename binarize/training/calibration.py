@@ -43,7 +43,10 @@ class _FitToInput:
 
 
 def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tensor) -> None:
-    """Inserted batch norm of conv `p`: weight and bias become the std and mean of float conv `p`'s output."""
+    """Inserted batch norm of conv `p`: weight and bias become the std and mean of float conv `p`'s output.
+
+    What became a conv may have been a linear layer, whose channels are last.
+    """
     inserted = {
         str(getattr(norm, INSERTED_AFTER)): norm
         for norm in module.modules()
@@ -53,8 +56,10 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tenso
 
     def record(norm: nn.BatchNorm2d) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            norm.weight.copy_(output.std(dim=(0, 2, 3)))
-            norm.bias.copy_(output.mean(dim=(0, 2, 3)))
+            channels = -1 if isinstance(conv, nn.Linear) else 1
+            values = output.movedim(channels, 0).flatten(1)
+            norm.weight.copy_(values.std(dim=1))
+            norm.bias.copy_(values.mean(dim=1))
 
         return hook
 
