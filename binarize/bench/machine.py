@@ -29,13 +29,16 @@ def machine() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The CPU's own name where Linux tells it, else what Python knows."""
+    """The CPU's own name where Linux tells it, with family and model where those exist; else what Python knows."""
+    facts: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "cpu model"):
-                return value.strip()
-    return platform.processor() or platform.machine()
+            facts.setdefault(key.strip(), value.strip())
+    name = next((facts[key] for key in ("model name", "Model", "cpu model") if facts.get(key)), "")
+    if "cpu family" in facts and "model" in facts:  # virtual machines call many generations by one name
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return name or platform.processor() or platform.machine()
 
 
 def caches() -> str:

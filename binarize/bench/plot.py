@@ -64,12 +64,17 @@ def grouped_bars(
     axes.legend(fontsize=8)
 
 
-def save_figure(figure: Any, path: str | Path) -> None:
-    """Write `figure` to `path` atomically, the same bytes for the same data, and close it."""
+def save_figure(figure: Any, path: str | Path, description: str | None = None) -> None:
+    """Write `figure` to `path` atomically, the same bytes for the same data, and close it.
+
+    Args:
+        description: goes into an SVG's metadata.
+    """
     pyplot = _pyplot()
     kind = Path(path).suffix.lower().removeprefix(".")
     with atomic_output(path) as temporary, pyplot.rc_context({"svg.hashsalt": "binarize"}):
-        figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        notes = {"Date": None, "Description": description} if kind == "svg" else None
+        figure.savefig(temporary, format=kind, metadata=notes)
     pyplot.close(figure)
 
 

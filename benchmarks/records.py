@@ -1,0 +1,76 @@
+"""Committed measurements: one JSON file per kind, a row per subject and number of threads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from binarize.bench.machine import machine
+from binarize.bench.race import Finish
+from binarize.errors import BinarizeError
+from binarize.files import write_text
+
+FOLDER = Path(__file__).with_name("results")
+ROOT = FOLDER.parents[1]
+Row = dict[str, Any]
+
+
+def read(kind: str) -> list[Row]:
+    """The rows of `results/<kind>.json`; none if there is no such file yet."""
+    path = FOLDER / f"{kind}.json"
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return rows
+
+
+def find(kind: str, subject: str, threads: int) -> Row | None:
+    """The row of one subject, if it was measured."""
+    return next((row for row in read(kind) if (row["subject"], row["threads"]) == (subject, threads)), None)
+
+
+def save(kind: str, subject: str, threads: int, values: Mapping[str, Any]) -> None:
+    """Put one subject's row in place of its old one, with the machine and the version of the source."""
+    row = {"subject": subject, "threads": threads, "source": revision(), "machine": described_machine(), **values}
+    others = [old for old in read(kind) if (old["subject"], old["threads"]) != (subject, threads)]
+    rows = sorted([*others, row], key=lambda row: (row["subject"], row["threads"]))
+    write_text(FOLDER / f"{kind}.json", json.dumps(rows, indent=1) + "\n")
+
+
+def finishes(found: Mapping[str, Finish | BinarizeError]) -> dict[str, Any]:
+    """What `race` returned as plain data, rounded to what was measured; a failure keeps its reason."""
+    return {name: _plain(result) for name, result in found.items()}
+
+
+def _plain(result: Finish | BinarizeError) -> dict[str, Any]:
+    if isinstance(result, BinarizeError):
+        return {"failed": result.message}
+    times = {name: round(value, 4) for name, value in result.latency.to_dict().items()}
+    return {**times, "peak_rss": result.peak_rss, "base_rss": result.base_rss}
+
+
+def described_machine() -> dict[str, str]:
+    """`machine()` and the peers' versions."""
+    peers = {name: version for name in ("openvino", "nncf", "larq-compute-engine") if (version := _version(name))}
+    return machine() | peers
+
+
+def revision() -> str:
+    """The commit that was measured, with a `+` if the working tree differs from it in more than results."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        source = [":(exclude)benchmarks/results", ":(exclude)docs"]
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", *source], check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + ("+" if changed else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

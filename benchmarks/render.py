@@ -1,0 +1,273 @@
+"""docs/performance.md and its plot from the committed results: `python -m benchmarks.render`.
+
+The prose of the page is written by hand; what stands between `<!-- name -->` and `<!-- end -->` is made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.peers import DENSE, LINKS, RIVALS
+from benchmarks.records import Row
+from benchmarks.zoo import NETWORKS
+from binarize.files import write_text
+
+PAGE = records.ROOT / "docs" / "performance.md"
+PLOT = PAGE.with_suffix(".svg")
+FLOAT = "ORT float32"
+INT8 = ("ORT int8", "OpenVINO int8")
+SHOWN = ("binary", "binary, int8 ends", *INT8, "OpenVINO default", "OpenVINO float32", FLOAT)
+
+
+def main() -> None:
+    write_text(PAGE, rendered(PAGE.read_text(encoding="utf-8")))
+    plot(PLOT)
+
+
+def rendered(page: str) -> str:
+    """`page` with every generated part made anew.
+
+    Raises:
+        KeyError: the page asks for a part that nobody makes.
+    """
+    pattern = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+    return pattern.sub(lambda match: f"<!-- {match[1]} -->\n{PARTS[match[1]]()}\n<!-- end -->", page)
+
+
+def data_digest() -> str:
+    """Of what the plot shows."""
+    return hashlib.sha256(json.dumps(_speedups(), sort_keys=True).encode()).hexdigest()
+
+
+def plot(path: Path) -> None:
+    """Speed-ups over float32 in ONNX Runtime."""
+    from matplotlib import pyplot
+
+    from binarize.bench.plot import grouped_bars, save_figure
+
+    figure, axes = pyplot.subplots(figsize=(8, 7), layout="constrained")
+    grouped_bars(axes, _speedups(), SHOWN[:-1], "times as fast as ONNX Runtime in float32 (batch 1, one thread)")
+    axes.axvline(1, color="black", linewidth=0.8)
+    save_figure(figure, path, description=data_digest())
+
+
+def _speedups() -> dict[str, list[float | None]]:
+    return {
+        NETWORKS[row["subject"]].title: [_ratio(row, FLOAT, name) for name in SHOWN[:-1]]
+        for row in _networks(threads=1)
+    }
+
+
+def _networks(threads: int) -> list[Row]:
+    """The rows of whole networks in the zoo's order."""
+    rows = {row["subject"]: row for row in records.read("networks") if row["threads"] == threads}
+    return [rows[name] for name in NETWORKS if name in rows]
+
+
+def _time(row: Row | None, contender: str) -> float | None:
+    found = None if row is None else row["contenders"].get(contender, {}).get("median")
+    return None if found is None else float(found)
+
+
+def _ratio(row: Row, slow: str, fast: str) -> float | None:
+    """How many times as fast as `slow` the contender `fast` is, by medians of one run."""
+    above, below = _time(row, slow), _time(row, fast)
+    return None if above is None or below is None else above / below
+
+
+def _best(row: Row, names: Sequence[str]) -> str:
+    """The fastest of the contenders `names`."""
+    return min((name for name in names if _time(row, name) is not None), key=lambda name: _time(row, name) or 0.0)
+
+
+def _ours(row: Row) -> list[str]:
+    return [name for name in row["contenders"] if name.startswith("binary")]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _ms(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _machines() -> str:
+    """The machines and versions the figures are from, once each."""
+    kinds = {
+        json.dumps(row["machine"], sort_keys=True): row for kind in ("networks", "peers") for row in records.read(kind)
+    }
+    lines = []
+    for row in kinds.values():
+        machine = dict(row["machine"])
+        cpu, caches, cores, isa = (machine.pop(key) for key in ("cpu", "caches", "cores", "isa"))
+        versions = ", ".join(f"{name} {version}" for name, version in machine.items())
+        lines.append(f"* {cpu}, {caches}, {cores} cores, kernels `{isa}`; {versions}")
+    return "\n".join(lines)
+
+
+def _latency() -> str:
+    """Median milliseconds with one thread."""
+    rows = [
+        [NETWORKS[row["subject"]].title, *(_ms(_time(row, name)) for name in SHOWN), f"`{row['source']}`"]
+        for row in _networks(threads=1)
+    ]
+    return _table(("network", *SHOWN, "commit"), rows)
+
+
+def _targets() -> str:
+    """The best of our versions against what it is meant to reach."""
+    rows = []
+    for row in _networks(threads=1):
+        network, ours = NETWORKS[row["subject"]], _best(row, _ours(row))
+        rival = _best(row, INT8)
+        cells = [network.title, f"{ours}: {_ms(_time(row, ours))} ms"]
+        for other, target in ((FLOAT, network.against_float), (rival, network.against_int8)):
+            ratio = _ratio(row, other, ours) or 0.0
+            cells.append(
+                f"**{ratio:.1f}x** of {other}, target {target:g}x: {'reached' if ratio >= target else 'not reached'}"
+            )
+        rows.append(cells)
+    return _table(("network", "our fastest version", "against float32", "against the fastest int8"), rows)
+
+
+def _linear() -> str:
+    """Networks whose hidden linear layers have a variant of their own."""
+    rows = []
+    for row in _networks(threads=1):
+        if NETWORKS[row["subject"]].linear:
+            for name in _ours(row):
+                ratios = [f"{_ratio(row, FLOAT, name) or 0:.1f}x", f"{_ratio(row, _best(row, INT8), name) or 0:.1f}x"]
+                size = f"{row['bytes'][name] / 1e6:.1f} MB"
+                rows.append([NETWORKS[row["subject"]].title, name, _ms(_time(row, name)), *ratios, size])
+    return _table(("network", "version", "ms", "against float32", "against the fastest int8", "file"), rows)
+
+
+def _threads() -> str:
+    """Two threads against one."""
+    two = {row["subject"]: row for row in _networks(threads=2)}
+    rows = []
+    for row in _networks(threads=1):
+        pair = two.get(row["subject"])
+        if pair is not None:
+            cells = [NETWORKS[row["subject"]].title]
+            for name in ("binary", FLOAT, "ORT int8"):
+                one, both = _time(row, name), _time(pair, name)
+                cells.append("–" if not one or not both else f"{both:.2f} ms ({one / both:.2f}x)")
+            cells.append(f"{_ratio(pair, FLOAT, 'binary') or 0:.1f}x")
+            rows.append(cells)
+    return _table(("network", "binary", FLOAT, "ORT int8", "binary against float32, two threads"), rows)
+
+
+def _memory() -> str:
+    """Peak resident memory less that of the interpreter and its libraries, and file sizes."""
+    rows = []
+    for row in _networks(threads=1):
+        cells = [NETWORKS[row["subject"]].title]
+        for name in ("binary", FLOAT, "ORT int8"):
+            found = row["contenders"].get(name, {})
+            peak = (found.get("peak_rss", 0) - found.get("base_rss", 0)) / 1e6
+            cells.append(f"{peak:.0f} MB; {row['bytes'][name] / 1e6:.1f} MB")
+        rows.append(cells)
+    return _table(("network: memory; file", "binary", FLOAT, "ORT int8"), rows)
+
+
+def _profile() -> str:
+    """The binary network's time by kind of operator."""
+    kinds = {
+        "binary operators": lambda op: op in ("Pack", "BinaryConv2d"),
+        "float conv (stem)": lambda op: op in ("Conv", "FusedConv"),
+        "classifier": lambda op: op in ("Gemm", "MatMul", "FusedGemm"),
+        "layout (Transpose, Reorder)": lambda op: op.startswith(("Transpose", "Reorder")),
+    }
+    rows = []
+    for row in _networks(threads=1):
+        operators = row["profiles"]["binary"]
+        cells = [NETWORKS[row["subject"]].title, _ms(sum(operators.values()))]
+        left = dict(operators)
+        for belongs in kinds.values():
+            cells.append(_ms(sum(left.pop(op) for op in list(left) if belongs(op))))
+        largest = sorted(left, key=lambda op: -left[op])[:3]
+        cells.append(f"{_ms(sum(left.values()))} ({', '.join(largest)})")
+        rows.append(cells)
+    return _table(("network", "all nodes, ms", *kinds, "everything else"), rows)
+
+
+def _ends() -> str:
+    """What an int8 stem and classifier bring."""
+    rows = []
+    for row in _networks(threads=1):
+        plain, ends = _time(row, "binary"), _time(row, "binary, int8 ends")
+        if plain and ends:
+            size = [f"{row['bytes'][name] / 1e6:.1f} MB" for name in ("binary", "binary, int8 ends")]
+            rows.append([NETWORKS[row["subject"]].title, _ms(plain), _ms(ends), f"{plain / ends:.2f}x", *size])
+    return _table(("network", "float ends, ms", "int8 ends, ms", "gain", "file", "file"), rows)
+
+
+def _peer_networks() -> str:
+    """Whole binary networks of other engines."""
+    rows = []
+    for name, rival in RIVALS.items():
+        row = records.find("peers", name, 1)
+        if row is not None:
+            for contender, found in row["contenders"].items():
+                ratio = _ratio(row, contender, "binary")
+                shown = _ms(found.get("median")) if "median" in found else found["failed"]
+                title = f"{NETWORKS[name].title} ({rival})" if " binary" in contender else NETWORKS[name].title
+                rows.append([title, contender, shown, "–" if ratio is None else f"{ratio:.2f}x"])
+    return _table(("network", "contender", "ms", "our binary network is"), rows)
+
+
+def _peer_layers() -> str:
+    """Single layers and what they cost inside a network, in microseconds."""
+    rows = []
+    for name in DENSE:
+        row = records.find("peers", name, 1)
+        if row is not None:
+            cells = [
+                name,
+                *(_us(_time(row, contender)) for contender in (FLOAT, "OpenVINO binary", "Larq binary", "binary")),
+            ]
+            for contender in ("OpenVINO binary", "binary"):
+                one, chain = _time(row, contender), _time(row, f"{contender} x{LINKS}")
+                cells.append("–" if one is None or chain is None else _us((chain - one) / (LINKS - 1)))
+            rows.append(cells)
+    columns = (
+        "layer",
+        "ORT float32 µs",
+        "OpenVINO µs",
+        "Larq µs",
+        "ours µs",
+        "OpenVINO, in a chain",
+        "ours, in a chain",
+    )
+    return _table(columns, rows)
+
+
+def _us(milliseconds: float | None) -> str:
+    return "–" if milliseconds is None else f"{1000 * milliseconds:.0f}"
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "machines": _machines,
+    "latency": _latency,
+    "targets": _targets,
+    "linear": _linear,
+    "threads": _threads,
+    "memory": _memory,
+    "profile": _profile,
+    "ends": _ends,
+    "peer_networks": _peer_networks,
+    "peer_layers": _peer_layers,
+}
+
+
+if __name__ == "__main__":
+    main()
