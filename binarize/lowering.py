@@ -13,16 +13,28 @@ from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.cancel_transposes import CancelTransposes
+from binarize.passes.choose_layout import ChooseLayout
 from binarize.passes.decompose_unfused import DecomposeUnfused
+from binarize.passes.drop_expands import DropExpands
 from binarize.passes.fuse_epilogue import FuseEpilogue
 from binarize.passes.fuse_packs import FusePacks
+from binarize.passes.lower_activations import LowerActivations
 from binarize.passes.lower_convs import LowerConvs
 from binarize.passes.lower_layers import lower_layers
+from binarize.passes.lower_maps import LowerMaps
+from binarize.passes.merge_equal import MergeEqual
+from binarize.passes.swap_max_pool import SwapMaxPool
 
 LOWERING_PASSES: tuple[Pass, ...] = (
     LowerConvs(),
     FuseEpilogue(),
+    SwapMaxPool(),
+    DropExpands(),
+    ChooseLayout(),
+    LowerActivations(),
+    LowerMaps(),
     CancelTransposes(),
+    MergeEqual(),
     FusePacks(),
     DecomposeUnfused(),
 )

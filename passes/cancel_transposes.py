@@ -1,11 +1,17 @@
-"""NCHW -> NHWC right behind NHWC -> NCHW is nothing: inside a binary island maps stay NHWC."""
+"""A permutation right behind its inverse is nothing: inside a binary island maps stay NHWC.
+
+One that only moves axes of extent 1, as around a 1x1 map, is a view.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.lower_tools import TO_NCHW, TO_NHWC, is_permute
+from binarize.passes.lower_tools import PERMUTE, fake_value
+
+_VIEW = torch.ops.aten.view.default
 
 
 class CancelTransposes:
@@ -13,21 +19,41 @@ class CancelTransposes:
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         cancelled = 0
-        first_of: dict[Node, Node] = {}
-        for node in list(graph_module.graph.nodes):
-            if not is_permute(node, TO_NHWC):
-                continue
-            source = node.args[0]
-            assert isinstance(source, Node)
-            if is_permute(source, TO_NCHW):
-                inner = source.args[0]
-                assert isinstance(inner, Node)
+        for node in [n for n in graph_module.graph.nodes if n.target is PERMUTE]:
+            inner = _undone_by(*node.args)
+            if inner is not None:
                 node.replace_all_uses_with(inner)
                 cancelled += 1
-            elif source in first_of:
-                node.replace_all_uses_with(first_of[source])
-                cancelled += 1
-            else:
-                first_of[source] = node
+        graph_module.graph.eliminate_dead_code()
+        cancelled += sum(_make_view(n) for n in graph_module.graph.nodes if n.target is PERMUTE)
+        for node in [n for n in graph_module.graph.nodes if n.target is _VIEW]:
+            _skip_views(node)
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, cancelled)
+
+
+def _undone_by(source: Node, dims: list[int]) -> Node | None:
+    """What `source` permuted, if permuting it with `dims` gives that back."""
+    if source.target is not PERMUTE:
+        return None
+    inner, before = source.args
+    assert isinstance(inner, Node) and isinstance(before, list)
+    return inner if [before[d] for d in dims] == list(range(len(dims))) else None
+
+
+def _make_view(node: Node) -> bool:
+    """Turn `node` into a view if all axes but the batch and one have the extent 1."""
+    value = fake_value(node)
+    if value is None or node.args[1][0] != 0 or sum(int(extent) != 1 for extent in value.shape[1:]) > 1:  # type: ignore
+        return False
+    node.target, node.args = _VIEW, (node.args[0], [-1, *(int(extent) for extent in value.shape[1:])])
+    return True
+
+
+def _skip_views(node: Node) -> None:
+    """Let `node` read what the views before it read."""
+    source = node.args[0]
+    while isinstance(source, Node) and source.target is _VIEW:
+        source = source.args[0]
+    assert isinstance(source, Node)
+    node.update_arg(0, source)

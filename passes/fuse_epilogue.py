@@ -1,4 +1,4 @@
-"""Pull what follows a packed conv into it: batch norm, Elastic Link, residual, activation.
+"""Pull what follows a packed conv or an activation into it: gate, batch norm, Elastic Link, residual, RPReLU.
 
 Unfused, each of these costs more than the convolution. One step takes one consumer; steps repeat until none fits.
 The fused value's `origin` names the original node whose value it now computes, for the proof of equality.
@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from binarize.nn.ops import geometry_from_ints
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.lower_tools import (
+    ARGUMENTS,
     OPS,
     TO_NCHW,
     TO_NHWC,
-    PackedConv,
+    Fused,
     add_constant,
     constant,
     fake_value,
     is_permute,
     item_of,
-    packed_convs,
     permute,
 )
 
@@ -35,40 +35,53 @@ BATCH_NORMS = {
     ATEN.batch_norm.default,
     ATEN.cudnn_batch_norm.default,
 }
-Step = Callable[[GraphModule, PackedConv, Node, Node], Node | None]
-"""`(graph, conv, its NCHW value, that value's only user) -> the node whose value the conv now computes, or None`."""
+ACTIVATIONS = {
+    OPS.rprelu.default,
+    ATEN.relu.default,
+    ATEN.leaky_relu.default,
+    ATEN.prelu.default,
+    ATEN._prelu_kernel.default,
+}
+Step = Callable[[GraphModule, Fused, Node, Node], Node | None]
+"""`(graph, fused, its NCHW value, that value's only user) -> the node whose value it now computes, or None`."""
 
 
 class FuseEpilogue:
     name = "fuse_epilogue"
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
-        fused = 0
-        for conv in packed_convs(graph_module):
-            while _fuse_one(graph_module, conv):
-                fused += 1
+        nodes = [node for node in graph_module.graph.nodes if node.target in ARGUMENTS]
+        changed = sum(fuse_epilogue(graph_module, Fused(node)) for node in nodes)
         graph_module.graph.eliminate_dead_code()
-        return PassResult(graph_module, fused)
+        return PassResult(graph_module, changed)
 
 
-def _fuse_one(graph_module: GraphModule, conv: PackedConv) -> bool:
-    y = item_of(conv.node, 0)
+def fuse_epilogue(graph_module: GraphModule, fused: Fused) -> int:
+    """Pull into `fused` what follows it as far as it fits; returns how many steps did."""
+    steps = 0
+    while _fuse_one(graph_module, fused):
+        steps += 1
+    return steps
+
+
+def _fuse_one(graph_module: GraphModule, fused: Fused) -> bool:
+    y = item_of(fused.node, 0)
     if y is None or len(y.users) != 1 or not is_permute(value := next(iter(y.users)), TO_NCHW):
         return False
-    if len(value.users) != 1 or conv.activated:
+    if len(value.users) != 1 or fused.activated:
         return False
     user = next(iter(value.users))
-    for step in (_fold_batch_norm, _absorb_link, _absorb_residual, _absorb_activation):
-        replaced = step(graph_module, conv, value, user)
+    for step in (_absorb_gate, _fold_batch_norm, _absorb_link, _absorb_residual, _absorb_activation):
+        replaced = step(graph_module, fused, value, user)
         if replaced is not None:
-            conv.node.meta["origin"] = replaced.name
-            _take_place_of(replaced, user, (conv.node, y, value))
+            fused.node.meta["origin"] = replaced.meta.get("origin", replaced.name)
+            _take_place_of(replaced, user, (fused.node, y, value))
             return True
     return False
 
 
 def _take_place_of(replaced: Node, user: Node, chain: tuple[Node, Node, Node]) -> None:
-    """Move the conv and its reads to where `user` stood (all inputs exist there); they now give `replaced`'s value."""
+    """Move the fused node and its reads to where `user` stood (all inputs exist there), to give `replaced`'s value."""
     for node in chain:
         user.prepend(node)
     replaced.replace_all_uses_with(chain[-1])
@@ -77,9 +90,39 @@ def _take_place_of(replaced: Node, user: Node, chain: tuple[Node, Node, Node]) -
             node.graph.erase_node(node)
 
 
-def _fold_batch_norm(graph_module: GraphModule, conv: PackedConv, value: Node, user: Node) -> Node | None:
+def _absorb_gate(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
+    """`value * gate` with one factor per image and channel: squeeze-excite. It comes first in an activation."""
+    if user.target is not ATEN.mul.Tensor or not fused.has("gate") or not _is_neutral(fused):
+        return None
+    left, right = user.args[:2]
+    gate = right if left is value else left
+    if not is_gate(gate, user):
+        return None
+    assert isinstance(gate, Node)
+    fused.update(gate=permute(graph_module, gate, TO_NHWC, user))
+    return user
+
+
+def is_gate(factor: Any, product: Node) -> bool:
+    """Whether `factor` has a value per image and channel of the map `product`."""
+    if not isinstance(factor, Node) or factor.op == "get_attr":
+        return False
+    mine, full = fake_value(factor), fake_value(product)
+    if mine is None or full is None or mine.dim() != 4 or full.dim() != 4:
+        return False
+    if tuple(mine.shape[2:]) != (1, 1) or tuple(full.shape[2:]) == (1, 1):
+        return False
+    return tuple(mine.shape[:2]) == tuple(full.shape[:2])
+
+
+def _is_neutral(fused: Fused) -> bool:
+    plain = torch.all(fused.value("scale") == 1) and torch.all(fused.value("bias") == 0)
+    return bool(plain) and fused.absent("gate") and fused.absent("residual") and not fused.activated
+
+
+def _fold_batch_norm(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
     """`BN(t) = t * g/sigma + (b - mean * g/sigma)`: folds into scale, bias and gamma while no residual is in."""
-    if user.target not in BATCH_NORMS or not conv.absent("residual"):
+    if user.target not in BATCH_NORMS or not fused.absent("residual"):
         return None
     parameters = [constant(n) if isinstance(n, Node) else None for n in user.args[1:5]]
     weight, bias, mean, variance = parameters
@@ -87,10 +130,10 @@ def _fold_batch_norm(graph_module: GraphModule, conv: PackedConv, value: Node, u
     epsilon = next(float(a) for a in reversed(user.args) if isinstance(a, float))
     factor = torch.rsqrt(variance.double() + epsilon) * (1 if weight is None else weight.double())
     offset = (0 if bias is None else bias.double()) - mean.double() * factor
-    _set(graph_module, conv, "scale", conv.value("scale").double() * factor)
-    _set(graph_module, conv, "bias", conv.value("bias").double() * factor + offset)
-    if not conv.absent("link"):
-        _set(graph_module, conv, "gamma", conv.value("gamma").double() * factor)
+    _set(graph_module, fused, "scale", fused.value("scale").double() * factor)
+    _set(graph_module, fused, "bias", fused.value("bias").double() * factor + offset)
+    if not fused.absent("link"):
+        _set(graph_module, fused, "gamma", fused.value("gamma").double() * factor)
     if user.target is ATEN._native_batch_norm_legit_no_training.default:
         return _only_output(user)
     return user
@@ -104,45 +147,48 @@ def _only_output(norm: Node) -> Node:
     return first
 
 
-def _absorb_link(graph_module: GraphModule, conv: PackedConv, value: Node, user: Node) -> Node | None:
+def _absorb_link(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
     """`value + elastic_link(x)` where the link has the conv's own geometry."""
     other = _other_operand(user, value)
-    if other is None or other.target is not OPS.elastic_link.default or not conv.absent("link"):
+    if other is None or other.target is not OPS.elastic_link.default or not fused.has("link"):
         return None
     source, gamma, geometry = other.args
-    if geometry_from_ints(list(geometry)) != conv.geometry or not conv.absent("residual"):  # type: ignore[arg-type]
+    if list(geometry) != list(fused["geometry"]) or not fused.absent("link") or not fused.absent("residual"):  # type: ignore[arg-type]
         return None
     assert isinstance(source, Node) and isinstance(gamma, Node)
-    conv.update(link=permute(graph_module, source, TO_NHWC, user))
-    _set(graph_module, conv, "gamma", constant(gamma))
+    fused.update(link=permute(graph_module, source, TO_NHWC, user))
+    _set(graph_module, fused, "gamma", constant(gamma))
     return user
 
 
-def _absorb_residual(graph_module: GraphModule, conv: PackedConv, value: Node, user: Node) -> Node | None:
+def _absorb_residual(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
     """`value + other` for any other map of the same shape."""
     other = _other_operand(user, value)
-    if other is None or not conv.absent("residual") or fake_value(other) is None:
+    if other is None or not fused.absent("residual") or fake_value(other) is None:
         return None
     if other is value or tuple(fake_value(other).shape) != tuple(fake_value(user).shape):
         return None
-    conv.update(residual=permute(graph_module, other, TO_NHWC, user))
+    fused.update(residual=permute(graph_module, other, TO_NHWC, user))
     return user
 
 
-def _absorb_activation(graph_module: GraphModule, conv: PackedConv, value: Node, user: Node) -> Node | None:
-    """RPReLU, ReLU and PReLU; RPReLU's first shift goes into the bias, before all else is added to it."""
+def _absorb_activation(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
+    """RPReLU, ReLU, leaky ReLU and PReLU; RPReLU's first shift goes into the bias, before all else is added to it."""
     if user.target is OPS.rprelu.default:
         shift_in, slope, shift_out = (constant(n) for n in user.args[1:4])  # type: ignore[arg-type]
     elif user.target is ATEN.relu.default:
         shift_in, slope, shift_out = torch.zeros(1), torch.zeros(1), torch.zeros(1)
+    elif user.target is ATEN.leaky_relu.default:
+        shift_in, shift_out = torch.zeros(1), torch.zeros(1)
+        slope = torch.tensor([float(user.args[1]) if len(user.args) > 1 else 0.01])  # type: ignore[arg-type]
     elif user.target in (ATEN.prelu.default, ATEN._prelu_kernel.default):
         weight = constant(user.args[1]).flatten()  # type: ignore[arg-type]
         shift_in, slope, shift_out = torch.zeros(1), weight, torch.zeros(1)
     else:
         return None
-    _set(graph_module, conv, "bias", conv.value("bias").double() - shift_in.double())
-    _set(graph_module, conv, "slope", slope)
-    _set(graph_module, conv, "shift", shift_out)
+    _set(graph_module, fused, "bias", fused.value("bias").double() - shift_in.double())
+    _set(graph_module, fused, "slope", slope)
+    _set(graph_module, fused, "shift", shift_out)
     return user
 
 
@@ -155,6 +201,6 @@ def _other_operand(user: Node, value: Node) -> Node | None:
     return other if isinstance(other, Node) else None
 
 
-def _set(graph_module: GraphModule, conv: PackedConv, name: str, value: Tensor) -> None:
-    node = add_constant(graph_module, f"{conv.node.meta['layer']}_{name}", value.float(), conv.node)
-    conv.update(**{name: node})
+def _set(graph_module: GraphModule, fused: Fused, name: str, value: Tensor) -> None:
+    node = add_constant(graph_module, f"{fused.node.meta['layer']}_{name}", value.float(), fused.node)
+    fused.update(**{name: node})

@@ -1,4 +1,4 @@
-"""Let the conv that makes a map also pack it for the conv that reads it: the bits cost nothing in its epilogue.
+"""Let the operator that makes a map also pack it for the conv that reads it: the bits cost nothing in its epilogue.
 
 A map read by several convs with different thresholds keeps a `pack` for each but the first.
 """
@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.lower_tools import PACK, PACKED_CONV, PackedConv, constant, is_item, item_of
+from binarize.passes.lower_tools import PACK, constant, item_of, producer_of
 
 
 class FusePacks:
@@ -36,13 +36,11 @@ class FusePacks:
 
 
 def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) -> Node | None:
-    """The packed output of the conv that makes `source`, now with `threshold`; None if it is taken or no conv."""
-    if not is_item(source, 0):
+    """The packed output of what makes `source`, now with `threshold`; None if it is taken or makes none."""
+    producer = producer_of(source)
+    if producer is None or item_of(producer.node, 1) is not None:
         return None
-    conv = source.args[0]
-    if not isinstance(conv, Node) or conv.target is not PACKED_CONV or item_of(conv, 1) is not None:
-        return None
-    conv.prepend(threshold)
-    PackedConv(conv).update(next_threshold=threshold)
+    producer.node.prepend(threshold)
+    producer.update(next_threshold=threshold)
     with graph_module.graph.inserting_after(source):
-        return graph_module.graph.call_function(operator.getitem, (conv, 1))
+        return graph_module.graph.call_function(operator.getitem, (producer.node, 1))

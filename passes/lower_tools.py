@@ -16,24 +16,18 @@ from binarize.nn.ops import geometry_from_ints, is_absent
 OPS = torch.ops.binarize
 PACK = OPS.pack.default
 PACKED_CONV = OPS.packed_conv2d.default
+ACTIVATE = OPS.activate.default
+POOL = OPS.pool2d.default
 PERMUTE = torch.ops.aten.permute.default
 TO_NHWC = [0, 2, 3, 1]
 TO_NCHW = [0, 3, 1, 2]
 
-ARGUMENTS = [
-    "bits",
-    "weight",
-    "scale",
-    "bias",
-    "link",
-    "gamma",
-    "residual",
-    "slope",
-    "shift",
-    "next_threshold",
-    "geometry",
-]
-"""Names of a packed conv's arguments, in order."""
+_EPILOGUE = ["slope", "shift", "next_threshold"]
+ARGUMENTS = {
+    PACKED_CONV: ["bits", "weight", "scale", "bias", "link", "gamma", "residual", *_EPILOGUE, "geometry"],
+    ACTIVATE: ["x", "gate", "scale", "bias", "residual", *_EPILOGUE],
+}
+"""Names of the arguments, in order, of the two operators that end in an epilogue."""
 
 
 def tensor_of(node: Node) -> Tensor | None:
@@ -89,44 +83,60 @@ def is_permute(node: Any, dims: list[int]) -> bool:
 
 
 def is_item(node: Node, index: int) -> bool:
-    """Whether `node` takes output `index` of a packed conv."""
+    """Whether `node` takes output `index` of a node that has several."""
     return node.target is operator.getitem and bool(node.args[1] == index)
 
 
-def item_of(conv: Node, index: int) -> Node | None:
-    """The node that takes output `index` of `conv`, if anyone does."""
-    return next((user for user in conv.users if is_item(user, index)), None)
+def item_of(node: Node, index: int) -> Node | None:
+    """The node that takes output `index` of `node`, if anyone does."""
+    return next((user for user in node.users if is_item(user, index)), None)
+
+
+def producer_of(value: Node) -> Fused | None:
+    """The packed conv or activation whose floats `value` is."""
+    if not is_item(value, 0):
+        return None
+    node = value.args[0]
+    return Fused(node) if isinstance(node, Node) and node.target in ARGUMENTS else None
 
 
 @dataclass(frozen=True)
-class PackedConv:
-    """A packed conv's node with its arguments by name."""
+class Fused:
+    """The node of an operator with an epilogue, with its arguments by name."""
 
     node: Node
 
+    def has(self, name: str) -> bool:
+        """Whether this operator has an argument of that name."""
+        return name in ARGUMENTS[self.node.target]  # type: ignore[index]
+
     def __getitem__(self, name: str) -> Any:
-        return self.node.args[ARGUMENTS.index(name)]
+        return self.node.args[ARGUMENTS[self.node.target].index(name)]  # type: ignore[index]
 
     def update(self, **values: Any) -> None:
         for name, value in values.items():
-            self.node.update_arg(ARGUMENTS.index(name), value)
+            self.node.update_arg(ARGUMENTS[self.node.target].index(name), value)  # type: ignore[index]
 
     def value(self, name: str) -> Tensor:
         return constant(self[name])
 
-    @property
-    def geometry(self) -> ConvGeometry:
-        return geometry_from_ints(self["geometry"])
-
     def absent(self, name: str) -> bool:
-        """Whether the optional input `name` (`link` or `residual`) is its neutral element."""
-        tensor = tensor_of(self[name])
+        """Whether the optional input `name` (`link`, `gate` or `residual`) is its neutral element or not there."""
+        tensor = tensor_of(self[name]) if self.has(name) else torch.zeros(1, 1, 1, 1)
         return tensor is not None and is_absent(tensor)
 
     @property
     def activated(self) -> bool:
         """Whether an activation or shift already closes the epilogue."""
         return bool(torch.any(self.value("slope") != 1)) or bool(torch.any(self.value("shift") != 0))
+
+
+class PackedConv(Fused):
+    """A packed conv's node with its arguments by name."""
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        return geometry_from_ints(self["geometry"])
 
 
 def packed_convs(graph_module: GraphModule) -> list[PackedConv]:

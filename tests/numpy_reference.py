@@ -164,3 +164,49 @@ def binary_conv2d(
         t = t + shift
     threshold = np.zeros(1, dtype=np.float32) if next_threshold is None else next_threshold
     return t, pack_bits(t > threshold)
+
+
+def activate(
+    x: Float,
+    *,
+    scale: Float,
+    bias: Float,
+    slope: Float,
+    shift: Float,
+    next_threshold: Float,
+    gate: Float | None = None,
+    residual: Float | None = None,
+) -> tuple[Float, Bits]:
+    """`(y, next_bits)` of docs/ops.md, "Activate"; parameters are float32 `[C]` or `[1]`, gate `[N, 1, 1, C]`."""
+    t = x if gate is None else x * gate
+    t = fma(t, np.broadcast_to(scale, t.shape), np.broadcast_to(bias, t.shape))
+    if residual is not None:
+        t = t + residual
+    y = np.where(t > 0, t, slope * t) + shift
+    return y, pack_bits(y > next_threshold)
+
+
+def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_include_pad: bool = False) -> Float:
+    """The pools of docs/ops.md on `[N, H, W, C]`; `conv` gives strides, pads and dilations."""
+    n, h, w, channels = x.shape
+    out_h, out_w = conv.extent(h, kernel[0], 0), conv.extent(w, kernel[1], 1)
+    y = np.zeros((n, out_h, out_w, channels), dtype=np.float32)
+    for i in range(out_h):
+        rows = _taps(i, kernel[0], conv, 0, h)
+        for k in range(out_w):
+            columns = _taps(k, kernel[1], conv, 1, w)
+            values = [x[:, r, c] for r in rows for c in columns]
+            if mode == "max" and values:
+                y[:, i, k] = np.fmax.reduce([np.full_like(values[0], -np.inf), *values])
+            elif values:
+                total = np.zeros((n, channels), dtype=np.float32)
+                for value in values:
+                    total = total + value
+                count = kernel[0] * kernel[1] if count_include_pad else len(values)
+                y[:, i, k] = total * (np.float32(1) / np.float32(count))
+    return y
+
+
+def _taps(index: int, kernel: int, conv: Conv, axis: int, size: int) -> list[int]:
+    first = index * conv.strides[axis] - conv.pads[axis]
+    return [p for t in range(kernel) if 0 <= (p := first + t * conv.dilations[axis]) < size]

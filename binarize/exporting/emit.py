@@ -1,4 +1,4 @@
-"""Emit: the fused graph becomes an ONNX model of standard ops and the two of `ai.binarize` (docs/ops.md)."""
+"""Emit: the fused graph becomes an ONNX model of standard ops and those of `ai.binarize` (docs/ops.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from binarize.exporting.functions import model_local_functions
 from binarize.files import atomic_output
 from binarize.lowering import Lowered, dynamic_batch, float_inputs
 from binarize.nn.ops import geometry_from_ints
-from binarize.passes.lower_tools import PACK, PACKED_CONV, packed_convs
+from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, packed_convs
 
 DOMAIN = "ai.binarize"
 OPSET = 18
@@ -39,7 +39,7 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
     Raises:
         UnsupportedModelError: an operator has no ONNX form; names it.
     """
-    model = to_onnx(lowered.fused, example_inputs, {PACK: _translate_pack, PACKED_CONV: _translate_conv})
+    model = to_onnx(lowered.fused, example_inputs, _TRANSLATIONS)
     _name_nodes(model, lowered)
     _drop_unread_outputs(model)
     model.functions.extend(model_local_functions())
@@ -111,15 +111,22 @@ def _operators() -> Any:
             )
         )
 
-    floats = ("scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold")
+    epilogue = ("slope", "shift", "next_threshold")
+    floats = ("scale", "bias", "link", "gamma", "residual", *epilogue)
     integers = {"channels": types.INT, "group": types.INT}
+    both = {"y": "float", "next_bits": "uint64"}
+    window = dict.fromkeys(("kernel_shape", "strides", "pads"), types.INTS)
     register("Pack", {"x": "float", "threshold": "float"}, {"bits": "uint64"}, {})
     register(
         "BinaryConv2d",
         {"bits": "uint64", "weight": "uint64", **dict.fromkeys(floats, "float")},
-        {"y": "float", "next_bits": "uint64"},
+        both,
         integers | dict.fromkeys(("strides", "pads", "dilations"), types.INTS),
     )
+    inputs = dict.fromkeys(("x", "gate", "scale", "bias", "residual", *epilogue), "float")
+    register("Activate", inputs, both, {"channels": types.INT})
+    register("MaxPool", {"x": "float"}, {"y": "float"}, window | {"dilations": types.INTS})
+    register("AveragePool", {"x": "float"}, {"y": "float"}, window | {"count_include_pad": types.INT})
     return values.Opset(DOMAIN, 1)
 
 
@@ -138,6 +145,33 @@ def _translate_conv(*arguments: Any) -> Any:
         pads=list(g.pads),
         dilations=list(g.dilation),
     )
+
+
+def _translate_activate(x: Any, *parameters: Any) -> Any:
+    return _operators().Activate(x, *parameters, channels=int(x.shape[3]))
+
+
+def _translate_pool(
+    x: Any,
+    mode: str,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    count_include_pad: bool,
+) -> Any:
+    window = {"kernel_shape": list(kernel), "strides": list(strides), "pads": list(pads)}
+    if mode == "max":
+        return _operators().MaxPool(x, **window, dilations=list(dilations))
+    return _operators().AveragePool(x, **window, count_include_pad=int(count_include_pad))
+
+
+_TRANSLATIONS = {
+    PACK: _translate_pack,
+    PACKED_CONV: _translate_conv,
+    ACTIVATE: _translate_activate,
+    POOL: _translate_pool,
+}
 
 
 @contextlib.contextmanager
@@ -178,13 +212,18 @@ def _name_nodes(model: onnx.ModelProto, lowered: Lowered) -> None:
 
 def binary_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The model's BinaryConv2d nodes, in order of execution."""
-    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == "BinaryConv2d"]
+    return own_nodes(model, "BinaryConv2d")
+
+
+def own_nodes(model: onnx.ModelProto, *op_types: str) -> list[onnx.NodeProto]:
+    """The model's nodes of these operators of `ai.binarize`, in order of execution."""
+    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in op_types]
 
 
 def _drop_unread_outputs(model: onnx.ModelProto) -> None:
     """An output nobody reads gets no name, so that the kernel does not write it; both stay listed (docs/ops.md)."""
     read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-    for node in binary_nodes(model):
+    for node in own_nodes(model, "BinaryConv2d", "Activate"):
         outputs = [name if name in read else "" for name in node.output]
         del node.output[:]
         node.output.extend(outputs)

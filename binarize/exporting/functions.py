@@ -190,17 +190,60 @@ def _pack_function() -> onnx.FunctionProto:
     )
 
 
+def _epilogue(body: _Body, t: str) -> None:
+    """Adds the end of both fused operators: residual, activation, `y` and its bits."""
+    t = body.op("Add", t, "residual")
+    positive = body.op("Greater", t, body.constant(0.0, np.float32))
+    t = body.op("Where", positive, t, body.op("Mul", "slope", t))
+    body.op("Add", t, "shift", output="y")
+    _pack(body, "y", "next_threshold", "next_bits")
+
+
+def _activate_function() -> onnx.FunctionProto:
+    body = _Body()
+    gated = body.op("Mul", "x", "gate")
+    _epilogue(body, body.op("Add", body.op("Mul", gated, "scale"), "bias"))
+    inputs = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
+    return helper.make_function(
+        DOMAIN,
+        "Activate",
+        inputs,
+        ["y", "next_bits"],
+        body.nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["channels"],
+    )
+
+
+def _pool_function(op_type: str, own: str, default: Any) -> onnx.FunctionProto:
+    """The standard operator `op_type` between two transpositions; `own` is the attribute that only it has."""
+    body = _Body()
+    defaults = {"strides": [1, 1], "pads": [0, 0, 0, 0], own: default}
+    ints, integer = onnx.AttributeProto.INTS, onnx.AttributeProto.INT
+    kinds = dict.fromkeys(("kernel_shape", "strides", "pads"), ints)
+    kinds[own] = ints if isinstance(default, list) else integer
+    x = body.op("Transpose", "x", perm=[0, 3, 1, 2])
+    pooled = body.with_reference(op_type, x, references={name: (name, kind) for name, kind in kinds.items()})
+    body.op("Transpose", pooled, perm=[0, 2, 3, 1], output="y")
+    return helper.make_function(
+        DOMAIN,
+        op_type,
+        ["x"],
+        ["y"],
+        body.nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["kernel_shape"],
+        attribute_protos=[helper.make_attribute(name, value) for name, value in defaults.items()],
+    )
+
+
 def _binary_conv2d_function() -> onnx.FunctionProto:
     body = _Body()
     channels, group = body.int_attribute("channels"), body.int_attribute("group")
     accumulators = _accumulators(body, channels, group)
     t = body.op("Add", body.op("Mul", accumulators, "scale"), "bias")
     t = body.op("Add", body.op("Mul", "gamma", _elastic_link(body, accumulators, group)), t)
-    t = body.op("Add", t, "residual")
-    positive = body.op("Greater", t, body.constant(0.0, np.float32))
-    t = body.op("Where", positive, t, body.op("Mul", "slope", t))
-    body.op("Add", t, "shift", output="y")
-    _pack(body, "y", "next_threshold", "next_bits")
+    _epilogue(body, t)
     inputs = [
         "bits",
         "weight",
@@ -232,9 +275,15 @@ def _binary_conv2d_function() -> onnx.FunctionProto:
 
 
 def model_local_functions() -> list[onnx.FunctionProto]:
-    """The functions `ai.binarize.Pack` and `ai.binarize.BinaryConv2d`, to be put into `ModelProto.functions`.
+    """Every operator of `ai.binarize` as a function, to be put into `ModelProto.functions`.
 
     The model must import the domains "" (opset 18) and "ai.binarize" (version 1) and have IR version 9 or
     newer, the first with default values for the attributes of a function.
     """
-    return [_pack_function(), _binary_conv2d_function()]
+    return [
+        _pack_function(),
+        _binary_conv2d_function(),
+        _activate_function(),
+        _pool_function("MaxPool", "dilations", [1, 1]),
+        _pool_function("AveragePool", "count_include_pad", 0),
+    ]

@@ -1,7 +1,7 @@
 """Proof of equality: every node of the ONNX file against the trained model, on equal inputs.
 
 Logits of a deep binary net cannot be compared from end to end: one rounding difference flips one sign, and behind
-it everything differs (torch in float32 against float64 alone does). So each packed op is *forced*: its readers get
+it everything differs (torch in float32 against float64 alone does). So each of our ops is *forced*: its readers get
 the trained model's value instead of its own, and its own is compared with the trained model's. One run of the cut
 model checks every node, the float ones between them included.
 """
@@ -20,19 +20,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from binarize.errors import VerificationError
-from binarize.exporting.emit import DOMAIN, binary_nodes
+from binarize.exporting.emit import own_nodes
 from binarize.lowering import Lowered, float_inputs
-from binarize.nn.ops import pack_bits, unpack_signs
-from binarize.passes.lower_tools import (
-    PACK,
-    TO_NCHW,
-    TO_NHWC,
-    PackedConv,
-    constant,
-    is_item,
-    is_permute,
-    packed_convs,
-)
+from binarize.nn.ops import geometry_from_ints, pack_bits, unpack_signs
+from binarize.passes.layout_rules import MOVES
+from binarize.passes.lower_tools import ACTIVATE, ARGUMENTS, PACK, PACKED_CONV, POOL, TO_NHWC, Fused, constant
 from binarize.runtime import InferenceSession
 
 ULP = 2.0**-24
@@ -98,7 +90,9 @@ def verify(
     inputs = float_inputs(inputs)
     truth = _Recorder(lowered.original)
     outputs = _flat(truth.run(*inputs))
-    forced = _forced_values(lowered, truth.values, model)
+    fused = _Forced(lowered.fused, truth.values)
+    fused.run(*inputs)
+    forced = _expected(lowered, fused.values, model)
     result = Verification(nodes=len(forced))
     names = [i.name for i in model.graph.input]
     feeds = dict(zip(names, (x.numpy() for x in inputs), strict=True))
@@ -117,8 +111,8 @@ def verify(
 
 
 @dataclass(frozen=True)
-class _Forced:
-    """One packed node's output with the value it must have."""
+class _Expected:
+    """One output of a node of ours with the value it must have."""
 
     node: str
     output: str
@@ -128,73 +122,125 @@ class _Forced:
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and remembers every tensor by its node's name."""
+    """Runs a graph and remembers every value by its node's name."""
 
     def __init__(self, graph_module: GraphModule) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.values[n.name] = value
+        self.values[n.name] = value
         return value
 
 
-def _forced_values(lowered: Lowered, truth: dict[str, Tensor], model: onnx.ModelProto) -> list[_Forced]:
-    """What every output of every packed node must be."""
-    forced: list[_Forced] = []
-    for node, conv in zip(binary_nodes(model), packed_convs(lowered.fused), strict=True):
-        value = truth[conv.node.meta["origin"]].permute(TO_NHWC).contiguous()
-        tolerance = _epilogue_tolerance(conv, truth)
-        for index, output in enumerate(node.output):
-            if output and index == 0:
-                forced.append(_Forced(node.name, output, value.numpy(), tolerance))
-            elif output:
-                forced.append(_forced_bits(node.name, output, value, conv.value("next_threshold"), tolerance))
-    packs = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == "Pack"]
-    for node, pack in zip(packs, (n for n in lowered.fused.graph.nodes if n.target is PACK), strict=True):
-        value = _value_of(pack.args[0], truth)
-        tolerance = np.full(value.shape[-1], FLOAT_TOLERANCE * float(value.abs().max()), np.float32)
-        forced.append(_forced_bits(node.name, node.output[0], value, constant(pack.args[1]), tolerance))
-    return forced
+class _Forced(_Recorder):
+    """Runs the fused graph, where each of our operators gives what the trained model has at its place."""
+
+    def __init__(self, graph_module: GraphModule, truth: dict[str, Any]) -> None:
+        super().__init__(graph_module)
+        self.truth = truth
+
+    def run_node(self, n: Node) -> Any:
+        if not is_forced(n):
+            return super().run_node(n)
+        value = self.truth[n.meta["origin"]]
+        value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
+        value = value.permute(TO_NHWC).contiguous()
+        result: Any = value
+        if n.target in ARGUMENTS:
+            result = value, pack_bits(value > Fused(n).value("next_threshold"))
+        self.values[n.name] = result
+        return result
 
 
-def _forced_bits(name: str, output: str, value: Tensor, threshold: Tensor, tolerance: np.ndarray) -> _Forced:
-    near = (value - threshold).abs().numpy() <= tolerance
-    return _Forced(name, output, pack_bits(value > threshold).numpy(), near)
+def is_forced(node: Node) -> bool:
+    """Whether the trained model has a value for this operator; a pool that changed places with its input has none."""
+    return "origin" in node.meta and node.target in {*ARGUMENTS, POOL}
 
 
-def _value_of(node: Any, truth: dict[str, Tensor]) -> Tensor:
-    """The trained model's NHWC value of `node` in the fused graph."""
-    if is_item(node, 0):
-        return truth[node.args[0].meta["origin"]].permute(TO_NHWC)
-    if is_permute(node, TO_NHWC):
-        source = node.args[0]
-        if is_permute(source, TO_NCHW):
-            return _value_of(source.args[0], truth)
-        return truth[source.name].permute(TO_NHWC)
-    return truth[node.name]
+_OPERATORS = {"Pack": PACK, "BinaryConv2d": PACKED_CONV, "Activate": ACTIVATE, "MaxPool": POOL, "AveragePool": POOL}
 
 
-def _epilogue_tolerance(conv: PackedConv, truth: dict[str, Tensor]) -> np.ndarray:
-    """Rounding error bound per output channel: the sum of the epilogue's terms' sizes, times `ROUNDINGS` ulp."""
-    g = conv.geometry
-    fan_in = g.in_channels // g.groups * g.kernel[0] * g.kernel[1]
-    size = fan_in * conv.value("scale").abs() + conv.value("bias").abs()
-    if not conv.absent("link"):
+def _expected(lowered: Lowered, values: dict[str, Any], model: onnx.ModelProto) -> list[_Expected]:
+    """What every output of every node of ours must be."""
+    expected: list[_Expected] = []
+    for kinds in (("BinaryConv2d",), ("Activate",), ("MaxPool", "AveragePool"), ("Pack",)):
+        nodes = [node for node in lowered.fused.graph.nodes if node.target is _OPERATORS[kinds[0]]]
+        for own, node in zip(own_nodes(model, *kinds), nodes, strict=True):
+            if node.target is PACK:
+                expected.append(_expected_pack(own, node, values))
+            elif is_forced(node):
+                expected += _expected_floats(own, node, values)
+    return expected
+
+
+def _expected_floats(own: onnx.NodeProto, node: Node, values: dict[str, Any]) -> list[_Expected]:
+    """What a node that gives floats, and perhaps their bits, must give."""
+    if node.target is POOL:
+        allowed = _uncertainty(node.args[0], values) or ROUNDINGS * ULP * _largest(node.args[0], values)
+        value = values[node.name]
+        return [_Expected(own.name, own.output[0], value.numpy(), np.full(value.shape[-1], allowed, np.float32))]
+    value, bits = values[node.name]
+    fused = Fused(node)
+    tolerance = _epilogue_tolerance(fused, values, value.shape[-1])
+    near = (value - fused.value("next_threshold")).abs().numpy() <= tolerance
+    outputs = zip(own.output, ((value, tolerance), (bits, near)), strict=True)
+    return [_Expected(own.name, name, v.numpy(), t) for name, (v, t) in outputs if name]
+
+
+def _expected_pack(own: onnx.NodeProto, pack: Node, values: dict[str, Any]) -> _Expected:
+    source, threshold = pack.args
+    assert isinstance(threshold, Node)
+    near = (values[source.name] - constant(threshold)).abs().numpy() <= _uncertainty(source, values)  # type: ignore
+    return _Expected(own.name, own.output[0], values[pack.name].numpy(), near)
+
+
+def _largest(node: Any, values: dict[str, Any]) -> float:
+    return float(values[node.name].abs().max())
+
+
+def _uncertainty(node: Any, values: dict[str, Any]) -> float:
+    """How far `node`'s value may be off in the cut model: not at all where only forced values were moved about."""
+    exact = node.op == "placeholder" or node.op == "get_attr" or is_forced(node)
+    if exact or (node.target in MOVES and all(_uncertainty(i, values) == 0 for i in node.all_input_nodes)):
+        return 0.0
+    if not isinstance(values[node.name], Tensor):
+        return 0.0 if all(_uncertainty(i, values) == 0 for i in node.all_input_nodes) else FLOAT_TOLERANCE
+    return FLOAT_TOLERANCE * _largest(node, values)
+
+
+def _epilogue_tolerance(fused: Fused, values: dict[str, Any], channels: int) -> np.ndarray:
+    """Rounding error bound per output channel: the sum of the epilogue's terms' sizes, times `ROUNDINGS` ulp.
+
+    What the terms' inputs may be off comes on top.
+    """
+    scale, size, off = fused.value("scale").abs(), fused.value("bias").abs(), torch.zeros(1)
+    if fused.has("geometry"):
+        g = geometry_from_ints(fused["geometry"])
+        size = size + g.in_channels // g.groups * g.kernel[0] * g.kernel[1] * scale
+    else:
+        gate = 1.0 if fused.absent("gate") else _largest(fused["gate"], values)
+        size = size + scale * gate * _largest(fused["x"], values)
+        off = off + scale * gate * _uncertainty(fused["x"], values)
+        off = off + scale * _uncertainty(fused["gate"], values) * _largest(fused["x"], values)
+    if not fused.absent("link"):
         terms = max(1, -(-g.in_channels // g.out_channels))
-        size = size + conv.value("gamma").abs() * terms * _value_of(conv["link"], truth).abs().max()
-    if not conv.absent("residual"):
-        size = size + _value_of(conv["residual"], truth).abs().max()
-    size = size * conv.value("slope").abs().clamp_min(1.0) + conv.value("shift").abs()
-    return (ROUNDINGS * ULP * size.expand(g.out_channels)).numpy()
+        gamma = fused.value("gamma").abs() * terms
+        size = size + gamma * _largest(fused["link"], values)
+        off = off + gamma * _uncertainty(fused["link"], values)
+    if not fused.absent("residual"):
+        size = size + _largest(fused["residual"], values)
+        off = off + _uncertainty(fused["residual"], values)
+    steepest = fused.value("slope").abs().clamp_min(1.0)
+    size = size * steepest + fused.value("shift").abs()
+    return (ROUNDINGS * ULP * size + off * steepest).expand(channels).numpy()
 
 
 def _run_forced(
     model: onnx.ModelProto,
     feeds: dict[str, np.ndarray],
-    forced: Sequence[_Forced],
+    forced: Sequence[_Expected],
     outputs: list[Tensor],
     session: Any,
     result: Verification,
@@ -214,7 +260,7 @@ def _run_forced(
         result.note("output", difference / FLOAT_TOLERANCE)
 
 
-def _compare_bits(item: _Forced, value: np.ndarray, result: Verification) -> None:
+def _compare_bits(item: _Expected, value: np.ndarray, result: Verification) -> None:
     channels = item.tolerance.shape[-1]
     got, want = (
         unpack_signs(torch.from_numpy(words.view(np.uint64)), channels).numpy() for words in (value, item.value)
@@ -227,7 +273,7 @@ def _compare_bits(item: _Forced, value: np.ndarray, result: Verification) -> Non
         result.failures.append(f"{item.node}: {wrong} of {different.size} bits differ")
 
 
-def _cut(model: onnx.ModelProto, forced: Sequence[_Forced]) -> onnx.ModelProto:
+def _cut(model: onnx.ModelProto, forced: Sequence[_Expected]) -> onnx.ModelProto:
     """The model with every forced value as an input, and what its node computes as an output instead."""
     cut = onnx.ModelProto()
     cut.CopyFrom(model)

@@ -1,6 +1,6 @@
 """Our operators as torch custom ops, so that `torch.export` keeps each as one node.
 
-The first three stand for the trainable layers; lowering turns them into the last two, which are the operators of
+The first three stand for the trainable layers; lowering turns them into the others, which are the operators of
 the ONNX domain `ai.binarize` (docs/ops.md). Every op has a plain torch implementation, so both graphs run in
 Python and can be compared with the trained module and with ONNX Runtime.
 """
@@ -119,6 +119,15 @@ def unpack_weight(words: Tensor, g: ConvGeometry) -> Tensor:
     return rows.permute(3, 0, 4, 1, 2).reshape(g.out_channels, g.in_channels // g.groups, *g.kernel)
 
 
+def _epilogue(
+    t: Tensor, residual: Tensor, slope: Tensor, shift: Tensor, next_threshold: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The end that both fused operators share: `y` and its bits."""
+    t = t + residual
+    y = torch.where(t > 0, t, t * slope) + shift
+    return y.contiguous(), pack_bits(y > next_threshold)
+
+
 @torch.library.custom_op("binarize::packed_conv2d", mutates_args=())
 def packed_conv2d(
     bits: Tensor,
@@ -139,9 +148,7 @@ def packed_conv2d(
     y = _convolve(signs, unpack_weight(weight, g), g).permute(0, 2, 3, 1) * scale + bias
     if not is_absent(link):
         y = y + gamma * functional.elastic_link(link.permute(0, 3, 1, 2), g).permute(0, 2, 3, 1)
-    y = y + residual
-    y = torch.where(y > 0, y, y * slope) + shift
-    return y.contiguous(), pack_bits(y > next_threshold)
+    return _epilogue(y, residual, slope, shift, next_threshold)
 
 
 @packed_conv2d.register_fake
@@ -162,6 +169,75 @@ def _(
     rows, columns = g.output_size(bits.shape[1], bits.shape[2])
     shape = (bits.shape[0], rows, columns)
     return scale.new_empty(*shape, g.out_channels), bits.new_empty(*shape, -(-g.out_channels // WORD))
+
+
+@torch.library.custom_op("binarize::activate", mutates_args=())
+def activate(
+    x: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    next_threshold: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The operator `ai.binarize::Activate` of docs/ops.md: a packed conv's epilogue on an NHWC float map."""
+    return _epilogue(x * gate * scale + bias, residual, slope, shift, next_threshold)
+
+
+@activate.register_fake
+def _(
+    x: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    next_threshold: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(*x.shape[:-1], -(-x.shape[-1] // WORD), dtype=torch.uint64)
+
+
+@torch.library.custom_op("binarize::pool2d", mutates_args=())
+def pool2d(
+    x: Tensor,
+    mode: str,
+    kernel: list[int],
+    strides: list[int],
+    pads: list[int],
+    dilations: list[int],
+    count_include_pad: bool,
+) -> Tensor:
+    """The operator `ai.binarize::Pool2d` of docs/ops.md, on NHWC; `mode` is `max` or `average`."""
+    top, left, bottom, right = pads
+    maps = x.permute(0, 3, 1, 2)
+    around = (left, right, top, bottom)
+    if mode == "max":
+        padded = F.pad(maps, around, value=-torch.inf)
+        return F.max_pool2d(padded, kernel, strides, 0, dilations).permute(0, 2, 3, 1).contiguous()
+    pooled = F.avg_pool2d(F.pad(maps, around), kernel, strides)
+    if not count_include_pad and any(pads):
+        pooled = pooled / F.avg_pool2d(F.pad(torch.ones_like(maps[:1, :1]), around), kernel, strides)
+    return pooled.permute(0, 2, 3, 1).contiguous()
+
+
+@pool2d.register_fake
+def _(
+    x: Tensor,
+    mode: str,
+    kernel: list[int],
+    strides: list[int],
+    pads: list[int],
+    dilations: list[int],
+    count_include_pad: bool,
+) -> Tensor:
+    def extent(axis: int) -> int:
+        room = x.shape[1 + axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1
+        return room // strides[axis] + 1
+
+    return x.new_empty(x.shape[0], extent(0), extent(1), x.shape[3])
 
 
 def is_absent(tensor: Tensor) -> bool:

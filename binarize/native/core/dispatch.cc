@@ -13,9 +13,9 @@ bool Always() { return true; }
 
 const Isa kIsas[] = {
 #if defined(BINARIZE_HAVE_AVX512)
-    {"avx512", 2, CpuHasAvx512, &kAvx512Kernels},
+    {"avx512", 2, CpuHasAvx512, &kAvx512Kernels, &kAvx512Pointwise},
 #endif
-    {"scalar", 0, Always, &kScalarKernels},
+    {"scalar", 0, Always, &kScalarKernels, &kScalarPointwise},
 };
 
 std::string SupportedNames() {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/kernels.h"
+#include "core/pointwise.h"
 
 namespace binarize {
 
@@ -13,6 +14,7 @@ struct Isa {
   int64_t id;  // what the op KernelInfo reports; part of the public interface, never renumber
   bool (*supported)();
   const Kernels* kernels;
+  const PointwiseKernels* pointwise;
 };
 
 // The named instruction set, or the best one when `forced` is null or empty.

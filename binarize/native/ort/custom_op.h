@@ -99,9 +99,12 @@ struct CustomOp {
   }
 };
 
-// The three operators. The objects live as long as the library: sessions keep pointers to them.
+// The operators. The objects live as long as the library: sessions keep pointers to them.
 const OrtCustomOp* PackOp();
 const OrtCustomOp* BinaryConv2dOp();
+const OrtCustomOp* ActivateOp();
+const OrtCustomOp* MaxPoolOp();
+const OrtCustomOp* AveragePoolOp();
 const OrtCustomOp* KernelInfoOp();
 
 }  // namespace ort

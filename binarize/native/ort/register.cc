@@ -31,7 +31,8 @@ OrtCustomOpDomain* Domain(const OrtApi& api) {
   static OrtCustomOpDomain* const domain = [&api] {
     OrtCustomOpDomain* made = nullptr;
     Check(api, api.CreateCustomOpDomain(kDomain, &made));
-    for (const OrtCustomOp* op : {PackOp(), BinaryConv2dOp(), KernelInfoOp()}) {
+    for (const OrtCustomOp* op :
+         {PackOp(), BinaryConv2dOp(), ActivateOp(), MaxPoolOp(), AveragePoolOp(), KernelInfoOp()}) {
       Check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;

@@ -1,0 +1,134 @@
+// The operator Activate: the epilogue of BinaryConv2d on a float map.
+#include <algorithm>
+
+#include "core/bits.h"
+#include "core/dispatch.h"
+#include "ort/custom_op.h"
+#include "ort/ports.h"
+#include "ort/shape_inference.h"
+
+namespace binarize {
+namespace ort {
+namespace {
+
+enum Input : size_t { kX, kGate, kScale, kBias, kResidual, kSlope, kShift, kNextThreshold, kInputTotal };
+enum Output : size_t { kY, kNextBits, kOutputTotal };
+
+constexpr int64_t kBytesPerTask = 64 * 1024;
+constexpr int64_t kMostChannels = int64_t{1} << 20;
+
+struct Call {
+  const PointwiseKernels* kernels;
+  ActivateJob job;  // of the first image
+  size_t pixels_per_task, tasks_per_image;
+};
+
+void RunTask(void* user, size_t task) {
+  const Call& call = *static_cast<const Call*>(user);
+  ActivateJob job = call.job;
+  const size_t image = task / call.tasks_per_image, first = task % call.tasks_per_image * call.pixels_per_task;
+  const size_t pixel = image * call.job.pixels + first, at = pixel * job.channels;
+  job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
+  job.x += at;
+  if (job.gate != nullptr) job.gate += image * job.channels;
+  if (job.residual != nullptr) job.residual += at;
+  if (job.y != nullptr) job.y += at;
+  if (job.bits != nullptr) job.bits += pixel * job.words;
+  call.kernels->activate(job);
+}
+
+class Activate {
+ public:
+  static constexpr char kName[] = "Activate";
+  static constexpr size_t kInputCount = kInputTotal, kOutputCount = kOutputTotal;
+  static constexpr Port kInputs[kInputTotal] = {{kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
+                                                {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
+                                                {kFloat, kRequired}, {kFloat, kRequired}};
+  static constexpr Port kOutputs[kOutputTotal] = {{kFloat, kOptional}, {kUint64, kOptional}};
+
+  Activate(const OrtApi& api, const OrtKernelInfo* info)
+      : api_(api),
+        kernels_(SelectIsaFromEnvironment().pointwise),
+        channels_(IntAttribute(api, info, "channels", nullptr)),
+        has_gate_(!IsNeutral(api, info, kGate, 1.0f)),
+        has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
+    Require(channels_ >= 1 && channels_ <= kMostChannels, "the attribute channels must be in [1, 2^20]");
+    scale_ = ChannelParameter(api, info, kScale, "scale", channels_);
+    bias_ = ChannelParameter(api, info, kBias, "bias", channels_);
+    slope_ = ChannelParameter(api, info, kSlope, "slope", channels_);
+    shift_ = ChannelParameter(api, info, kShift, "shift", channels_);
+    threshold_ = ChannelParameter(api, info, kNextThreshold, "next_threshold", channels_);
+  }
+
+  void Compute(OrtKernelContext* context) const {
+    const Tensor x = ReadInput(api_, context, kX, "x");
+    Require(x.dims.size() == 4 && x.dims[3] == channels_,
+            "input x must have the shape [N,H,W," + std::to_string(channels_) + "], has " + ShapeText(x.dims));
+    const int64_t images = x.dims[0];
+    const std::vector<int64_t> factors = {images, 1, 1, channels_};
+    Call call{};
+    call.kernels = kernels_;
+    ActivateJob& job = call.job;
+    job.x = x.floats();
+    job.gate = has_gate_ ? ReadInput(api_, context, kGate, "gate", factors).floats() : nullptr;
+    job.residual = has_residual_ ? ReadInput(api_, context, kResidual, "residual", x.dims).floats() : nullptr;
+    job.scale = scale_.data(), job.bias = bias_.data();
+    job.slope = slope_.data(), job.shift = shift_.data(), job.threshold = threshold_.data();
+    const int64_t words = WordsFor(channels_);
+    job.y = static_cast<float*>(MakeOutput(api_, context, kY, x.dims));
+    job.bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, {images, x.dims[1], x.dims[2], words}));
+    job.channels = static_cast<size_t>(channels_);
+    job.words = static_cast<size_t>(words);
+    if (x.size() == 0 || (job.y == nullptr && job.bits == nullptr)) return;
+    job.pixels = static_cast<size_t>(x.size() / images / channels_);
+    call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels_ * 4)));
+    call.tasks_per_image = (job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
+    const size_t tasks = static_cast<size_t>(images) * call.tasks_per_image;
+    if (tasks == 1) return RunTask(&call, 0);
+    Check(api_, api_.KernelContext_ParallelFor(context, RunTask, tasks, 0, &call));
+  }
+
+  static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
+    std::vector<Dim> dims = InputDims(api, context, kX);
+    if (dims.size() != 4) return;
+    SetOutput(api, context, kY, kFloat, dims);
+    if (!dims[3].known()) return;
+    dims[3].value = WordsFor(dims[3].value);
+    SetOutput(api, context, kNextBits, kUint64, dims);
+  }
+
+ private:
+  const OrtApi& api_;
+  const PointwiseKernels* kernels_;
+  const int64_t channels_;
+  const bool has_gate_, has_residual_;
+  std::vector<float> scale_, bias_, slope_, shift_, threshold_;
+};
+
+// y may take the memory of either: every element is read before it is written, by the same thread.
+int in_place_input[] = {kX, kResidual};
+int in_place_output[] = {kY, kY};
+
+size_t BINARIZE_ORT_CALL MayInplace(int** input_index, int** output_index) {
+  *input_index = in_place_input;
+  *output_index = in_place_output;
+  return 2;
+}
+void BINARIZE_ORT_CALL ReleaseMayInplace(int*, int*) {}
+
+OrtCustomOp MakeActivate() {
+  OrtCustomOp op = CustomOp<Activate>::Make();
+  op.GetMayInplace = MayInplace;
+  op.ReleaseMayInplace = ReleaseMayInplace;
+  return op;
+}
+
+}  // namespace
+
+const OrtCustomOp* ActivateOp() {
+  static const OrtCustomOp op = MakeActivate();
+  return &op;
+}
+
+}  // namespace ort
+}  // namespace binarize

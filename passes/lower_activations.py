@@ -1,0 +1,66 @@
+"""Batch norms, activations, residual sums and gates that no conv took become `activate`, the epilogue without a conv.
+
+Each starts as a neutral `activate`, into which the steps of `fuse_epilogue` pull the node and what follows it.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node
+
+from binarize.passes.base import PassContext, PassResult
+from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN, BATCH_NORMS, fuse_epilogue, is_gate
+from binarize.passes.layout_rules import is_map, rank_of, shape_of
+from binarize.passes.lower_tools import ACTIVATE, TO_NCHW, TO_NHWC, Fused, add_constant, permute, set_value_like
+
+
+class LowerActivations:
+    name = "lower_activations"
+
+    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
+        changed = 0
+        for node in list(graph_module.graph.nodes):
+            if not node._erased and node.meta.get("channels_last") and is_activation(node):
+                _lower(graph_module, node)
+                changed += 1
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, changed)
+
+
+def is_activation(node: Node) -> bool:
+    """Whether `node` is a step that `activate` can compute."""
+    if not node.all_input_nodes or rank_of(node.all_input_nodes[0]) != 4:
+        return False
+    if node.target in BATCH_NORMS | ACTIVATIONS:
+        return True
+    maps = [a for a in node.args if is_map(a)]
+    if len(maps) != 2 or node.kwargs:
+        return False
+    if node.target is ATEN.add.Tensor:
+        return maps[0] is not maps[1] and shape_of(maps[0]) == shape_of(maps[1])
+    return node.target is ATEN.mul.Tensor and any(is_gate(factor, node) for factor in maps)
+
+
+def _lower(graph_module: GraphModule, node: Node) -> None:
+    """Put a neutral `activate` before `node` and let it take over."""
+    source = next(a for a in node.args if is_map(a) and not (node.target is ATEN.mul.Tensor and is_gate(a, node)))
+    assert isinstance(source, Node)
+    absent, zero, one = torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.ones(1)
+    nhwc = permute(graph_module, source, TO_NHWC, node)
+
+    def new(suffix: str, value: torch.Tensor) -> Node:
+        return add_constant(graph_module, f"{node.name}_{suffix}", value, node)
+
+    first = [new("gate", absent + 1), new("scale", one), new("bias", zero), new("residual", absent)]
+    last = [new("slope", one), new("shift", zero), new("next_threshold", zero)]
+    with graph_module.graph.inserting_before(node):
+        activate = graph_module.graph.call_function(ACTIVATE, (nhwc, *first, *last))
+        y = graph_module.graph.call_function(operator.getitem, (activate, 0))
+    set_value_like(y, nhwc, lambda v: v)
+    activate.meta["layer"] = node.name
+    value = permute(graph_module, y, TO_NCHW, node)
+    node.update_arg(node.args.index(source), value)
+    steps = fuse_epilogue(graph_module, Fused(activate))
+    assert steps > 0, f"{node} cannot be an activation"

@@ -1,0 +1,170 @@
+"""Activate and the pools against the NumPy reference, bit for bit on every instruction set, and as functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy_reference as reference
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy_reference import Conv
+from onnx import TensorProto, helper
+from op_models import available_isas, forced_isa, model_bytes, session_options
+from test_kernels import channel_counts
+
+from binarize.exporting.functions import model_local_functions
+from binarize.runtime import InferenceSession
+
+EXPLORE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+INPUTS = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
+KINDS = {"y": TensorProto.FLOAT, "next_bits": TensorProto.UINT64}
+NEUTRAL = {"gate": np.ones((1, 1, 1, 1), np.float32), "residual": np.zeros((1, 1, 1, 1), np.float32)}
+
+
+def activate_case(shape: tuple[int, ...], seed: int, gate: bool, residual: bool, scalar: bool) -> dict[str, np.ndarray]:
+    """All inputs of an Activate by name; what is not wanted is neutral."""
+    rng = np.random.default_rng(seed)
+    channels = 1 if scalar else shape[3]
+    values = {n: rng.normal(size=channels).astype(np.float32) for n in ("scale", "bias", "slope", "shift")}
+    values["next_threshold"] = rng.normal(size=channels).astype(np.float32)
+    values["x"] = rng.normal(size=shape).astype(np.float32)
+    values["x"][rng.random(shape) < 0.05] = np.nan
+    values["x"][rng.random(shape) < 0.05] = -0.0
+    values["gate"] = rng.random((shape[0], 1, 1, shape[3])).astype(np.float32) if gate else NEUTRAL["gate"]
+    values["residual"] = rng.normal(size=shape).astype(np.float32) if residual else NEUTRAL["residual"]
+    return values
+
+
+def activate_model(values: dict[str, np.ndarray], outputs: tuple[str, ...], functions: Any = ()) -> bytes:
+    names = [n if n in outputs else "" for n in KINDS]
+    channels = values["x"].shape[3]
+    node = helper.make_node("Activate", INPUTS, names, name="act", domain="ai.binarize", channels=channels)
+    data = fed(values)
+    constants = {n: a for n, a in values.items() if n not in data}
+    return model_bytes([node], data, constants, {n: KINDS[n] for n in outputs}, functions)
+
+
+def fed(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n: a for n, a in values.items() if n == "x" or (n in NEUTRAL and a is not NEUTRAL[n])}
+
+
+def expected_activation(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    optional = {n: values[n] for n in NEUTRAL if values[n] is not NEUTRAL[n]}
+    parameters = {n: values[n] for n in ("scale", "bias", "slope", "shift", "next_threshold")}
+    return dict(zip(KINDS, reference.activate(values["x"], **parameters, **optional), strict=True))
+
+
+@EXPLORE
+@given(
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 4), channel_counts),
+    outputs=st.sampled_from([("y", "next_bits"), ("y",), ("next_bits",)]),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_activate_equals_the_reference(shape: Any, outputs: tuple[str, ...], flags: Any, seed: int) -> None:
+    values = activate_case(shape, seed, *flags)
+    expected = expected_activation(values)
+    for isa in available_isas():
+        with forced_isa(isa):
+            session = InferenceSession(activate_model(values, outputs), session_options(1 + seed % 2))
+        for name, got in zip(outputs, session.run(list(outputs), fed(values)), strict=True):
+            np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
+
+
+def test_activate_of_a_large_map_on_two_threads(isa: str) -> None:
+    """More than one task per image, and a gate of its own for each image."""
+    values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False)
+    session = InferenceSession(activate_model(values, ("y", "next_bits")), session_options(2))
+    for name, got in zip(KINDS, session.run(None, fed(values)), strict=True):
+        np.testing.assert_array_equal(got, expected_activation(values)[name], err_msg=name)
+
+
+def test_activate_function_agrees() -> None:
+    values = activate_case((2, 3, 5, 70), 2, gate=True, residual=True, scalar=False)
+    values["x"] = np.nan_to_num(values["x"])
+    model = activate_model(values, ("y", "next_bits"), model_local_functions())
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    y, bits = onnxruntime.InferenceSession(model, session_options()).run(None, fed(values))
+    expected = expected_activation(values)
+    np.testing.assert_allclose(y, expected["y"], rtol=0, atol=1e-5)
+    flips = reference.unpack_signs(bits ^ expected["next_bits"], 70) > 0
+    assert not np.any(flips & (np.abs(expected["y"] - values["next_threshold"]) > 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"scale": np.zeros(3, np.float32)}, "input scale must have the shape"),
+        ({"x": np.zeros((1, 2, 2, 6), np.float32)}, "input x must have the shape"),
+        ({"residual": np.zeros((1, 2, 2, 4), np.float32)}, "input residual must have the shape"),
+        ({"gate": np.zeros((1, 2, 2, 5), np.float32)}, "input gate must have the shape"),
+    ],
+)
+def test_activate_refuses_shapes_that_do_not_fit(broken: dict[str, np.ndarray], message: str) -> None:
+    values = activate_case((1, 2, 2, 5), 0, gate=True, residual=True, scalar=False)
+    model = onnx.load_from_string(activate_model({**values, **broken}, ("y",)))
+    model.graph.node[0].attribute[0].i = 5
+    with pytest.raises(Exception, match=rf"Activate node 'act'.*{message}"):
+        InferenceSession(model.SerializeToString(), session_options()).run(None, fed({**values, **broken}))
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[str, tuple[int, int], Conv, tuple[int, ...], bool]:
+    """A mode, a kernel, strides and the like, a map's shape, and whether padding counts."""
+    mode = draw(st.sampled_from(["max", "average"]))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    pads = tuple(draw(st.integers(0, k - 1)) for k in kernel * 2)
+    dilations = draw(st.tuples(st.integers(1, 2), st.integers(1, 2))) if mode == "max" else (1, 1)
+    conv = Conv(1, 1, draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), pads, dilations)
+    least = [max(1, dilations[a] * (kernel[a] - 1) + 1 - pads[a] - pads[a + 2]) for a in (0, 1)]
+    size = [low + draw(st.integers(0, 6)) for low in least]
+    shape = (draw(st.integers(0, 2)), *size, draw(channel_counts))
+    return mode, kernel, conv, shape, mode == "average" and draw(st.booleans())
+
+
+def pool_model(mode: str, kernel: Any, conv: Conv, x: np.ndarray, counts: bool, functions: Any = ()) -> bytes:
+    own = {"dilations": list(conv.dilations)} if mode == "max" else {"count_include_pad": int(counts)}
+    op_type = {"max": "MaxPool", "average": "AveragePool"}[mode]
+    window = {"kernel_shape": list(kernel), "strides": list(conv.strides), "pads": list(conv.pads)}
+    node = helper.make_node(op_type, ["x"], ["y"], name="pool", domain="ai.binarize", **window, **own)
+    return model_bytes([node], {"x": x}, {}, {"y": TensorProto.FLOAT}, functions)
+
+
+@EXPLORE
+@given(case=pools(), seed=st.integers(0, 2**32 - 1))
+def test_pools_equal_the_reference(case: Any, seed: int) -> None:
+    mode, kernel, conv, shape, counts = case
+    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    expected = reference.pool(x, kernel, conv, mode=mode, count_include_pad=counts)
+    for isa in available_isas():
+        with forced_isa(isa):
+            session = InferenceSession(pool_model(mode, kernel, conv, x, counts), session_options(1 + seed % 2))
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected, err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize(("mode", "counts"), [("max", False), ("average", False), ("average", True)])
+def test_pool_functions_agree(mode: str, counts: bool) -> None:
+    conv = Conv(1, 1, (2, 1), (1, 0, 1, 1), (1, 1))
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 20)).astype(np.float32)
+    model = pool_model(mode, (3, 2), conv, x, counts, model_local_functions())
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    got = onnxruntime.InferenceSession(model, session_options()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(got, reference.pool(x, (3, 2), conv, mode=mode, count_include_pad=counts), atol=1e-6)
+
+
+def test_pool_refuses_a_window_larger_than_the_map() -> None:
+    x = np.zeros((1, 2, 2, 4), np.float32)
+    with pytest.raises(Exception, match="does not fit a map"):
+        session = InferenceSession(pool_model("max", (3, 3), Conv(1), x, False), session_options())
+        session.run(None, {"x": x})
+
+
+def test_nan_reaches_no_maximum_but_every_average(isa: str) -> None:
+    x = np.array([1.0, np.nan, 3.0, np.nan], np.float32).reshape(1, 2, 2, 1)
+    for mode, expected in (("max", 3.0), ("average", np.nan)):
+        session = InferenceSession(pool_model(mode, (2, 2), Conv(1), x, False), session_options())
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0].ravel(), [expected])

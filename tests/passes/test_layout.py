@@ -1,0 +1,161 @@
+"""The layout inside binary islands: every operator between packed ones is channels-last, and nothing changes layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import binarize
+from binarize import api
+from binarize.exporting import emit, verify
+from binarize.lowering import Lowered, lower
+from binarize.nn import RPReLU
+from binarize.passes.lower_tools import PACKED_CONV, PERMUTE
+from tests.models import BasicBlock, PreActivation, SqueezeExcite, conv_bn, randomized
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+class Between(nn.Module):
+    """A stem, a binary conv, `middle`, a binary conv, global pooling and a classifier."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor], channels: int = 24) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 24)
+        self.before = conv_bn(24, 24)
+        self.middle = middle
+        self.after = conv_bn(channels, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.after(self.middle(self.before(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Shuffle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        left, right = x.chunk(2, dim=1)
+        return torch.cat([right, left], 1)
+
+
+class LinearGate(nn.Module):
+    """Squeeze-excite with linear layers, spelled the way most repositories do."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(c, 8), nn.Linear(8, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        s = F.adaptive_avg_pool2d(x, 1).view(n, c)
+        s = torch.sigmoid(self.up(torch.relu(self.down(s)))).view(n, c, 1, 1)
+        return x * s.expand_as(x)
+
+
+class ReluBefore(nn.Module):
+    """A residual sum that no conv can absorb, since both its operands are read again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x + F.max_pool2d(x, 3, 1, 1), 0.1) + x
+
+
+MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "nothing": (nn.Identity, 24),
+    "batch norm": (lambda: nn.Sequential(nn.BatchNorm2d(24), nn.PReLU(24)), 24),
+    "max pooling": (lambda: nn.MaxPool2d(3, 2, 1), 24),
+    "max pooling with a ceiling": (lambda: nn.MaxPool2d(3, 2, ceil_mode=True), 24),
+    "average pooling": (lambda: nn.AvgPool2d(3, 2, 1), 24),
+    "average pooling of the inside": (lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), 24),
+    "adaptive pooling": (lambda: nn.AdaptiveAvgPool2d(4), 24),
+    "concatenation": (lambda: _Apply(lambda x: torch.cat([x, F.avg_pool2d(x, 3, 1, 1)], 1)), 48),
+    "shuffle": (Shuffle, 24),
+    "slices": (lambda: _Apply(lambda x: x[:, 8:] - x[:, :16]), 16),
+    "squeeze-excite": (lambda: SqueezeExcite(24), 24),
+    "linear gate": (lambda: LinearGate(24), 24),
+    "upsampling": (lambda: nn.Upsample(scale_factor=2), 24),
+    "padding": (lambda: nn.ZeroPad2d((1, 2, 0, 3)), 24),
+    "residual": (ReluBefore, 24),
+    "hard swish": (nn.Hardswish, 24),
+    "channel constants": (lambda: _Apply(lambda x: x * torch.arange(24.0).view(24, 1, 1) + 1), 24),
+}
+
+
+class _Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def lowered(model: nn.Module, *settings: str) -> Lowered:
+    config = api.resolve_config("el", None, settings)
+    return lower(randomized(binarize.apply(model, X, config=config)).eval(), (X,))
+
+
+def changes_of_layout(result: Lowered) -> int:
+    """Transpositions that are left, but for those of channels among themselves."""
+    return sum(n.target is PERMUTE for n in result.fused.graph.nodes)
+
+
+@pytest.mark.parametrize(("make", "channels"), MIDDLES.values(), ids=MIDDLES.keys())
+def test_what_lies_between_convs_stays_channels_last(make: Callable[[], nn.Module], channels: int) -> None:
+    result = lowered(Between(make(), channels))
+    assert Counter(n.target for n in result.fused.graph.nodes)[PACKED_CONV] == 2
+    assert changes_of_layout(result) == 1, "the stem's output changes layout, nothing else does"
+    with torch.no_grad():
+        torch.testing.assert_close(result.fused(X), result.original(X), rtol=1e-4, atol=1e-4)
+    verify(result, emit(result, (X,)), (X,))
+
+
+def test_a_float_conv_inside_the_island_has_one_change_on_either_side() -> None:
+    class Middle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.plain(x)
+
+    result = lowered(Between(Middle()), "surgery.keep=middle.plain.0")
+    assert changes_of_layout(result) == 3
+    verify(result, emit(result, (X,)), (X,))
+
+
+def test_a_stem_pools_before_its_activation_and_changes_layout_behind_both() -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = conv_bn(3, 24)
+            self.pool = nn.MaxPool2d(3, 2, 1)
+            self.block = BasicBlock(24, 24)
+            self.head = nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.pool(self.stem(x))).mean((2, 3)))
+
+    module = binarize.apply(Stem(), X).eval()  # slopes of 0.25: a rising activation
+    result = lower(module, (X,))
+    model = emit(result, (X,))
+    names = [node.op_type for node in model.graph.node]
+    assert names[:4] == ["Conv", "MaxPool", "Transpose", "Activate"]
+    verify(result, model, (X,))
+    with torch.no_grad():
+        next(m for m in module.modules() if isinstance(m, RPReLU)).slope[3] = -0.5
+    falling = [node.op_type for node in emit(lower(module, (X,)), (X,)).graph.node]
+    assert falling[:4] == ["Conv", "Transpose", "Activate", "MaxPool"], "a falling activation must see every pixel"
+
+
+def test_pre_activation_blocks_are_one_activation_per_conv() -> None:
+    result = lowered(PreActivation())
+    kinds = Counter(node.op_type for node in emit(result, (X,)).graph.node)
+    assert kinds["Activate"] == 2 and kinds["BinaryConv2d"] == 2 and kinds["Pack"] == 0
+    assert not {"BatchNormalization", "Relu", "Where", "PRelu", "Max", "Clip"} & set(kinds)
