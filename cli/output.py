@@ -63,13 +63,19 @@ class Output:
             self.close()
             self._out.print(Text(text, style=style), soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table of the result, for people; columns of numbers are aligned to the right."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None
+    ) -> None:
+        """A table of the result, for people; columns of numbers are aligned to the right.
+
+        Cells fold so that a row fits the terminal, or `width` columns.
+        """
         if self.mode == "human":
             self.close()
             if title:
                 self._out.print(Text(title, style="bold"), soft_wrap=True)
-            self._out.print(_table(columns, [[str(cell) for cell in row] for row in rows]))
+            out = self._out if width is None else _console(self.stdout, width)
+            out.print(_table(columns, [[str(cell) for cell in row] for row in rows]))
 
     def result(self, document: dict[str, Any], brief: object = "") -> None:
         """The whole result: `document` in JSON mode, `brief` in quiet mode. Once, at the end."""
@@ -114,8 +120,8 @@ class Output:
         print(json.dumps(_jsonable(document), indent=1, allow_nan=False), file=self.stdout)
 
 
-def _console(stream: TextIO) -> Console:
-    width = None if stream.isatty() else PLAIN_WIDTH
+def _console(stream: TextIO, width: int | None = None) -> Console:
+    width = width or (None if stream.isatty() else PLAIN_WIDTH)
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 

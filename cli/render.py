@@ -21,17 +21,55 @@ def show_summary(output: Output, report: Report) -> None:
     output.text(report.summary())
 
 
-def show_decisions(output: Output, report: Report) -> None:
-    """A row for every conv."""
+def show_decisions(output: Output, report: Report, *, wide: bool = False) -> None:
+    """A row for every conv; `wide` has every fact and lines as long as they get."""
     macs = max(sum(d.macs for d in report.decisions), 1)
-    columns = ("layer", "action", "kind", "channels", "stride", "MACs", "link", "residual", "reason")
-    output.table("", columns, [_decision(d, macs) for d in report.decisions])
+    if wide:
+        rows = [{**_decision(d, macs), **_details(d)} for d in report.decisions]
+    else:
+        rows = [_decision(d, macs) for d in report.decisions]
+    if rows:
+        output.table("", tuple(rows[0]), [tuple(row.values()) for row in rows], width=_WIDE if wide else None)
 
 
-def _decision(d: Decision, macs: int) -> tuple[str, ...]:
-    channels = f"{d.in_channels} -> {d.out_channels}"
+_WIDE = 1000
+"""Columns; more than any row needs."""
+
+
+def _decision(d: Decision, macs: int) -> dict[str, str]:
+    """What fits into 100 columns: what becomes of it, what it is, what it costs, its link."""
     stride = "x".join(str(s) for s in dict.fromkeys(d.stride))
-    return (d.layer, d.action, d.kind, channels, stride, f"{d.macs / macs:.1%}", d.link, d.residual, d.reason)
+    conv = f"{d.kind} {d.in_channels}>{d.out_channels}" + ("" if stride in ("1", "") else f" /{stride}")
+    return {
+        "layer": d.layer,
+        "becomes": "binary" if d.binarized else d.rule,
+        "conv": conv,
+        "MACs": f"{d.macs / macs:.1%}",
+        "float": human_bytes(d.weight_bytes),
+        "packed": human_bytes(d.packed_bytes) if d.binarized else "",
+        "link": link_text(d),
+    }
+
+
+def _details(d: Decision) -> dict[str, str]:
+    """What `--wide` shows besides."""
+    return {
+        "map": "x".join(str(size) for size in d.output_size),
+        "MMACs": f"{d.macs / 1e6:.2f}",
+        "groups": str(d.groups),
+        "dilation": "x".join(str(size) for size in d.dilation),
+        "block": " ".join(part for part in (d.block, d.block_form) if part not in ("", "none")),
+        "shortcut": d.residual if d.residual != "none" else "",
+        "reason": d.reason,
+    }
+
+
+def link_text(d: Decision) -> str:
+    """`identity`, or how many channels an expand makes of one or a squeeze sums."""
+    if d.link in ("expand", "squeeze"):
+        ratio = f"{d.link_ratio:.3g}"
+        return f"expand 1:{ratio}" if d.link == "expand" else f"squeeze {ratio}:1"
+    return "" if d.link == "none" else d.link
 
 
 def show_accuracy(output: Output, results: dict[str, Any]) -> None:

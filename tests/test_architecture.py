@@ -16,6 +16,7 @@ PARTS = {"nn", "recipes", "report"} | FOUNDATION
 STATIONS = {
     "bench",
     "binary_file",
+    "drawing",
     "exporting",
     "loading",
     "lowering",
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"exporting", "lowering", "runtime", "training"} | PARTS,
     "exporting": {"lowering", "passes", "runtime"} | PARTS,
     "binary_file": {"loading", "surgery"} | PARTS,
+    "drawing": {"passes"} | PARTS,
     "lowering": {"passes"} | PARTS,
     "surgery": {"passes"} | PARTS,
     "training": {"passes"} | PARTS,

@@ -68,15 +68,42 @@ def test_options_end_up_in_the_configuration(cli: Cli, workshop: Workshop, tmp_p
 
 def test_inspect_shows_every_conv_and_changes_nothing(cli: Cli, workshop: Workshop) -> None:
     before = workshop.model.read_bytes()
-    ran = cli("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8")
+    common = ("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8")
+    ran = cli(*common)
     assert ran.code == 0, ran.err
     rows = [line.split() for line in ran.out.splitlines()]
-    assert ["stem.0", "keep", "3x3", "1", "->", "8", "1"] in [row[:7] for row in rows]
-    assert ["body.0", "binarize", "3x3", "8", "->", "16", "1"] in [row[:7] for row in rows]
+    assert ["stem.0", "stem", "3x3", "1>8", "5.9%", "288", "B"] in rows
+    assert ["body.0", "binary", "3x3", "8>16", "94.1%", "4.61", "kB", "1.15", "kB", "expand", "1:2"] in rows
     assert "Weights found under 'state_dict'." in ran.err
-    assert workshop.model.read_bytes() == before
-    quiet = cli("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8", "--quiet")
+    wide = cli(*common, "--wide").out.splitlines()
+    assert len({len(line.rstrip()) for line in wide[:3]}) > 1 and "first conv on the image" in wide[1]
+    assert max(len(line) for line in ran.out.splitlines()[:3]) <= 100
+    quiet = cli(*common, "--quiet")
     assert (quiet.out, quiet.err) == ("1\n", "")
+    assert workshop.model.read_bytes() == before
+
+
+def test_inspect_as_data_and_as_a_picture(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    common = ("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8")
+    picture = tmp_path / "tiny.svg"
+    document = cli(*common, "--svg", picture, "--json").document
+    assert document["svg"] == str(picture)
+    stem, body = document["report"]["decisions"]
+    assert (stem["packed_bytes"], stem["link_ratio"]) == (None, None)
+    assert (body["packed_bytes"], body["link_ratio"], body["weight_bytes"]) == (16 * 9 * 8, 2.0, 16 * 8 * 9 * 4)
+    assert picture.read_text().startswith("<svg ") and picture.read_text().count("body.0") >= 2
+    nowhere = cli(*common, "--svg", tmp_path / "missing" / "tiny.svg")
+    assert nowhere.code == 2 and "missing" in nowhere.err
+
+
+def test_what_becomes_binary_is_chosen_by_name(cli: Cli, workshop: Workshop) -> None:
+    common = ("inspect", workshop.model, "--arch", workshop.arch, "--input-size", "1,8,8")
+    assert cli(*common, "--only", "stem", "--binarize-stem", "--quiet").out == "1\n"
+    assert cli(*common, "--keep", "rule:3x3", "--strict", "--quiet").out == "0\n"
+    unknown = cli(*common, "--keep", "rule:3by3")
+    assert unknown.code == 2 and "known: " in unknown.err
+    config = cli(*common, "--linear", "all", "--strict", "--json").document["report"]["config"]["surgery"]
+    assert (config["linear"], config["strict"]) == ("all", True)
 
 
 def test_finetune_then_export_then_eval_agree(cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path) -> None:
