@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch.fx import Graph, Node
 
-from binarize.passes.graph_tools import ADD_TARGETS, calls_function, is_weighted, shape_of
+from binarize.passes.graph_tools import ADD_TARGETS, calls_function, shape_of
 
 CAT_TARGETS = {torch.cat, torch.concat, torch.concatenate}
 
@@ -41,12 +41,12 @@ def fork_of(flow: nx.DiGraph, joins: list[Node]) -> dict[Node, Node]:
     return {join: fork for join, fork in forks.items() if isinstance(fork, Node)}
 
 
-def enclosing_blocks(graph: Graph, flow: nx.DiGraph) -> dict[Node, Block]:
-    """Every weighted node's smallest block."""
+def enclosing_blocks(graph: Graph, flow: nx.DiGraph, weighted: set[Node]) -> dict[Node, Block]:
+    """The smallest block of every node in `weighted` that lies in one."""
     joins = [node for node in graph.nodes if _is_join(node)]
     blocks: dict[Node, Block] = {}
     for join, fork in fork_of(flow, joins).items():
-        block = _block(flow, fork, join)
+        block = _block(flow, weighted, fork, join)
         for layer in block.layers:
             if layer not in blocks or len(block.layers) < len(blocks[layer].layers):
                 blocks[layer] = block
@@ -60,17 +60,13 @@ def _is_join(node: Node) -> bool:
     return calls_function(node, ADD_TARGETS) and len(operands) == 2 and shape_of(operands[0]) == shape_of(operands[1])
 
 
-def _block(flow: nx.DiGraph, fork: Node, join: Node) -> Block:
-    after = nx.descendants(flow, fork)
-    branches = []
-    for end in join.all_input_nodes:
-        between = ({end} | nx.ancestors(flow, end)) & after
-        branches.append({node for node in between if is_weighted(node)})
-    layers = frozenset().union(*branches)
+def _block(flow: nx.DiGraph, weighted: set[Node], fork: Node, join: Node) -> Block:
+    inside = weighted & nx.descendants(flow, fork)
+    layers = frozenset(inside & nx.ancestors(flow, join))
     path = _module_around(str(node.target) for node in layers if node.op == "call_module")
     if calls_function(join, CAT_TARGETS):
         return Block("concat", path, layers, frozenset())
-    short, long = sorted(branches, key=len)
+    short, long = sorted((inside & ({end} | nx.ancestors(flow, end)) for end in join.all_input_nodes), key=len)
     form = "projection" if short else "identity"
     alone = len(short) == 1 < len(long) and not short & long
     return Block(form, path, layers, frozenset(short if alone else ()))

@@ -68,7 +68,7 @@ class GraphFacts:
 
     @cached_property
     def blocks(self) -> dict[Node, Block]:
-        return enclosing_blocks(self.graph, self.flow)
+        return enclosing_blocks(self.graph, self.flow, self.weighted)
 
     @cached_property
     def batch(self) -> int:
