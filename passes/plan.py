@@ -22,6 +22,7 @@ from binarize.passes.rules import (
     PLANNED,
     RULE_PREFIX,
     RULES,
+    SELECTABLE,
     GraphFacts,
     Site,
     check_patterns,
@@ -56,16 +57,19 @@ def check_strict(decisions: Iterable[Decision]) -> None:
     """Raise UnsupportedModelError if a conv stays float for a reason that nobody planned (`surgery.strict`)."""
     skipped = [d for d in decisions if not d.binarized and d.rule not in PLANNED]
     if skipped:
+        first = skipped[0]
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        accept = f"accept it with --keep {RULE_PREFIX}{first.rule}, or " if first.rule in SELECTABLE else ""
         raise UnsupportedModelError(
-            f"it would stay float{more}: {skipped[0].reason}",
-            layer=skipped[0].layer,
-            hint=f"accept it with --keep {RULE_PREFIX}{skipped[0].rule}, or leave out --strict",
+            f"it would stay float{more}: {first.reason}", layer=first.layer, hint=f"{accept}leave out --strict"
         )
 
 
 def find_sites(facts: GraphFacts) -> list[Site]:
-    """Every convolution and every linear layer that `surgery.linear` counts as one, in order of execution."""
+    """Every convolution and every linear layer that `surgery.linear` counts as one, in order of execution.
+
+    A linear layer whose class computes something else does not count.
+    """
     kinds: tuple[type[nn.Module], ...] = (_ConvNd,) if facts.surgery.linear == "keep" else (_ConvNd, nn.Linear)
     calls: dict[str, list[Node]] = {}
     for node in facts.graph.nodes:
@@ -76,7 +80,12 @@ def find_sites(facts: GraphFacts) -> list[Site]:
         if calls_module(node, kinds):
             calls.setdefault(str(node.target), []).append(node)
     sites = (Site(path, _module(nodes[0]), tuple(nodes), facts) for path, nodes in calls.items())
-    return [site for site in sites if not site.is_linear or facts.surgery.linear == "all" or site.all_calls(on_map)]
+    return [site for site in sites if not site.is_linear or _counts(site)]
+
+
+def _counts(linear: Site) -> bool:
+    plain = type(linear.module).forward is nn.Linear.forward
+    return plain and (linear.facts.surgery.linear == "all" or linear.all_calls(on_map))
 
 
 def on_map(linear: Node) -> bool:

@@ -275,6 +275,12 @@ TRAITS: dict[str, Callable[[Site], bool]] = {
 """What `--keep rule:NAME` and `--only rule:NAME` take beside the names of rules and kernels such as `3x3`."""
 
 
+SELECTABLE: Mapping[str, Callable[[Site], bool]] = {
+    rule.name: rule.applies for rule in RULES if rule.name not in ("keep", "only")
+} | TRAITS
+"""What `rule:NAME` may name, beside kernels; the user's own choices select nothing."""
+
+
 def matches(site: Site, patterns: Iterable[str]) -> bool:
     """Whether a pattern names the layer, a module around it, or a rule, trait or kernel that it has."""
     return any(_matches(site, pattern) for pattern in patterns)
@@ -284,13 +290,7 @@ def _matches(site: Site, pattern: str) -> bool:
     if not pattern.startswith(RULE_PREFIX):
         return fnmatch.fnmatchcase(site.path, pattern) or fnmatch.fnmatchcase(site.path, f"{pattern}.*")
     name = pattern.removeprefix(RULE_PREFIX)
-    tests = _selectors()
-    return tests[name](site) if name in tests else site.kind == name
-
-
-def _selectors() -> Mapping[str, Callable[[Site], bool]]:
-    """What `rule:NAME` may name; the user's own choices select nothing."""
-    return {rule.name: rule.applies for rule in RULES if rule.name not in ("keep", "only")} | TRAITS
+    return SELECTABLE[name](site) if name in SELECTABLE else site.kind == name
 
 
 def check_patterns(patterns: Iterable[str], sites: Iterable[Site]) -> None:
@@ -302,7 +302,7 @@ def check_patterns(patterns: Iterable[str], sites: Iterable[Site]) -> None:
     for pattern in patterns:
         if pattern.startswith(RULE_PREFIX):
             name = pattern.removeprefix(RULE_PREFIX)
-            known = sorted(_selectors())
+            known = sorted(SELECTABLE)
             if name not in known and not re.fullmatch(r"\d+(x\d+)*", name):
                 near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
                 did_you_mean = f"did you mean {', '.join(RULE_PREFIX + n for n in near)}? " if near else ""

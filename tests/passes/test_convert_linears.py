@@ -114,6 +114,17 @@ def test_linear_layers_count_only_when_wanted() -> None:
     }
 
 
+def test_a_linear_layer_with_arithmetic_of_its_own_does_not_count() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model = LinearNet()
+    model.tokens = Doubled(12, 10)
+    report = binarize.inspect(model.eval(), settings("all"), (X,))
+    assert "tokens" not in {d.layer for d in report.decisions}
+
+
 def test_the_summary_says_what_linear_layers_would_be_worth() -> None:
     model = LinearNet().eval()
     report = binarize.inspect(model, settings("keep"), (X,))

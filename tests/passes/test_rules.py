@@ -248,6 +248,20 @@ def test_strict_names_what_nobody_planned() -> None:
     )
 
 
+def test_strict_suggests_only_what_may_be_named() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.kernel, padding=1)
+
+    with pytest.raises(UnsupportedModelError, match="called as a function") as caught:
+        plan(Between(Functional()), "surgery.strict=true")
+    assert caught.value.hint == "leave out --strict"
+
+
 def test_blocks_and_their_forms() -> None:
     found = plan(nn.Sequential(conv_bn(3, 8), BasicBlock(8, 8), BasicBlock(8, 16, 2), nn.Conv2d(16, 2, 1)))
     blocks = {layer: (d.block, d.block_form) for layer, d in found.items()}
