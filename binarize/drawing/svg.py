@@ -137,7 +137,7 @@ def _box(box: Box, at: Place, note: Callable[[Decision, int], str], macs: int, m
 
 def _layer(box: Box, at: Place, note: Callable[[Decision, int], str], macs: int, most: float) -> str:
     ink, left = ink_of(box.decision), _middle(at) - WIDTH / 2
-    name = box.text[0] if len(box.text[0]) <= 27 else "\u2026" + box.text[0][-26:].lstrip(".")
+    name = _fitting(box.text[0])
     parts = [
         f"<g><title>{escape(_tooltip(box))}</title>",
         f"<rect x='{left}' y='{at.top}' width='{WIDTH}' height='36' rx='5' fill='{ink.fill}' stroke='{ink.line}'/>",
@@ -150,6 +150,15 @@ def _layer(box: Box, at: Place, note: Callable[[Decision, int], str], macs: int,
         bar = (WIDTH - 2) * box.decision.macs / macs / most
         parts.append(f"<rect x='{left + 1}' y='{at.top + 32}' width='{bar:.1f}' height='3' fill='{ink.line}'/>")
     return "".join([*parts, "</g>"])
+
+
+def _fitting(path: str, most: int = 25) -> str:
+    """The innermost part of a layer's path that fits into its box."""
+    inner = path
+    while len(inner) > most and "." in inner:
+        inner = inner.partition(".")[2]
+    inner = inner if len(inner) <= most else inner[-most:]
+    return inner if inner == path else f"\u2026{inner}"
 
 
 def _link_text(decision: Decision) -> str:
