@@ -74,12 +74,10 @@ class SurgeryConfig(_Checked):
     """A conv that stays float for another reason than stem, classifier, gate or `keep` and `only` is an error."""
     binarize_stem: bool = False
     """Binarize the first conv too, which sees raw pixels; costs much accuracy."""
-    activation: Literal["rprelu", "prelu", "keep"] = "rprelu"
-    """What replaces a ReLU-like activation whose output meets a sign."""
+    activation: Literal["rprelu", "prelu", "hardtanh", "none", "keep"] = "rprelu"
+    """What replaces a ReLU-like activation whose output meets a sign; `none`: nothing."""
     activation_slope: float = 0.25
     """Start of the replacement's negative slope."""
-    projection: Literal["binary", "float"] = "binary"
-    """Convs alone on a block's shortcut (downsampling projections): binary like all others, or float as published."""
     depthwise_inputs: int = 1
     """Input channels per output of what were depthwise convs: 1 leaves them depthwise, 4 is MoBiNet's K."""
 
@@ -88,8 +86,9 @@ class SurgeryConfig(_Checked):
 class ConvConfig(_Checked):
     """What a binary convolution is made of: `scale * (q(x - threshold) conv q(W))`, in order of computation."""
 
-    threshold: Literal["median", "zero"] = "median"
-    """Start of each conv's threshold per input channel: the channel's median on calibration data, or 0."""
+    threshold: Literal["median", "zero", "none"] = "median"
+    """Start of each conv's threshold per input channel: the channel's median on calibration data, or 0; `none`: it
+    stays 0."""
     activations: Literal["sign", "ternary", "bases"] = "sign"
     """Values of the input: signs, {-1, 0, 1} (TBN), or `activation_bases` weighted sign planes (ABC-Net)."""
     activation_gradient: Literal["approx", "clip"] = "approx"
@@ -123,12 +122,13 @@ class ConvConfig(_Checked):
 class LinkConfig(_Checked):
     """The shortcut around each binary convolution (METHODS of Elastic-Link and its relatives)."""
 
-    kind: Literal["elastic", "identity", "none"] = "elastic"
-    """`elastic`: every conv; `identity`: only convs that keep channels and size (Bi-Real); `none`."""
+    kind: Literal["elastic", "expand", "pooled", "identity", "none"] = "elastic"
+    """Which convs have one: `elastic`: every conv; `expand`: convs that keep channels or multiply them; `pooled`: convs
+    that keep channels; `identity`: convs that keep channels and size; `none`."""
     position: Literal["post_bn", "pre_bn"] = "post_bn"
     """Where the link is added: `BN(conv) + link` or `BN(conv + link)`."""
-    gamma: Literal["channel", "scalar"] = "channel"
-    """One learnable weight per output channel, or one per link."""
+    gamma: Literal["channel", "scalar", "one"] = "channel"
+    """One learnable weight per output channel, or one per link; `one`: no weight, or no link where it would be 0."""
     gamma_init: float = 1.0
     """Start of gamma (a squeeze of r channels starts at this over r)."""
     pool: Literal["avg", "max"] = "avg"

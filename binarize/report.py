@@ -142,6 +142,11 @@ class Report:
         links = Counter(d.link for d in self.binarized)
         if links:
             lines.append("links: " + ", ".join(f"{count} {form}" for form, count in sorted(links.items())))
+        kind = self.config.get("link", {}).get("kind")
+        bare = [d.layer for d in self.binarized if d.link == "none" and d.residual != "projection"]
+        if kind not in (None, "none") and bare:
+            shown = ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else "")
+            lines.append(f"no {kind} link fits around {len(bare)}, which go without one: {shown}")
         for reason, count in Counter(d.reason for d in self.kept).items():
             layers = [d.layer for d in self.kept if d.reason == reason]
             shown = ", ".join(layers[:3]) + (", ..." if count > 3 else "")

@@ -122,7 +122,13 @@ class Output:
 
 def _console(stream: TextIO, width: int | None = None) -> Console:
     width = width or (None if stream.isatty() else PLAIN_WIDTH)
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a reader that went away to `app`, which does not count it as a failure; rich would exit with 1."""
+        raise BrokenPipeError
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -7,7 +7,9 @@ nine, and training does not start (measured: 29.6 % against 36-38 %). So, where 
   identity (`link.residual = "replace"`; a basic block becomes two Bi-Real blocks);
 - the shortcut is conv-free but the links squeeze channels on the way (a bottleneck), or other layers lie between:
   the join stays, and the link that closes `main` starts at 0;
-- the shortcut is a linked projection: the join stays, and the projection's link starts at 0.
+- the shortcut is a linked projection: the join stays, and the projection's link starts at 0;
+- the shortcut is a projection without a link, and the recipe's links cannot change channels and size at once: the
+  projection bridges the main branch's first conv alone, as in Bi-Real Net (one shortcut per conv).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from binarize.passes.graph_tools import (
     is_activation,
     shape_of,
 )
+from binarize.passes.insert_batch_norm import batch_norm_after
 from binarize.passes.insert_elastic_links import is_linked
 
 _MOVES_MODULES = (nn.Identity, nn.Dropout, nn.AvgPool2d, nn.MaxPool2d, nn.ZeroPad2d)
@@ -88,6 +91,8 @@ def _balance(graph_module: GraphModule, join: Node, context: PassContext) -> int
         return 0
     branches = sorted((_branch(flow, fork, end, context) for end in join.all_input_nodes), key=lambda b: len(b.convs))
     shortcut, main = branches
+    if _projects_for_one_conv(shortcut, main, join, context):
+        return _move_projection(graph_module, fork, shortcut, main, join, context)
     if not main.spanned:
         return 0
     if shortcut.convs:
@@ -124,6 +129,41 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
         identity=all(_keeps_values(node) for node in between),
         narrowest=min((context.decisions[str(node.target)].out_channels for node in convs), default=0),
     )
+
+
+def _projects_for_one_conv(shortcut: Branch, main: Branch, join: Node, context: PassContext) -> bool:
+    return (
+        context.config.link.kind != "elastic"
+        and bool(shortcut.convs)
+        and not shortcut.linked
+        and main.pure
+        and len(main.convs) > 1
+        and calls_module(main.convs[0], BinaryConv2d)
+        and shape_of(main.convs[0]) == shape_of(join)
+        and all(is_linked(conv, context) for conv in main.convs[1:] if calls_module(conv, BinaryConv2d))
+    )
+
+
+def _move_projection(
+    graph_module: GraphModule, fork: Node, shortcut: Branch, main: Branch, join: Node, context: PassContext
+) -> int:
+    """Add the projection's value to the first conv's instead of the last one's."""
+    flow = dataflow(graph_module.graph)
+    projecting = (nx.descendants(flow, fork) & nx.ancestors(flow, shortcut.end)) | {shortcut.end}
+    first = main.convs[0]
+    for node in [node for node in graph_module.graph.nodes if node in projecting]:
+        first.prepend(node)
+    end = batch_norm_after(first)
+    assert end is not None  # insert_batch_norm ran before
+    with graph_module.graph.inserting_after(end):
+        total = graph_module.graph.call_function(operator.add, (end, shortcut.end))
+    total.meta["shape"] = end.meta["shape"]
+    end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+    join.replace_all_uses_with(main.end)
+    graph_module.graph.erase_node(join)
+    context.unlinked.add(str(first.target))
+    context.amend(str(first.target), residual="projection")
+    return 1
 
 
 def _keeps_values(node: Node) -> bool:

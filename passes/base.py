@@ -21,6 +21,7 @@ class PassContext:
     Attributes:
         config: the conversion's configuration.
         decisions: the plan, by conv path; `plan` fills it, later passes complete it.
+        unlinked: paths of convs that have a projection for a shortcut (`balance_residuals` again).
         closed_links: paths of convs whose link starts at 0 (`balance_residuals` says why).
         probe: a second look at the model with a larger input.
         float_linear_macs: multiply-accumulates of linear layers on maps that the plan does not count as convs.
@@ -29,6 +30,7 @@ class PassContext:
     config: Config
     decisions: dict[str, Decision] = field(default_factory=dict)
     closed_links: set[str] = field(default_factory=set)
+    unlinked: set[str] = field(default_factory=set)
     probe: Probe | None = None
     float_linear_macs: int = 0
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 from torch.fx import GraphModule, Node
 
 from binarize.nn import BinaryConv2d, ElasticLink
+from binarize.nn.geometry import ConvGeometry
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, module_of
 from binarize.passes.insert_batch_norm import batch_norm_after
@@ -26,7 +28,7 @@ class InsertElasticLinks:
             path = str(node.target)
             conv = graph_module.get_submodule(path)
             assert isinstance(conv, BinaryConv2d)
-            if not is_linked(node, context):
+            if not is_linked(node, context) or (context.config.link.gamma == "one" and path in context.closed_links):
                 continue
             if path not in links:
                 links[path] = add_module(graph_module, path + SUFFIX, _link_for(conv, path, context))
@@ -39,8 +41,16 @@ def is_linked(conv: Node, context: PassContext) -> bool:
     """Whether the configuration wants a link around the binary conv that `conv` calls."""
     module = module_of(conv)
     assert isinstance(module, BinaryConv2d)
-    kind = context.config.link.kind
-    return kind == "elastic" or (kind == "identity" and module.geometry.keeps_shape)
+    return str(conv.target) not in context.unlinked and _REACH[context.config.link.kind](module.geometry)
+
+
+_REACH: dict[str, Callable[[ConvGeometry], bool]] = {
+    "elastic": lambda g: True,
+    "expand": lambda g: g.out_channels % g.in_channels == 0,
+    "pooled": lambda g: g.in_channels == g.out_channels,
+    "identity": lambda g: g.keeps_shape,
+    "none": lambda g: False,
+}
 
 
 def _link_for(conv: BinaryConv2d, path: str, context: PassContext) -> ElasticLink:

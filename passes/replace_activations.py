@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
+from binarize.config import SurgeryConfig
 from binarize.nn import RPReLU
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import (
@@ -34,8 +35,9 @@ class ReplaceActivations:
             shape = shape_of(node)
             if not is_activation(node) or shape is None or len(shape) != 4 or not _meets_sign(node, context):
                 continue
-            module = RPReLU(shape[1], slope=surgery.activation_slope, shifts=surgery.activation == "rprelu")
-            _replace(graph_module, node, module)
+            if surgery.activation == "hardtanh" and calls_module(node, nn.Hardtanh):
+                continue
+            _replace(graph_module, node, _replacement(shape[1], surgery))
             changed += 1
         graph_module.delete_all_unused_submodules()
         return PassResult(graph_module, changed)
@@ -53,12 +55,25 @@ def _meets_sign(node: Node, context: PassContext) -> bool:
     return any(decision is not None and decision.binarized for decision in decisions)
 
 
-def _replace(graph_module: GraphModule, node: Node, module: RPReLU) -> None:
+def _replacement(channels: int, surgery: SurgeryConfig) -> nn.Module | None:
+    """What `surgery.activation` names; None for nothing."""
+    if surgery.activation == "none":
+        return None
+    if surgery.activation == "hardtanh":
+        return nn.Hardtanh()
+    return RPReLU(channels, slope=surgery.activation_slope, shifts=surgery.activation == "rprelu")
+
+
+def _replace(graph_module: GraphModule, node: Node, module: nn.Module | None) -> None:
     """Put `module` at `node`'s call site only: activation modules are often shared between sites."""
+    source = node.all_input_nodes[0]
+    if module is None:
+        node.replace_all_uses_with(source)
+        graph_module.graph.erase_node(node)
+        return
     like = next(graph_module.parameters())
     base = str(node.target) if node.op == "call_module" else node.name
-    path = add_module(graph_module, f"{base}_rprelu", module.to(like.device, like.dtype))
-    source = node.all_input_nodes[0]
+    path = add_module(graph_module, f"{base}_{type(module).__name__.lower()}", module.to(like.device, like.dtype))
     with graph_module.graph.inserting_after(node):
         call = graph_module.graph.call_module(path, (source,))
     call.meta.update(node.meta)

@@ -98,9 +98,9 @@ def test_unknown_keys_name_the_near_ones(values: dict[str, Any], hint: str) -> N
         ("training.mean=0.5,0.5,0.5", "[0.485, 0.456, 0.406]"),
         ('training.mean=["a"]', "number such as"),
         ("training.mean=true", "number such as"),
-        ("link.kind=elastc", "elastic, identity, none"),
-        ("link.kind=1", "elastic, identity, none"),
-        ("link.kind=['none']", "elastic, identity, none"),
+        ("link.kind=elastc", "pooled, identity, none"),
+        ("link.kind=1", "pooled, identity, none"),
+        ("link.kind=['none']", "pooled, identity, none"),
         ("training.compile=true", "auto, on, off"),
     ],
 )

@@ -50,7 +50,7 @@ class BinaryConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(*args, **kwargs)
         parts = parts or ConvConfig()
-        self.threshold = nn.Parameter(torch.zeros(self.in_channels))
+        self.threshold = nn.Parameter(torch.zeros(self.in_channels), requires_grad=parts.threshold != "none")
         self.activation_bits = self.weight_bits = 1
         self.geometry = conv_geometry(self)
         self.binarize_input = activation_binarizer(parts)

@@ -20,7 +20,8 @@ class ElasticLink(nn.Module):
 
     Args:
         geometry: of the convolution it bridges.
-        gamma: `channel` for one weight per output channel, `scalar` for one in all.
+        gamma: `channel` for one weight per output channel, `scalar` for one in all, `one` for weights that stay as
+            they start.
         gamma_init: start of gamma; a squeeze of r channels starts at `gamma_init / r`, that is at the mean.
         pool: `avg` (fused into the packed convolution) or `max` (a separate node).
 
@@ -36,7 +37,7 @@ class ElasticLink(nn.Module):
         start = gamma_init / self._terms_per_channel()
         if gamma == "scalar":
             start = start.mean().view(1)
-        self.gamma = nn.Parameter(start)
+        self.gamma = nn.Parameter(start, requires_grad=gamma != "one")
 
     def _terms_per_channel(self) -> Tensor:
         """How many input channels meet in each output channel, `[O]`."""

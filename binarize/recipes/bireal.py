@@ -1,11 +1,23 @@
-"""Bi-Real shortcuts: the net of `el` with links only where a conv keeps channels and size."""
+"""Bi-Real Net: a shortcut per conv, and gradients nearer to those of the sign."""
 
-from binarize.config import Config, LinkConfig
+from binarize.config import Config
 from binarize.recipes import Recipe
+from binarize.recipes.parts import BIREAL_CONV, IDENTITY, PUBLISHED
 
 BIREAL = Recipe(
     name="bireal",
-    summary="the net of `el` with identity links only, so that the difference is what Elastic-Link is worth",
-    source="Liu et al., Bi-Real Net, ECCV 2018 (arXiv 1808.00278), section 3.2",
-    config=Config(recipe="bireal", link=LinkConfig(kind="identity")),
+    summary="an identity shortcut around every conv that keeps its shape; ApproxSign",
+    source="Liu et al., Bi-Real Net, ECCV 2018 (arXiv 1808.00278), sections 3.2 to 3.4",
+    config=Config(recipe="bireal", surgery=PUBLISHED, conv=BIREAL_CONV, link=IDENTITY),
+    equations=(
+        "y = BN(alpha * (sign(x) conv sign(W))) + x, alpha_o = mean |W_o|, detached",
+        "y = BN(...) + BN(projection(x)) where the block has a float projection for its shortcut",
+        "d sign(x)/dx = 2 - 2|x| on (-1, 1), else 0; d(alpha sign(W))/dW = 1[|W| <= 1] as in the released code",
+        "(the paper's magnitude-aware gradient, alpha 1[|W| <= 1]: --set conv.weight_gradient=magnitude)",
+    ),
+    table1=("57.8", "62.7", "NC", "56.4", "62.2"),
+    limits=(
+        "convs that change channels or size have no identity: they go without, or with the block's float projection",
+        "the 50-layer net of the authors links tensors of equal width across blocks; a converter keeps the user's net",
+    ),
 )

@@ -8,4 +8,15 @@ EL = Recipe(
     summary="Elastic-Link around every binary conv, RPReLU, per-channel thresholds, distillation from the float model",
     source="Hu et al., Elastic-Link for Binarized Neural Network, AAAI 2022 (arXiv 2112.10149)",
     config=Config(recipe="el"),
+    equations=(
+        "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W))) + gamma * EL(x)), alpha_o = mean |W_o|, detached",
+        "EL: channels that grow are copied, channels that shrink are summed in groups, strides are averaged",
+        "gamma learned per output channel, starting at 1, or 1/r for a sum of r channels; tau starts at the median",
+    ),
+    table1=("64.0", "65.6", "56.4", "60.1", "63.2"),
+    cost="the measure of the others",
+    limits=(
+        "the paper's full text was not at hand: where it is silent, the choices are ours (DECISIONS.md)",
+        "projections are binary too; the published base nets keep them float: --keep rule:projection",
+    ),
 )

@@ -37,8 +37,12 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where the features are large: `Q / ||Q||_2` with `Q = mean over channels of x^2`, `[N, C, H, W] -> [N, H*W]`."""
-    return F.normalize(features.float().square().mean(dim=1).flatten(1), dim=1)
+    """Where the features are large: `Q / max Q` with `Q = mean over channels of x^2`, `[N, C, H, W] -> [N, H*W]`.
+
+    Larq's replication divides by the maximum, and the published weight of 30 was verified with that.
+    """
+    energy = features.float().square().mean(dim=1).flatten(1)
+    return energy / energy.amax(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def attention_difference(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:

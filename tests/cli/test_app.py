@@ -135,5 +135,5 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     code = "import sys; from binarize.cli.app import main; sys.exit(main(['recipes', 'el']))"
     command = f'{sys.executable} -c "{code}" | head -c 1; echo ${{PIPESTATUS[0]}}'
     ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert ran.stdout.split()[-1] in ("r0", "r141", "0", "141"), ran
+    assert ran.stdout.split()[-1] in ("e0", "e141", "0", "141"), ran
     assert ran.stderr == ""

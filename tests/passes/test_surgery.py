@@ -120,8 +120,9 @@ def test_activations_do_not_blow_up_with_depth():
     assert max(values) < 20 * values[0]
 
 
-def test_bireal_is_the_same_net_with_identity_links_only():
-    el, bireal = binarize.apply(EveryConv(), X), binarize.apply(EveryConv(), X, recipe="bireal")
+def test_identity_links_are_a_subset_of_elastic_ones():
+    identity = Config().with_settings(["link.kind=identity"])
+    el, bireal = binarize.apply(EveryConv(), X), binarize.apply(EveryConv(), X, config=identity)
     assert [d.action for d in el.report.decisions] == [d.action for d in bireal.report.decisions]
     assert {d.link for d in bireal.report.binarized} == {"identity", "none"}
     assert all(d.link == "identity" for d in bireal.report.binarized if decisions(el)[d.layer].link == d.link)

@@ -1,0 +1,54 @@
+"""Choices that several recipes share."""
+
+from __future__ import annotations
+
+from binarize.config import ConvConfig, LinkConfig, StageConfig, SurgeryConfig
+
+PUBLISHED = SurgeryConfig(keep=("rule:projection",), activation="none")
+"""Downsampling projections stay float, as in every published ResNet row; no activation between BN and sign."""
+
+NO_LINK = LinkConfig(kind="none")
+IDENTITY = LinkConfig(kind="identity", gamma="one")
+"""A shortcut per conv, without a weight, where the conv keeps channels and size."""
+
+BIREAL_CONV = ConvConfig(threshold="none", activation_gradient="approx", weight_gradient="clip")
+
+REAL_TO_BIN_STAGES = (
+    StageConfig(
+        name="tanh",
+        share=75,
+        activations="tanh",
+        weights="float",
+        distillation=3.0,
+        attention=30.0,
+        weight_rate=0.1,
+        weight_decay=1e-5,
+    ),
+    StageConfig(
+        name="activations",
+        share=75,
+        weights="float",
+        teacher="previous",
+        distillation=3.0,
+        attention=30.0,
+        weight_rate=0.1,
+        weight_decay=1e-5,
+    ),
+    StageConfig(name="binary", share=100, teacher="previous", distillation=0.8),
+)
+"""The staged teachers of Real-to-Binary; shares are the published epochs. Its last stage has a fifth of the rate of the
+ones before; at short budgets signs then hardly flip, so here the rate stays."""
+
+REACTNET_STAGES = (
+    StageConfig(
+        name="activations",
+        share=128,
+        weights="float",
+        cross_entropy=0.0,
+        weight_rate=0.1,
+        weight_decay=1e-5,
+        schedule="linear",
+    ),
+    StageConfig(name="binary", share=128, cross_entropy=0.0, schedule="linear"),
+)
+"""Two steps, the float model's distribution as the only target."""

@@ -1,0 +1,31 @@
+"""ReActNet: learned thresholds and activations, a distribution as the target."""
+
+from dataclasses import replace
+
+from binarize.config import Config, LinkConfig, TrainingConfig
+from binarize.recipes import Recipe
+from binarize.recipes.parts import BIREAL_CONV, PUBLISHED, REACTNET_STAGES
+
+REACTNET = Recipe(
+    name="reactnet",
+    summary="learned thresholds and RPReLU, shortcuts that may duplicate channels, two-step distillation",
+    source="Liu et al., ReActNet, ECCV 2020 (arXiv 2003.03488), sections 4.1 to 4.4",
+    config=Config(
+        recipe="reactnet",
+        surgery=replace(PUBLISHED, activation="rprelu"),
+        conv=replace(BIREAL_CONV, threshold="zero"),
+        link=LinkConfig(kind="expand", gamma="one"),
+        training=TrainingConfig(stages=REACTNET_STAGES),
+    ),
+    equations=(
+        "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W))) + pool(duplicate(x))), tau learned per channel",
+        "RPReLU(x) = PReLU(x - a) + b, all per channel; gradients as in bireal",
+        "loss: cross entropy with the float model's softmax alone, in both steps",
+    ),
+    table1=("-", "-", "-", "65.9", "-"),
+    limits=(
+        "channels that shrink, or grow by no whole number, have no shortcut",
+        "the authors' MobileNet has full 3x3 convs in place of depthwise ones; a converter keeps the user's net",
+        "65.9 is the authors' ResNet-18, not in Table 1",
+    ),
+)

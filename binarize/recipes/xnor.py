@@ -1,0 +1,30 @@
+"""XNOR-Net: signs of centred weights, scaled by their mean magnitude."""
+
+from binarize.config import Config, ConvConfig
+from binarize.recipes import Recipe
+from binarize.recipes.parts import NO_LINK, PUBLISHED
+
+XNOR = Recipe(
+    name="xnor",
+    summary="signs of centred weights times their mean magnitude; the gradient goes through that mean",
+    source="Rastegari et al., XNOR-Net, ECCV 2016 (arXiv 1603.05279), sections 3.1 and 3.2",
+    config=Config(
+        recipe="xnor",
+        surgery=PUBLISHED,
+        conv=ConvConfig(threshold="none", activation_gradient="clip", weights="centred", weight_gradient="exact"),
+        link=NO_LINK,
+    ),
+    equations=(
+        "W' = clamp(W - mean over input channels of W, -1, 1); alpha_o = mean |W'_o|",
+        "y = BN(alpha * (sign(x) conv sign(W')))",
+        "dL/dW' = alpha g 1[|W'| <= 1] + sign(W')/n sum(g sign(W')), g the gradient of alpha sign(W')",
+        "with conv.box_scale: y = BN(K * alpha * (...)), K = box filter of mean over channels of |x|",
+    ),
+    table1=("52.1", "54.2", "NC", "51.2", "53.2"),
+    cost="as el without links; conv.box_scale adds a float pass over the input and breaks the conv's fusion",
+    limits=(
+        "a block's own shortcut is the only one, so deep nets and MobileNets lose most",
+        "depthwise: the mean over one input channel is the weight itself, so these stay uncentred; K is left out",
+        "K is off: measured by others, it costs 1 to 2.4 points where a batch norm follows",
+    ),
+)

@@ -1,0 +1,172 @@
+"""Every recipe applies, trains, exports and runs, and is what it says it is."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import binarize
+from binarize import api
+from binarize.nn import BinaryConv2d, ElasticLink, RPReLU
+from binarize.recipes import TABLE1_NETS, all_recipes
+from tests.models import BasicBlock, Bottleneck, conv_bn, randomized
+from tests.training.test_finetune import SIZE, images
+
+RECIPES = list(all_recipes())
+ELASTIC = {"el", "el-dagger", "el-reactnet"}
+QUICK = (
+    "training.batch_size=32",
+    "training.mean=0.5",
+    "training.std=0.5",
+    "training.augment=none",
+    "training.calibration_images=64",
+    "training.holdout=0",
+    "training.epochs=3",
+)
+
+
+def net():
+    """A projection, an identity block, a bottleneck, a depthwise-separable pair, channels that shrink."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        conv_bn(1, 8),
+        BasicBlock(8, 8),
+        BasicBlock(8, 16, 2),
+        Bottleneck(16, 8),
+        conv_bn(16, 16, g=16),
+        conv_bn(16, 32, 1),
+        conv_bn(32, 12, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+    )
+
+
+def applied(name, *values, model=None):
+    return binarize.apply(model or net(), torch.zeros(2, *SIZE), config=api.resolve_config(name, None, values))
+
+
+def convs(module):
+    return {n: m for n, m in module.named_modules() if isinstance(m, BinaryConv2d)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_trains_exports_and_runs(name, tmp_path):
+    model = net()
+    module = applied(name, *QUICK, model=model)
+    weights = {n: c.weight.detach().clone() for n, c in convs(module).items()}
+    binarize.finetune(module, model, images(128), val_data=images(64, seed=1))
+    history = module.report.results["training"]["history"]
+    assert list(dict.fromkeys(h["stage"] for h in history)) == [
+        s.name for s in all_recipes()[name].config.training.stages
+    ]
+    assert all(np.isfinite(h["loss"]) for h in history)
+    assert all(not torch.equal(c.weight, weights[n]) for n, c in convs(module).items())
+    report = binarize.export(randomized(module), tmp_path / "m.onnx", torch.randn(3, *SIZE))
+    assert report.results["verification"]["nodes"] >= len(report.binarized)
+    session = binarize.InferenceSession(tmp_path / "m.onnx")
+    x = torch.randn(5, *SIZE)
+    assert session.run(None, {"input": x.numpy()})[0].shape == (5, 4)
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n not in ELASTIC])
+def test_elastic_link_is_a_part_that_any_recipe_can_switch_on(name):
+    module = applied(name, "link.kind=elastic")
+    linked = {d.layer for d in module.report.binarized if d.link != "none"}
+    closed = {n for n in convs(module) if n not in linked}
+    assert len(closed) <= 1  # a weightless link that would start at 0 is left out
+    module(torch.randn(4, *SIZE)).sum().backward()
+    assert all(c.weight.grad.abs().sum() > 0 for c in convs(module).values())
+
+
+def test_links_and_projections_are_where_the_papers_have_them():
+    def links(name):
+        return {d.layer: d.link for d in applied(name).report.decisions if d.link != "none"}
+
+    assert not links("xnor") and not links("tbn") and not links("abcnet")
+    assert set(links("bireal")) == {"1.conv1", "1.conv2", "2.conv2", "3.body.3", "4.0"}
+    assert set(links("reactnet")) == {*links("bireal"), "3.body.6", "5.0"}  # 8 -> 16 and 16 -> 32 duplicate
+    assert len(links("el")) == len(convs(applied("el")))
+    for name in RECIPES:
+        kept = {d.layer: d.rule for d in applied(name).report.kept}
+        assert ("2.down.0" in kept) == (name not in ELASTIC), name
+
+
+def test_bireal_block_with_a_projection_is_two_shortcuts_in_a_row():
+    """`f = BN(conv1 x) + BN(projection x); y = BN(conv2 f) + f`, by hand."""
+    module = randomized(
+        applied("bireal", model=nn.Sequential(conv_bn(1, 8), BasicBlock(8, 16, 2), nn.Flatten(), nn.Linear(256, 4)))
+    ).eval()
+    sub = module.get_submodule
+    x = torch.randn(3, *SIZE)
+    with torch.no_grad():
+        h = sub("0.1")(sub("0.0")(x))
+        f = sub("1.bn1")(sub("1.conv1")(h)) + sub("1.down.1")(sub("1.down.0")(h))
+        y = torch.relu(sub("1.bn2")(sub("1.conv2")(f)) + sub("1.conv2_link")(f))
+        torch.testing.assert_close(module(x), sub("3")(y.flatten(1)))
+    assert module.report.decisions[1].residual == "projection"
+
+
+def test_published_shortcuts_have_no_weight_and_published_signs_no_threshold():
+    for name in ("bireal", "binarye", "real-to-bin", "gbcn", "mobinet"):
+        module = applied(name)
+        links = [m for m in module.modules() if isinstance(m, ElasticLink)]
+        assert links and not any(link.gamma.requires_grad for link in links)
+        assert all(torch.equal(link.gamma, torch.ones_like(link.gamma)) for link in links)
+        assert not any(c.threshold.requires_grad for c in convs(module).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("bireal", None), ("xnor", None), ("ci-net", nn.Hardtanh), ("real-to-bin", RPReLU), ("reactnet", RPReLU)],
+)
+def test_what_stands_before_the_signs(name, kind):
+    module = applied(name)
+    found = [m for m in module.modules() if isinstance(m, (nn.ReLU, nn.Hardtanh, RPReLU))]
+    assert sum(isinstance(m, nn.ReLU) for m in found) == 1  # the last one feeds the pooling, not a sign
+    assert kind is None or sum(isinstance(m, kind) for m in found) >= 8
+    if kind is None:
+        assert len(found) == 1
+    if name == "real-to-bin":
+        assert all(m.shift_in is None for m in found if isinstance(m, RPReLU))
+
+
+def test_mobinet_widens_depthwise_convs_and_keeps_their_weights():
+    model = net()
+    module = applied("mobinet", model=model)
+    conv, old = module.get_submodule("4.0"), model[4][0]
+    assert conv.groups == 4 and conv.weight.shape == (16, 4, 3, 3)
+    for channel in range(16):
+        assert torch.equal(conv.weight[channel, channel % 4], old.weight[channel, 0])
+    others = conv.weight.detach().abs().mean() - old.weight.detach().abs().mean() / 4
+    assert 0 < others < 0.2 * old.weight.detach().abs().mean()
+    decision = next(d for d in module.report.decisions if d.layer == "4.0")
+    assert (decision.kind, decision.groups, decision.weight_bytes) == ("grouped", 4, 16 * 4 * 9 * 4)
+    ten = nn.Sequential(conv_bn(1, 10), conv_bn(10, 10, g=10), nn.Flatten(), nn.Linear(640, 2))
+    assert applied("mobinet", model=ten).get_submodule("1.0").groups == 5  # 10 is no multiple of 4 or 3
+
+
+def test_conversion_is_the_same_in_every_process():
+    torch.manual_seed(1)
+    first = applied("el-dagger").state_dict()
+    torch.manual_seed(2)
+    assert all(torch.equal(v, first[k]) for k, v in applied("el-dagger").state_dict().items())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_it_is(name):
+    recipe = all_recipes()[name]
+    assert recipe.name == name == recipe.config.recipe
+    assert recipe.summary and recipe.source and recipe.equations and recipe.cost
+    assert len(recipe.table1) == len(TABLE1_NETS)
+    assert all(cell in ("-", "NC") or 40 < float(cell) < 75 for cell in recipe.table1)
+
+
+def test_the_report_says_where_a_recipe_has_no_answer():
+    assert (
+        "no identity link fits around 3, which go without one: 3.body.0, 3.body.6, 5.0"
+        in applied("bireal", model=net()[:6].append(nn.Flatten()).append(nn.Linear(512, 2))).report.summary()
+    )
+    assert "link fits" not in applied("el").report.summary()
+    assert "link fits" not in applied("xnor").report.summary()
