@@ -33,7 +33,7 @@ def unpack_signs(bits: Bits, channels: int) -> np.ndarray:
 
 def pack(x: Float, threshold: Float) -> Bits:
     """`bit = 1 if x > threshold else 0`; x `[N, H, W, C]`, threshold `[C]` or `[1]`."""
-    return pack_bits(x > threshold)
+    return pack_bits(x.astype(np.float32) > threshold)
 
 
 def pack_weight(weight: np.ndarray, group: int) -> Bits:
@@ -107,7 +107,7 @@ def elastic_link(link: Float, out_channels: int, kernel: tuple[int, int], conv: 
                 for row in rows:
                     for column in columns:
                         for source in sources:
-                            total = total + link[:, row, column, group * inputs + source]
+                            total = total + link[:, row, column, group * inputs + source].astype(np.float32)
                 result[:, i, k, o] = total * (np.float32(1) / np.float32(len(rows) * len(columns)))
     return result
 
@@ -148,8 +148,12 @@ def binary_conv2d(
     slope: Float | None = None,
     shift: Float | None = None,
     next_threshold: Float | None = None,
+    stream: type = np.float32,
 ) -> tuple[Float, Bits]:
-    """`(y, next_bits)` of docs/ops.md; parameters are float32 `[O]` or `[1]`, None means neutral."""
+    """`(y, next_bits)` of docs/ops.md; parameters are float32 `[O]` or `[1]`, None means neutral.
+
+    `stream` is the element type of link, residual and y.
+    """
     accumulators = accumulate(bits, weight, conv)
     out_channels = accumulators.shape[-1]
     full = np.broadcast_to
@@ -157,13 +161,14 @@ def binary_conv2d(
     if link is not None and gamma is not None:
         t = fma(full(gamma, t.shape), elastic_link(link, out_channels, weight.shape[1:3], conv), t)
     if residual is not None:
-        t = t + residual
+        t = t + residual.astype(np.float32)
     if slope is not None:
         t = np.where(t > 0, t, slope * t)
     if shift is not None:
         t = t + shift
     threshold = np.zeros(1, dtype=np.float32) if next_threshold is None else next_threshold
-    return t, pack_bits(t > threshold)
+    y = t.astype(stream)
+    return y, pack_bits(y.astype(np.float32) > threshold)
 
 
 def activate(

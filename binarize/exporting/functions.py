@@ -57,6 +57,10 @@ class _Body:
         """Dimensions [start, end) of a tensor as int64[end - start]."""
         return self.op("Shape", tensor, start=start, end=end)
 
+    def floats(self, stream: str) -> str:
+        """A feature stream of any element type as float32."""
+        return self.op("Cast", stream, to=onnx.TensorProto.FLOAT)
+
     def concat(self, *parts: str) -> str:
         return self.op("Concat", *parts, axis=0)
 
@@ -169,10 +173,11 @@ def _channel_map(body: _Body, link_channels: str, out_channels: str, group: str)
 
 def _elastic_link(body: _Body, accumulators: str, group: str) -> str:
     """`EL(link)`: mean over the stride's window, then the channel map; zero for the neutral link."""
+    link = body.floats("link")
     extents = body.extents(accumulators, 1, 3)
     strides = body.ints_attribute("strides")
     offset = _link_offset(body)
-    sums = _window_sums(body, "link", offset, extents, strides)
+    sums = _window_sums(body, link, offset, extents, strides)
     one = body.constant([1])
     pixels = body.concat(one, body.extents("link", 1, 3), one)
     ones = body.op("ConstantOfShape", pixels, value=numpy_helper.from_array(np.ones(1, dtype=np.float32)))
@@ -184,7 +189,7 @@ def _elastic_link(body: _Body, accumulators: str, group: str) -> str:
 
 def _pack_function() -> onnx.FunctionProto:
     body = _Body()
-    _pack(body, "x", "threshold", "bits")
+    _pack(body, body.floats("x"), "threshold", "bits")
     return helper.make_function(
         DOMAIN, "Pack", ["x", "threshold"], ["bits"], body.nodes, [helper.make_opsetid("", OPSET)]
     )
@@ -192,11 +197,11 @@ def _pack_function() -> onnx.FunctionProto:
 
 def _epilogue(body: _Body, t: str) -> None:
     """Adds the end of both fused operators: residual, activation, `y` and its bits."""
-    t = body.op("Add", t, "residual")
+    t = body.op("Add", t, body.floats("residual"))
     positive = body.op("Greater", t, body.constant(0.0, np.float32))
     t = body.op("Where", positive, t, body.op("Mul", "slope", t))
-    body.op("Add", t, "shift", output="y")
-    _pack(body, "y", "next_threshold", "next_bits")
+    y = body.op("CastLike", body.op("Add", t, "shift"), "residual", output="y")
+    _pack(body, body.floats(y), "next_threshold", "next_bits")
 
 
 def _activate_function() -> onnx.FunctionProto:

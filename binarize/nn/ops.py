@@ -81,8 +81,8 @@ def _(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
 
 @torch.library.custom_op("binarize::pack", mutates_args=())
 def pack(x: Tensor, threshold: Tensor) -> Tensor:
-    """Bits of `x > threshold`: float32 `[N, H, W, C]` -> uint64 `[N, H, W, ceil(C/64)]`."""
-    return pack_bits(x > threshold)
+    """Bits of `x > threshold`: float32 or float16 `[N, H, W, C]` -> uint64 `[N, H, W, ceil(C/64)]`."""
+    return pack_bits(x.float() > threshold)
 
 
 @pack.register_fake
@@ -123,9 +123,9 @@ def _epilogue(
     t: Tensor, residual: Tensor, slope: Tensor, shift: Tensor, next_threshold: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The end that both fused operators share: `y` and its bits."""
-    t = t + residual
-    y = torch.where(t > 0, t, t * slope) + shift
-    return y.contiguous(), pack_bits(y > next_threshold)
+    t = t + residual.float()
+    y = (torch.where(t > 0, t, t * slope) + shift).to(residual.dtype)
+    return y.contiguous(), pack_bits(y.float() > next_threshold)
 
 
 @torch.library.custom_op("binarize::packed_conv2d", mutates_args=())
@@ -142,12 +142,15 @@ def packed_conv2d(
     next_threshold: Tensor,
     geometry: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """The fused operator `ai.binarize::BinaryConv2d` of docs/ops.md: NHWC float `y` and its packed bits."""
+    """The fused operator `ai.binarize::BinaryConv2d` of docs/ops.md: NHWC `y` and its packed bits.
+
+    `link`, `residual` and `y` have one element type, float32 or float16; the arithmetic is float32.
+    """
     g = geometry_from_ints(geometry)
     signs = unpack_signs(bits, g.in_channels).permute(0, 3, 1, 2)
     y = _convolve(signs, unpack_weight(weight, g), g).permute(0, 2, 3, 1) * scale + bias
     if not is_absent(link):
-        y = y + gamma * functional.elastic_link(link.permute(0, 3, 1, 2), g).permute(0, 2, 3, 1)
+        y = y + gamma * functional.elastic_link(link.float().permute(0, 3, 1, 2), g).permute(0, 2, 3, 1)
     return _epilogue(y, residual, slope, shift, next_threshold)
 
 
@@ -168,7 +171,7 @@ def _(
     g = geometry_from_ints(geometry)
     rows, columns = g.output_size(bits.shape[1], bits.shape[2])
     shape = (bits.shape[0], rows, columns)
-    return scale.new_empty(*shape, g.out_channels), bits.new_empty(*shape, -(-g.out_channels // WORD))
+    return residual.new_empty(*shape, g.out_channels), bits.new_empty(*shape, -(-g.out_channels // WORD))
 
 
 @torch.library.custom_op("binarize::activate", mutates_args=())

@@ -15,11 +15,17 @@ from typing import Any, Literal
 import onnxruntime
 
 from binarize.errors import BinarizeError
-from binarize.runtime.library import MINIMUM_ONNXRUNTIME, active_isa, check_onnxruntime, library_path
+from binarize.runtime.library import (
+    MINIMUM_ONNXRUNTIME,
+    active_isa,
+    check_onnxruntime,
+    library_path,
+    supported_isas,
+)
 
 Status = Literal["ok", "warn", "fail"]
 SYMBOLS = ("RegisterCustomOps", "BinarizeRegisterCustomOps")
-CPU_FLAGS = ("avx2", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512_vpopcntdq", "neon", "asimd")
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512_vpopcntdq", "neon", "asimd")
 CONVERT_PACKAGES = (
     "torch", "torchvision", "onnx", "onnxscript", "accelerate", "networkx", "safetensors", "pyarrow", "pillow"
 )  # fmt: skip
@@ -76,7 +82,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at Python, ONNX Runtime, the op library, the CPU and optional packages. Raises nothing."""
-    checks = [_python(), _onnxruntime(), _library(), _symbols(), _kernels(), _cpu()]
+    checks = [_python(), _onnxruntime(), _library(), _symbols(), _kernels(), _instruction_sets(), _cpu()]
     return Diagnosis((*checks, _packages("convert and train", CONVERT_PACKAGES), _terminal()))
 
 
@@ -121,6 +127,11 @@ def _kernels() -> Check:
     if check.found == "scalar":
         return Check("kernels run on", "warn", "scalar", "this CPU has none of AVX-512, AVX2, NEON: expect no speed-up")
     return check
+
+
+def _instruction_sets() -> Check:
+    """What BINARIZE_ISA may name."""
+    return _needed("kernels for", lambda: ", ".join(supported_isas()))
 
 
 def _cpu() -> Check:

@@ -17,7 +17,7 @@ MINIMUM_ONNXRUNTIME = (1, 18)
 # Options objects that have our operators already; ONNX Runtime itself offers no way to ask.
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()
 
-ISA_NAMES = {0: "scalar", 1: "avx2", 2: "avx512", 3: "neon"}
+ISA_NAMES = {0: "scalar", 1: "avx2", 2: "avx512", 3: "neon", 4: "avx512bw"}
 
 
 def _field(number: int, payload: bytes) -> bytes:
@@ -31,13 +31,19 @@ def _varint(number: int, value: int) -> bytes:
 
 
 def _info_model() -> bytes:
-    """The model `isa = ai.binarize.KernelInfo()` as bytes, so that asking needs no onnx package."""
+    """The model `isa, supported = ai.binarize.KernelInfo()` as bytes, so that asking needs no onnx package."""
     domain = DOMAIN.encode()
-    node = _field(2, b"isa") + _field(3, b"kernel_info") + _field(4, b"KernelInfo") + _field(7, domain)
-    shape = _field(1, _varint(1, 1))  # one dimension of extent 1
-    tensor = _varint(1, 7) + _field(2, shape)  # element type int64
-    output = _field(1, b"isa") + _field(2, _field(1, tensor))
-    graph = _field(1, node) + _field(2, b"g") + _field(12, output)
+    node = (
+        _field(2, b"isa")
+        + _field(2, b"supported")
+        + _field(3, b"kernel_info")
+        + _field(4, b"KernelInfo")
+        + _field(7, domain)
+    )
+    shape = _field(1, _field(2, b"n"))  # one dimension of any extent
+    tensor = _field(1, _varint(1, 7) + _field(2, shape))  # element type int64
+    outputs = b"".join(_field(12, _field(1, name) + _field(2, tensor)) for name in (b"isa", b"supported"))
+    graph = _field(1, node) + _field(2, b"g") + outputs
     opset = _field(8, _varint(2, 18)) + _field(8, _field(1, domain) + _varint(2, 1))
     return _varint(1, 8) + _field(7, graph) + opset
 
@@ -114,22 +120,33 @@ def register(options: onnxruntime.SessionOptions) -> None:
 
 
 def active_isa() -> str:
-    """Instruction set the kernels run on here: "avx512", "avx2", "neon" or "scalar".
+    """Instruction set the kernels run on here, one of `ISA_NAMES`.
 
     The environment variable `BINARIZE_ISA` forces one; it is read when a session is created.
 
     Raises:
         EnvironmentProblem: the library cannot be used, or `BINARIZE_ISA` names what this machine lacks.
     """
+    return _kernel_info()[0]
+
+
+def supported_isas() -> tuple[str, ...]:
+    """All instruction sets `BINARIZE_ISA` may name here, the best one first. Raises what `active_isa` raises."""
+    return _kernel_info()[1]
+
+
+def _kernel_info() -> tuple[str, tuple[str, ...]]:
+    """What the operator KernelInfo answers."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     register(options)
     try:
         session = onnxruntime.InferenceSession(_info_model(), options, providers=["CPUExecutionProvider"])
-        (isa,) = session.run(None, {})
+        active, supported = session.run(None, {})
     except Exception as error:
         raise EnvironmentProblem(
             f"The op library does not run: {error}",
             hint="Unset BINARIZE_ISA to let the library choose.",
         ) from error
-    return ISA_NAMES.get(int(isa[0]), f"unknown ({int(isa[0])})")
+    names = [ISA_NAMES.get(int(isa), f"unknown ({int(isa)})") for isa in (*active, *supported)]
+    return names[0], tuple(names[1:])

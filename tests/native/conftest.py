@@ -13,7 +13,7 @@ for folder in (HERE, HERE.parent):
         sys.path.insert(0, str(folder))
 
 
-@pytest.fixture(params=["scalar", "avx512"])
+@pytest.fixture(params=["scalar", "avx2", "avx512bw", "avx512", "neon"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set in turn, forced; skips what this machine lacks."""
     from op_models import available_isas

@@ -16,8 +16,8 @@ import onnxruntime
 from numpy_reference import Conv
 from onnx import TensorProto, helper, numpy_helper
 
-from binarize.errors import EnvironmentProblem
-from binarize.runtime import InferenceSession, active_isa
+from binarize.runtime import InferenceSession
+from binarize.runtime.library import supported_isas
 
 ZERO_MAP = np.zeros((1, 1, 1, 1), dtype=np.float32)
 INPUTS = ["bits", "weight", "scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold"]
@@ -40,15 +40,8 @@ def forced_isa(name: str) -> Iterator[None]:
 
 @functools.cache
 def available_isas() -> tuple[str, ...]:
-    """The instruction sets this build and machine can run."""
-    found = []
-    for name in ("scalar", "avx2", "avx512", "neon"):
-        with forced_isa(name):
-            try:
-                found.append(active_isa())
-            except EnvironmentProblem:
-                continue
-    return tuple(found)
+    """The instruction sets this build and machine can run, the best one last."""
+    return supported_isas()[::-1]
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ class Case:
     values: dict[str, np.ndarray]
     outputs: tuple[str, ...] = ("y", "next_bits")
     attributes: dict[str, Any] = field(default_factory=dict)
+    stream: type = np.float32
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """`(y, next_bits)` of the NumPy reference."""
@@ -75,6 +69,7 @@ class Case:
             slope=v["slope"] if np.any(v["slope"] != 1) else None,
             shift=v["shift"] if np.any(v["shift"] != 0) else None,
             next_threshold=v["next_threshold"],
+            stream=self.stream,
         )
 
 
@@ -96,9 +91,10 @@ def make_case(
     exact: bool = False,
     scalar_parameters: bool = False,
     outputs: tuple[str, ...] = ("y", "next_bits"),
+    stream: type = np.float32,
     seed: int = 0,
 ) -> Case:
-    """A random case; `exact` makes y the accumulator itself."""
+    """A random case; `exact` makes y the accumulator itself, `stream` is the type of link, residual and y."""
     rng = np.random.default_rng(seed)
     conv = Conv(channels, group, strides, pads, dilations)
     count = 1 if scalar_parameters else out_channels
@@ -116,14 +112,14 @@ def make_case(
         "weight": reference.pack_weight(signs, group),
         "scale": fixed(1) if exact else parameter(0),
         "bias": fixed(0) if exact else parameter(0),
-        "link": rng.normal(size=(batch, *size, channels)).astype(np.float32) if link else ZERO_MAP,
+        "link": rng.normal(size=(batch, *size, channels)).astype(stream) if link else ZERO_MAP,
         "gamma": parameter(1),
-        "residual": rng.normal(size=(batch, height, width, out_channels)).astype(np.float32) if residual else ZERO_MAP,
+        "residual": rng.normal(size=(batch, height, width, out_channels)).astype(stream) if residual else ZERO_MAP,
         "slope": parameter(0) if slope else fixed(1),
         "shift": parameter(0) if shift else fixed(0),
         "next_threshold": parameter(0),
     }
-    return Case(conv, values, outputs)
+    return Case(conv, values, outputs, stream=stream)
 
 
 def tensor_type(array: np.ndarray) -> int:
@@ -172,8 +168,8 @@ def conv_node(case: Case, **overrides: Any) -> onnx.NodeProto:
 def conv_model(case: Case, functions: Sequence[onnx.FunctionProto] = (), **overrides: Any) -> bytes:
     """The one-node model of a case; neutral link and residual are constants."""
     data = {n: a for n, a in case.values.items() if n in DATA_INPUTS and a is not ZERO_MAP}
-    constants = {n: a for n, a in case.values.items() if n not in data}
-    kinds = {"y": TensorProto.FLOAT, "next_bits": TensorProto.UINT64}
+    constants = {n: a.astype(case.stream) if a is ZERO_MAP else a for n, a in case.values.items() if n not in data}
+    kinds = {"y": helper.np_dtype_to_tensor_dtype(np.dtype(case.stream)), "next_bits": TensorProto.UINT64}
     return model_bytes([conv_node(case, **overrides)], data, constants, {n: kinds[n] for n in case.outputs}, functions)
 
 

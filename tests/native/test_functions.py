@@ -38,6 +38,8 @@ def assert_function_agrees(case: Case) -> None:
     y, expected_bits = case.expected()
     out_channels = y.shape[-1]
     tolerance = RELATIVE_TOLERANCE * max(1.0, float(np.abs(y).max(initial=0)), _largest_term(case))
+    if case.stream is np.float16:  # rounding to float16 may fall to either side: one unit of its last place
+        tolerance += 2.0**-10 * float(np.abs(y.astype(np.float32)).max(initial=0))
     if "y" in case.outputs:
         assert function["y"].shape == kernel["y"].shape
         np.testing.assert_allclose(function["y"], kernel["y"], rtol=0, atol=tolerance)

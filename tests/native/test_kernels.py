@@ -6,6 +6,7 @@ rounding (fused multiply-adds, sums in a fixed order), which the reference repro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
         exact=draw(flag),
         scalar_parameters=draw(flag),
         outputs=outputs,
+        stream=draw(st.sampled_from([np.float32, np.float16])),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -138,16 +140,13 @@ def test_shapes_of_real_nets(shape: dict[str, Any], threads: int) -> None:
     assert_equals_reference(make_case(**shape, link=True, residual=True, slope=True, shift=True, seed=3), threads)
 
 
-@pytest.mark.parametrize("isa_name", ["scalar", "avx512"])
-def test_accumulators_are_exact_at_both_ends(isa_name: str) -> None:
+def test_accumulators_are_exact_at_both_ends(isa: str) -> None:
     """All signs equal gives +K, all opposite gives -K, with K the terms inside the map."""
-    if isa_name not in available_isas():
-        pytest.skip(f"this machine has no {isa_name}")
     case = make_case(channels=2048, out_channels=32, size=(3, 3), exact=True, outputs=("y",))
     every_bit = np.full_like(case.values["bits"], np.uint64(2**64 - 1))
     for weight_bits, sign in ((np.uint64(2**64 - 1), 1), (np.uint64(0), -1)):
         weight = np.full_like(case.values["weight"], weight_bits)
-        got = run_kernel(Case(case.conv, {**case.values, "bits": every_bit, "weight": weight}, ("y",)), isa_name)["y"]
+        got = run_kernel(Case(case.conv, {**case.values, "bits": every_bit, "weight": weight}, ("y",)), isa)["y"]
         assert got[0, 1, 1, 0] == sign * 9 * 2048
         assert got[0, 0, 0, 31] == sign * 4 * 2048
 
@@ -194,6 +193,40 @@ def test_special_values_reach_the_output(isa: str) -> None:
     np.testing.assert_array_equal(got["next_bits"].ravel(), np.array([0, 0xFFFF, 0, 0], dtype=np.uint64))
 
 
+@pytest.mark.parametrize("shape", ["expand", "squeeze", "strided 3x3", "depthwise strided", "uneven squeeze"])
+def test_float16_stream(shape: str) -> None:
+    """Arithmetic is float32; y is rounded once, and the next bits are those of what was stored."""
+    case = make_case(**SHAPES[shape], link=True, residual=True, slope=True, shift=True, stream=np.float16, seed=4)
+    assert_equals_reference(case)
+    assert_equals_reference(replace(case, outputs=("next_bits",)))
+
+
+def test_float16_extremes_are_rounded_alike(isa: str) -> None:
+    """Subnormals, ties, overflow to infinity and NaN: the same float16 as NumPy's."""
+    case = make_case(
+        channels=64,
+        out_channels=64,
+        kernel=(1, 1),
+        pads=(0,) * 4,
+        size=(8, 8),
+        link=True,
+        outputs=("y",),
+        stream=np.float16,
+    )
+    magnitudes = np.geomspace(1e-9, 1e6, case.values["link"].size).reshape(case.values["link"].shape)
+    case.values["gamma"] = np.array([1.0], dtype=np.float32)
+    case.values["scale"] = np.zeros(1, dtype=np.float32)
+    for sign in (1, -1):
+        for factor in (1.0, 3.7):
+            case.values["link"][...] = np.clip(sign * magnitudes, -6e4, 6e4)
+            case.values["gamma"][...] = factor
+            assert_equals_reference(case)
+            case.values["bias"] = (sign * factor * magnitudes[0, 0, 0]).astype(np.float32)
+            assert_equals_reference(case)
+    case.values["link"][0, :, 0] = np.array([np.nan, np.inf, -np.inf, 65504, -65504, 6e-8, 3e-8, 0])[:, None]
+    np.testing.assert_array_equal(run_kernel(case, isa)["y"], case.expected()[0])
+
+
 def pack_session(x: np.ndarray, threshold: np.ndarray, constant: bool, threads: int = 1) -> InferenceSession:
     node = helper.make_node("Pack", ["x", "threshold"], ["bits"], name="pack", domain="ai.binarize")
     inputs = {"x": x} if constant else {"x": x, "threshold": threshold}
@@ -206,13 +239,16 @@ def pack_session(x: np.ndarray, threshold: np.ndarray, constant: bool, threads: 
     shape=st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(1, 5), channel_counts),
     per_channel=st.booleans(),
     constant=st.booleans(),
+    stream=st.sampled_from([np.float32, np.float16]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_pack_equals_the_reference(shape: tuple[int, ...], per_channel: bool, constant: bool, seed: int) -> None:
+def test_pack_equals_the_reference(
+    shape: tuple[int, ...], per_channel: bool, constant: bool, stream: type, seed: int
+) -> None:
     from op_models import forced_isa
 
     rng = np.random.default_rng(seed)
-    x = rng.integers(-2, 3, shape).astype(np.float32)  # many values equal to their threshold
+    x = rng.integers(-2, 3, shape).astype(stream)  # many values equal to their threshold
     x[rng.random(shape) < 0.1] = np.nan
     x[rng.random(shape) < 0.1] = -0.0
     threshold = rng.integers(-1, 2, shape[3] if per_channel else 1).astype(np.float32)

@@ -47,15 +47,36 @@ constexpr bool Bit(uint64_t v, int i) { return (v >> i) & 1; }
 
 }  // namespace
 
-bool CpuHasAvx512() {
+namespace {
+
+// Whether the operating system saves all registers of `states`, bits of XCR0.
+bool Saves(uint64_t states) {
   constexpr int kOsxsave = 27;
-  if (!Bit(Cpuid(1, 0).ecx, kOsxsave)) return false;
-  constexpr uint64_t kSseAvxMaskZmm = 0xE6;  // XCR0: xmm 1, ymm 2, k 5, zmm0-15 6, zmm16-31 7
-  if ((EnabledStates() & kSseAvxMaskZmm) != kSseAvxMaskZmm) return false;
+  return Bit(Cpuid(1, 0).ecx, kOsxsave) && (EnabledStates() & states) == states;
+}
+
+constexpr uint64_t kXmmYmm = 0x06;      // bits 1 and 2
+constexpr uint64_t kXmmYmmZmm = 0xE6;   // and mask registers 5, zmm0-15 6, zmm16-31 7
+
+}  // namespace
+
+bool CpuHasAvx2() {
+  if (!Saves(kXmmYmm)) return false;
+  const Registers first = Cpuid(1, 0), extended = Cpuid(7, 0);
+  const bool fma = Bit(first.ecx, 12), avx = Bit(first.ecx, 28), f16c = Bit(first.ecx, 29);
+  return fma && avx && f16c && Bit(extended.ebx, 5);
+}
+
+bool CpuHasAvx512Bw() {
+  if (!CpuHasAvx2() || !Saves(kXmmYmmZmm)) return false;
   const Registers r = Cpuid(7, 0);
   const bool f = Bit(r.ebx, 16), dq = Bit(r.ebx, 17), bw = Bit(r.ebx, 30), vl = Bit(r.ebx, 31);
-  const bool vpopcntdq = Bit(r.ecx, 14);
-  return f && dq && bw && vl && vpopcntdq;
+  return f && dq && bw && vl;
+}
+
+bool CpuHasAvx512() {
+  constexpr int kVpopcntdq = 14;
+  return CpuHasAvx512Bw() && Bit(Cpuid(7, 0).ecx, kVpopcntdq);
 }
 
 }  // namespace binarize
@@ -63,6 +84,8 @@ bool CpuHasAvx512() {
 #else
 
 namespace binarize {
+bool CpuHasAvx2() { return false; }
+bool CpuHasAvx512Bw() { return false; }
 bool CpuHasAvx512() { return false; }
 }  // namespace binarize
 

@@ -3,7 +3,13 @@
 
 namespace binarize {
 
-// AVX-512 F, BW, DQ, VL and VPOPCNTDQ (Ice Lake, Zen 4 and newer), with OS support for the zmm and mask state.
+// AVX2, FMA and F16C (Haswell, Zen and newer), with OS support for the ymm state.
+bool CpuHasAvx2();
+
+// AVX-512 F, BW, DQ and VL (Skylake-X and newer), and what CpuHasAvx2 asks; with OS support for the zmm and mask state.
+bool CpuHasAvx512Bw();
+
+// AVX-512 F, BW, DQ, VL and VPOPCNTDQ (Ice Lake, Zen 4 and newer), with that OS support.
 bool CpuHasAvx512();
 
 }  // namespace binarize

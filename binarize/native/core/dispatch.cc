@@ -15,6 +15,15 @@ const Isa kIsas[] = {
 #if defined(BINARIZE_HAVE_AVX512)
     {"avx512", 2, CpuHasAvx512, &kAvx512Kernels, &kAvx512Pointwise},
 #endif
+#if defined(BINARIZE_HAVE_AVX512BW)
+    {"avx512bw", 4, CpuHasAvx512Bw, &kAvx512BwKernels, &kAvx512BwPointwise},
+#endif
+#if defined(BINARIZE_HAVE_AVX2)
+    {"avx2", 1, CpuHasAvx2, &kAvx2Kernels, &kAvx2Pointwise},
+#endif
+#if defined(BINARIZE_HAVE_NEON)
+    {"neon", 3, Always, &kNeonKernels, &kNeonPointwise},  // part of every aarch64
+#endif
     {"scalar", 0, Always, &kScalarKernels, &kScalarPointwise},
 };
 
@@ -40,6 +49,14 @@ const Isa& SelectIsa(const char* forced) {
     }
   }
   throw std::runtime_error(prefix + "this build has no such instruction set; usable here: " + SupportedNames());
+}
+
+std::vector<int64_t> SupportedIsas() {
+  std::vector<int64_t> ids;
+  for (const Isa& isa : kIsas) {
+    if (isa.supported()) ids.push_back(isa.id);
+  }
+  return ids;
 }
 
 const Isa& SelectIsaFromEnvironment() { return SelectIsa(std::getenv("BINARIZE_ISA")); }

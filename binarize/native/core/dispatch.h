@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/kernels.h"
 #include "core/pointwise.h"
@@ -20,6 +21,9 @@ struct Isa {
 // The named instruction set, or the best one when `forced` is null or empty.
 // Throws std::runtime_error when the name is unknown or the machine lacks it: a forced ISA never falls back.
 const Isa& SelectIsa(const char* forced);
+
+// The ids of those this build and machine can run, best first.
+std::vector<int64_t> SupportedIsas();
 
 // SelectIsa with the environment variable BINARIZE_ISA.
 const Isa& SelectIsaFromEnvironment();

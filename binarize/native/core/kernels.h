@@ -9,28 +9,39 @@
 
 namespace binarize {
 
+// The feature stream: the elements of link, residual and y. Arithmetic is float32 whatever the stream is.
+enum class Element { kFloat32, kFloat16 };
+
+// A float16 of the stream: IEEE binary16, as bits.
+struct Half {
+  uint16_t bits;
+};
+
 // Sixteen consecutive output channels: the unit of weight interleaving, of the epilogue and of packed output.
 // The channels of the block's groups lie in uint32 words [first, first + span) of every tap.
 struct Block {
   size_t first;         // uint32 words
   size_t span;          // uint32 words per tap
   size_t weights;       // offset into ConvConst::weights: [kh * kw][span][16]
+  size_t nibbles;       // offset into ConvConst::nibbles of the panel that starts here; only unmasked blocks have one
   size_t masks;         // offset into ConvConst::masks: [span][16], or kNoMask
   size_t alike;         // this block and the next ones that share `first` and `span`, need no mask, and may be tiled
   size_t lanes;         // valid output channels, 1..16
   size_t link_terms;    // channels summed per output by the link: 1, or more for squeeze
-  bool link_is_run;     // link channels of the lanes are consecutive
-  bool link_is_even;    // every lane sums link_terms channels
+  bool link_is_run;     // link channels of the lanes are consecutive, and every lane sums link_terms of them
+  size_t link_wrap;     // one term, and the lanes [0, wrap) and those from wrap on are two runs; 0: no such thing
 };
 constexpr size_t kNoMask = static_cast<size_t>(-1);
 
 // Constant for the life of a kernel. Per-channel arrays have 16 * block_count entries; null means neutral.
 struct ConvConst {
+  Element element;           // of link, residual and y
   size_t kernel_h, kernel_w;
   size_t channels_out;
   size_t block_count;
   const Block* blocks;
   const uint32_t* weights;   // see Block
+  const uint8_t* nibbles;    // panels of Kernels::panel_blocks blocks: [kh * kw][span][8][blocks][16], low nibble first
   const uint32_t* masks;     // see Block
   const uint64_t* depthwise; // [kh * kw][depthwise_step], only for depthwise convs
   size_t depthwise_step;     // words_in + 7: the words of a tap repeat, so that any 8 from a word on are one load
@@ -41,8 +52,9 @@ struct ConvConst {
   const float* bias;
   const float* gamma;         // null: no link
   const float* slope;         // null: no activation
+  bool slope_is_gentle;       // all in (0, 1]: t > 0 ? t : slope * t is the larger of t and slope * t
   const float* shift;         // null: none
-  const float* next_threshold;
+  const float* next_threshold;  // of the float32 value before it is rounded to the stream's type
   const int32_t* link_first;  // first link channel of each output channel
   const int32_t* link_count;  // link channels summed for each output channel
   size_t link_step;           // distance of the channels of one sum: out channels per group
@@ -65,15 +77,23 @@ struct ConvRow {
   size_t begin, end;
   const int32_t* base;        // [column class][16 * block_count]: accumulator = base - 2 * mismatches
   const uint32_t* column_class;  // per output column; null: class 0 everywhere
-  const float* link;          // start of this image; null when neutral
+  const void* link;           // start of this image; null when neutral
   size_t link_row_begin, link_row_end;  // rows of the link window inside the map
-  const float* residual;      // null when neutral
-  float* y;                   // null when not wanted
+  const void* residual;       // null when neutral
+  void* y;                    // null when not wanted
   uint16_t* next_bits;        // null when not wanted
 };
 
+// What a kernel computes in one call. Depthwise kernels always get all blocks.
+struct ConvWork {
+  const ConvRow* rows;
+  size_t row_count;
+  size_t first_block, last_block;  // a multiple of 4, and one past the last
+};
+
 struct PackJob {
-  const float* x;           // [pixels, channels]
+  Element element;          // of x; the threshold is float32
+  const void* x;            // [pixels, channels]
   const float* threshold;
   size_t threshold_step;    // 1: per channel, 0: one for all
   uint64_t* bits;           // [pixels, words]
@@ -82,13 +102,17 @@ struct PackJob {
 
 // What an instruction set provides.
 struct Kernels {
+  size_t panel_blocks;  // 0: `conv` reads ConvConst::weights; else, for blocks without masks, panels of so many blocks
   void (*pack)(const PackJob& job);
-  void (*conv)(const ConvConst& constant, const ConvCall& call, const ConvRow* rows, size_t row_count);
-  void (*depthwise)(const ConvConst& constant, const ConvCall& call, const ConvRow* rows, size_t row_count);
+  void (*conv)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);
+  void (*depthwise)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);
 };
 
 // One per folder of isa/; a build defines those its target can have.
 extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512BwKernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kNeonKernels;
 
 }  // namespace binarize

@@ -8,11 +8,13 @@
 
 #include "core/bits.h"
 #include "core/checked.h"
+#include "core/half.h"
 
 namespace binarize {
 namespace {
 
 constexpr int64_t kMaxExtent = int64_t{1} << 20;   // strides, pads, dilations, kernel sides, channels
+constexpr size_t kNibbles = 8;                      // of a uint32
 constexpr int64_t kMaxTerms = int64_t{1} << 28;    // K: keeps base - 2 * mismatches inside int32
 
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
@@ -76,7 +78,8 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
   return CeilDiv(dilation * (kernel - 1) - (stride - 1) - 2 * pad_begin, 2);
 }
 
-ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight) : spec_(spec) {
+ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight, const Kernels& kernels)
+    : spec_(spec), kernels_(kernels) {
   ValidateSpec(spec);
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
@@ -89,6 +92,7 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
   if (depthwise) {
     KeepDepthwise(weight);
   } else {
+    LayOutWeights();
     Interleave(weight);
   }
   SumPrefixes(weight);
@@ -97,13 +101,21 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
   constant_.bias = Expand(p.bias, 0.0f, &bias_);
   if (p.has_link) constant_.gamma = Expand(p.gamma, 0.0f, &gamma_);
   if (!AllEqual(p.slope, 1.0f)) constant_.slope = Expand(p.slope, 1.0f, &slope_);
+  constant_.slope_is_gentle =
+      std::all_of(p.slope.begin(), p.slope.end(), [](float slope) { return slope > 0.0f && slope <= 1.0f; });
   if (!AllEqual(p.shift, 0.0f)) constant_.shift = Expand(p.shift, 0.0f, &shift_);
-  constant_.next_threshold = Expand(p.next_threshold, std::numeric_limits<float>::infinity(), &next_threshold_);
+  constant_.element = p.element;
+  std::vector<float> thresholds = p.next_threshold;
+  if (p.element == Element::kFloat16) {
+    for (float& threshold : thresholds) threshold = ThresholdBeforeRounding(threshold);
+  }
+  constant_.next_threshold = Expand(thresholds, std::numeric_limits<float>::infinity(), &next_threshold_);
 
   MapLinkChannels();  // fills fields of the blocks, so it comes before they are published
   constant_.blocks = blocks_.data();
   constant_.block_count = blocks_.size();
   constant_.weights = weights_.data();
+  constant_.nibbles = nibbles_.data();
   constant_.masks = masks_.data();
   constant_.depthwise = depthwise_.empty() ? nullptr : depthwise_.data();
   constant_.link_first = link_first_.data();
@@ -117,12 +129,10 @@ const float* ConvPlan::Expand(const std::vector<float>& values, float padding, s
   return storage->data();
 }
 
-// A block's span covers the channels of all groups its lanes belong to. Lanes of a group that does not fill
-// the span get a mask; so do the channels past the end, because the model's caller may hand in stray bits.
+// A block's span covers the channels of all groups its lanes belong to. Lanes of a group that does not fill the span
+// get a mask. A dense conv needs none: its weights are 0 past the last channel, and ConvRun clears stray bits there.
 void ConvPlan::LayOutBlocks() {
   const int64_t in_per_group = spec_.channels_in / spec_.group;
-  const int64_t taps = spec_.kernel_h * spec_.kernel_w;
-  size_t weight_offset = 0, mask_offset = 0;
   for (int64_t o = 0; o < spec_.channels_out; o += kLanes) {
     const int64_t last = std::min(o + kLanes, spec_.channels_out) - 1;
     const int64_t begin = GroupOf(spec_, o) * in_per_group;
@@ -130,47 +140,82 @@ void ConvPlan::LayOutBlocks() {
     Block b{};
     b.first = static_cast<size_t>(begin / kHalfBits);
     b.span = static_cast<size_t>(CeilDiv(end, kHalfBits)) - b.first;
-    b.weights = weight_offset;
     b.lanes = static_cast<size_t>(last - o + 1);
-    const bool whole_words = begin % kHalfBits == 0 && end % kHalfBits == 0;
+    const bool whole_words = begin % kHalfBits == 0 && (end % kHalfBits == 0 || spec_.group == 1);
     const bool one_group = GroupOf(spec_, o) == GroupOf(spec_, last);
-    b.masks = whole_words && one_group ? kNoMask : mask_offset;
-    weight_offset += static_cast<size_t>(
-        CheckedProduct(taps, static_cast<int64_t>(b.span) * kLanes, "interleaved weight"));
-    if (b.masks != kNoMask) mask_offset += b.span * kLanes;
+    b.masks = whole_words && one_group ? kNoMask : 0;
     b.alike = 1;
     blocks_.push_back(b);
   }
-  Require(weight_offset < static_cast<size_t>(kMaxElements), "the interleaved weight is too large");
   for (size_t i = blocks_.size() - 1; i-- > 0;) {
     const Block& next = blocks_[i + 1];
     Block& b = blocks_[i];
     const bool same = b.first == next.first && b.span == next.span;
     if (same && b.masks == kNoMask && next.masks == kNoMask) b.alike = next.alike + 1;
   }
-  masks_.resize(mask_offset);
 }
 
-// [block][tap][word of the span][lane]: one 512-bit load meets one broadcast word of activations.
-void ConvPlan::Interleave(const uint64_t* weight) {
-  const int64_t in_per_group = spec_.channels_in / spec_.group;
-  const int64_t out_per_group = spec_.channels_out / spec_.group;
+// Reserves memory for the weights: a panel of alike blocks, or words and perhaps masks of a single one.
+void ConvPlan::LayOutWeights() {
   const int64_t taps = spec_.kernel_h * spec_.kernel_w;
-  const Block& tail = blocks_.back();
-  weights_.assign(tail.weights + static_cast<size_t>(taps) * tail.span * kLanes, 0);
+  size_t weights = 0, masks = 0, nibbles = 0;
+  for (size_t i = 0; i < blocks_.size();) {
+    Block& b = blocks_[i];
+    const size_t words = static_cast<size_t>(CheckedProduct(taps, static_cast<int64_t>(b.span), "interleaved weight"));
+    if (b.masks == kNoMask && kernels_.panel_blocks > 0) {
+      const size_t end = std::min(i + std::min(b.alike, kernels_.panel_blocks), blocks_.size());
+      for (; i < end; ++i) blocks_[i].nibbles = nibbles;
+      nibbles += words * kNibbles * kernels_.panel_blocks * kLanes;
+    } else {
+      b.weights = weights;
+      weights += words * kLanes;
+      if (b.masks != kNoMask) {
+        b.masks = masks;
+        masks += b.span * kLanes;
+      }
+      ++i;
+    }
+    Require(weights + nibbles < static_cast<size_t>(kMaxElements), "the interleaved weight is too large");
+  }
+  weights_.assign(weights, 0);
+  masks_.assign(masks, 0);
+  nibbles_.assign(nibbles, 0);
+}
+
+// Words: [block][tap][word of the span][lane], so that one 512-bit load meets one broadcast word of activations.
+// Nibbles: [panel][tap][word][nibble][block][lane] bytes, so that one load meets one nibble of activations.
+void ConvPlan::Interleave(const uint64_t* weight) {
+  size_t in_panel = 0;  // the block's place in its panel
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& b = blocks_[i];
-    for (size_t lane = 0; lane < b.lanes; ++lane) {
-      const int64_t o = static_cast<int64_t>(i) * kLanes + static_cast<int64_t>(lane);
-      const int64_t begin = GroupOf(spec_, o) * in_per_group;
-      for (size_t k = 0; k < b.span; ++k) {
-        const int64_t word = static_cast<int64_t>(b.first + k);
-        const uint32_t mask = ChannelMask(begin, begin + in_per_group, word);
-        if (b.masks != kNoMask) masks_[b.masks + k * kLanes + lane] = mask;
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          weights_[b.weights + (static_cast<size_t>(tap) * b.span + k) * kLanes + lane] =
-              NeutralWord(spec_, weight, o % out_per_group, tap, word) & mask;
-        }
+    const bool panel = b.masks == kNoMask && kernels_.panel_blocks > 0;
+    const bool same = panel && i > 0 && blocks_[i - 1].masks == kNoMask && blocks_[i - 1].nibbles == b.nibbles;
+    in_panel = same ? in_panel + 1 : 0;
+    for (size_t lane = 0; lane < b.lanes; ++lane) FillLane(weight, i, lane, panel, in_panel);
+  }
+}
+
+void ConvPlan::FillLane(const uint64_t* weight, size_t block, size_t lane, bool panel, size_t in_panel) {
+  const Block& b = blocks_[block];
+  const int64_t in_per_group = spec_.channels_in / spec_.group;
+  const int64_t o = static_cast<int64_t>(block * kLanes + lane);
+  const int64_t begin = GroupOf(spec_, o) * in_per_group;
+  const size_t taps = constant_.kernel_h * constant_.kernel_w;
+  for (size_t k = 0; k < b.span; ++k) {
+    const int64_t word = static_cast<int64_t>(b.first + k);
+    const uint32_t mask = ChannelMask(begin, begin + in_per_group, word);
+    if (b.masks != kNoMask) masks_[b.masks + k * kLanes + lane] = mask;
+    for (size_t tap = 0; tap < taps; ++tap) {
+      const int64_t row = o % (spec_.channels_out / spec_.group);
+      const uint32_t bits = NeutralWord(spec_, weight, row, static_cast<int64_t>(tap), word) & mask;
+      const size_t step = tap * b.span + k;
+      if (!panel) {
+        weights_[b.weights + step * kLanes + lane] = bits;
+        continue;
+      }
+      for (size_t nibble = 0; nibble < kNibbles; ++nibble) {
+        const size_t line = (step * kNibbles + nibble) * kernels_.panel_blocks + in_panel;
+        nibbles_[b.nibbles + line * kLanes + lane] = (bits >> (4 * nibble)) & 15;
       }
     }
   }
@@ -260,13 +305,14 @@ void ConvPlan::MapLinkChannels() {
     Block& b = blocks_[i];
     const int32_t* first = &link_first_[i * kLanes];
     const int32_t* count = &link_count_[i * kLanes];
-    b.link_is_run = b.link_is_even = true;
-    b.link_terms = 0;
-    for (size_t lane = 0; lane < b.lanes; ++lane) {
-      b.link_is_run = b.link_is_run && first[lane] == first[0] + static_cast<int32_t>(lane);
-      b.link_is_even = b.link_is_even && count[lane] == count[0];
-      b.link_terms = std::max(b.link_terms, static_cast<size_t>(count[lane]));
-    }
+    b.link_terms = static_cast<size_t>(*std::max_element(count, count + b.lanes));
+    const bool even = std::all_of(count, count + b.lanes, [count](int32_t terms) { return terms == count[0]; });
+    size_t run = 1;  // lanes of the first run
+    while (run < b.lanes && first[run] == first[run - 1] + 1) ++run;
+    size_t second = run;  // where the second one ends
+    while (second + 1 < b.lanes && first[second + 1] == first[second] + 1) ++second;
+    b.link_is_run = even && run == b.lanes;
+    b.link_wrap = b.link_terms == 1 && run < b.lanes && second + 1 == b.lanes ? run : 0;
   }
 }
 

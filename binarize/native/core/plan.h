@@ -24,6 +24,7 @@ struct ConvSpec {
 struct ConvParameters {
   std::vector<float> scale, bias, gamma, slope, shift, next_threshold;
   bool has_link = false;
+  Element element = Element::kFloat32;  // of link, residual and y
 };
 
 // Throws InvalidModel unless every number is in range and the sizes fit each other.
@@ -41,8 +42,8 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
 class ConvPlan {
  public:
   // `weight` is the neutral layout [channels_out / group, kernel_h, kernel_w, words] of docs/ops.md.
-  // Bits past the last channel are ignored. Throws InvalidModel.
-  ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight);
+  // Bits past the last channel are ignored. The weights are laid out for `kernels`. Throws InvalidModel.
+  ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight, const Kernels& kernels);
   ConvPlan(const ConvPlan&) = delete;
   ConvPlan& operator=(const ConvPlan&) = delete;
 
@@ -50,6 +51,7 @@ class ConvPlan {
   const ConvConst& constant() const { return constant_; }
   bool depthwise() const { return constant_.depthwise != nullptr; }
   bool has_link() const { return constant_.gamma != nullptr; }
+  const Kernels& kernels() const { return kernels_; }
   int64_t padded_channels_out() const { return static_cast<int64_t>(blocks_.size()) * 16; }
 
   // base[o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns
@@ -59,16 +61,20 @@ class ConvPlan {
 
  private:
   void LayOutBlocks();
+  void LayOutWeights();
   void Interleave(const uint64_t* weight);
+  void FillLane(const uint64_t* weight, size_t block, size_t lane, bool panel, size_t in_panel);
   void KeepDepthwise(const uint64_t* weight);
   void SumPrefixes(const uint64_t* weight);
   void MapLinkChannels();
   const float* Expand(const std::vector<float>& values, float padding, std::vector<float>* storage) const;
 
   ConvSpec spec_;
+  const Kernels& kernels_;
   ConvConst constant_{};
   std::vector<Block> blocks_;
   std::vector<uint32_t> weights_, masks_;
+  std::vector<uint8_t> nibbles_;
   std::vector<uint64_t> depthwise_;
   std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][padded O]: weight bits in taps above and left
   std::vector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;

@@ -38,6 +38,9 @@ struct PointwiseKernels {
 };
 
 extern const PointwiseKernels kScalarPointwise;
+extern const PointwiseKernels kAvx2Pointwise;
+extern const PointwiseKernels kAvx512BwPointwise;
 extern const PointwiseKernels kAvx512Pointwise;
+extern const PointwiseKernels kNeonPointwise;
 
 }  // namespace binarize

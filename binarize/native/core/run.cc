@@ -14,7 +14,14 @@ namespace {
 constexpr int64_t kRowsPerBatch = 8;        // rows handed to a kernel at once: weights stay in L1 across them
 constexpr int64_t kTasks = 16;              // enough to balance a few threads; a task costs about 0.1 us
 constexpr int64_t kFlatBytes = 16 * 1024;   // activations of one flat task: half of the smallest L1
+constexpr int64_t kTaskBlocks = 4;          // blocks are split at multiples of this: the widest tile or panel
 constexpr size_t kAlignment = 64;
+
+// The element `index` of a feature stream.
+const void* At(const void* stream, Element element, int64_t index) {
+  const size_t size = element == Element::kFloat16 ? sizeof(Half) : sizeof(float);
+  return static_cast<const char*>(stream) + static_cast<size_t>(index) * size;
+}
 
 size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
 
@@ -29,8 +36,7 @@ ConvRun::Interval ConvRun::TapsInside(int64_t index, int64_t stride, int64_t pad
   return {begin, std::max(begin, end)};
 }
 
-ConvRun::ConvRun(const ConvPlan& plan, const Kernels& kernels, const MapShape& map)
-    : plan_(plan), kernels_(kernels), n_(map.n), h_(map.h), w_(map.w) {
+ConvRun::ConvRun(const ConvPlan& plan, const MapShape& map) : plan_(plan), n_(map.n), h_(map.h), w_(map.w) {
   const ConvSpec& s = plan.spec();
   out_h_ = OutputExtent(h_, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
   out_w_ = OutputExtent(w_, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
@@ -42,6 +48,7 @@ ConvRun::ConvRun(const ConvPlan& plan, const Kernels& kernels, const MapShape& m
   Flatten();
   PlanRows();
   PlanColumns();
+  PlanTasks();
   PlanScratch();
 }
 
@@ -51,6 +58,8 @@ void ConvRun::Flatten() {
   const bool no_pads = s.pad_top == 0 && s.pad_left == 0 && s.pad_bottom == 0 && s.pad_right == 0;
   flat_ = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && no_pads;
   padded_ = s.pad_left > 0 || s.pad_right > 0;
+  const bool stray = s.group == 1 && s.channels_in % kWordBits != 0;  // else masks or unused lanes drop them
+  copied_ = padded_ || stray;
   images_ = flat_ ? std::min<int64_t>(n_, 1) : n_;
   map_h_ = flat_ ? 1 : h_;
   map_w_ = flat_ ? n_ * h_ * w_ : w_;
@@ -79,19 +88,27 @@ void ConvRun::PlanRows() {
     if (row_classes_.empty() || !(row_classes_.back() == taps)) row_classes_.push_back(taps);
     class_of_row_[static_cast<size_t>(i)] = static_cast<uint32_t>(row_classes_.size() - 1);
   }
+}
+
+// Rows of a flat map are split in pieces of near-equal size, whole multiples of a tile. Where that gives few tasks (few
+// pixels, as in the last stages of a net) the output channels of a dense conv are split as well.
+void ConvRun::PlanTasks() {
+  const ConvSpec& s = plan_.spec();
+  const int64_t blocks = static_cast<int64_t>(plan_.constant().block_count);
   rows_per_task_ = std::max<int64_t>(1, rows_ / kTasks);
   columns_per_task_ = row_width_;
   if (flat_) {
     const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * 8;
     const int64_t pixels = std::clamp<int64_t>(kFlatBytes / bytes_per_pixel, 24, 256);
-    // Pieces of near-equal size, whole multiples of a tile where that costs nothing.
     const int64_t pieces = std::max<int64_t>(1, CeilDiv(row_width_, pixels));
     columns_per_task_ = std::max<int64_t>(1, std::min(RoundUp(CeilDiv(row_width_, pieces), 12), row_width_));
-    task_count_ = static_cast<size_t>(rows_ * CeilDiv(row_width_, columns_per_task_));
-  } else {
-    task_count_ = static_cast<size_t>(CeilDiv(rows_, rows_per_task_));
   }
-  if (n_ == 0) task_count_ = 0;
+  column_pieces_ = CeilDiv(std::max<int64_t>(1, row_width_), columns_per_task_);
+  const int64_t tasks = CeilDiv(rows_, rows_per_task_) * column_pieces_;
+  const int64_t wanted = s.group == 1 && tasks > 0 ? CeilDiv(kTasks / 2, tasks) : 1;
+  blocks_per_task_ = RoundUp(CeilDiv(blocks, wanted), kTaskBlocks);
+  block_pieces_ = CeilDiv(blocks, blocks_per_task_);
+  task_count_ = n_ == 0 ? 0 : static_cast<size_t>(tasks * block_pieces_);
 }
 
 void ConvRun::PlanColumns() {
@@ -110,28 +127,34 @@ void ConvRun::PlanColumns() {
 
 void ConvRun::PlanScratch() {
   const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * 8;
-  if (padded_) {
+  if (copied_) {
     const int64_t pixels = CheckedProduct(CheckedProduct(images_, map_h_, "padded map"), padded_w_, "padded map");
-    padded_bytes_ = Aligned(CheckedProduct(pixels, bytes_per_pixel, "padded map"));
+    map_bytes_ = Aligned(CheckedProduct(pixels, bytes_per_pixel, "padded map"));
     column_bytes_ = Aligned(static_cast<int64_t>(class_of_column_.size() * sizeof(uint32_t)));
   }
   const int64_t classes = CheckedProduct(static_cast<int64_t>(row_classes_.size()),
                                          static_cast<int64_t>(column_classes_.size()), "border table");
   base_bytes_ = Aligned(CheckedProduct(classes, plan_.padded_channels_out() * 4, "border table"));
-  scratch_bytes_ = padded_bytes_ + base_bytes_ + column_bytes_;
+  scratch_bytes_ = map_bytes_ + base_bytes_ + column_bytes_;
 }
 
-void ConvRun::PadColumns(const uint64_t* bits, uint64_t* padded) const {
+void ConvRun::CopyMap(const uint64_t* bits, uint64_t* copy) const {
   const ConvSpec& s = plan_.spec();
   const size_t words = plan_.constant().words_in;
   const size_t left = static_cast<size_t>(s.pad_left) * words;
   const size_t middle = static_cast<size_t>(map_w_) * words;
   const size_t right = static_cast<size_t>(s.pad_right) * words;
+  const int64_t used = s.channels_in % kWordBits;
+  const uint64_t last = used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;  // of the last word of a pixel
   for (int64_t row = 0; row < images_ * map_h_; ++row) {
-    std::memset(padded, 0, left * sizeof(uint64_t));
-    std::memcpy(padded + left, bits, middle * sizeof(uint64_t));
-    std::memset(padded + left + middle, 0, right * sizeof(uint64_t));
-    padded += left + middle + right;
+    std::memset(copy, 0, left * sizeof(uint64_t));
+    copy += left;
+    std::memcpy(copy, bits, middle * sizeof(uint64_t));
+    if (used != 0) {
+      for (size_t i = words - 1; i < middle; i += words) copy[i] &= last;
+    }
+    std::memset(copy + middle, 0, right * sizeof(uint64_t));
+    copy += middle + right;
     bits += middle;
   }
 }
@@ -149,12 +172,12 @@ void ConvRun::FillClasses(int32_t* base, uint32_t* column_class) const {
 void ConvRun::Prepare(const ConvTensors& tensors, void* scratch) {
   tensors_ = tensors;
   char* memory = static_cast<char*>(scratch);
-  uint64_t* padded = reinterpret_cast<uint64_t*>(memory);
-  int32_t* base = reinterpret_cast<int32_t*>(memory + padded_bytes_);
-  uint32_t* column_class = reinterpret_cast<uint32_t*>(memory + padded_bytes_ + base_bytes_);
-  if (padded_) PadColumns(tensors.bits, padded);
+  uint64_t* copy = reinterpret_cast<uint64_t*>(memory);
+  int32_t* base = reinterpret_cast<int32_t*>(memory + map_bytes_);
+  uint32_t* column_class = reinterpret_cast<uint32_t*>(memory + map_bytes_ + base_bytes_);
+  if (copied_) CopyMap(tensors.bits, copy);
   FillClasses(base, column_class);
-  map_ = reinterpret_cast<const uint32_t*>(padded_ ? padded : tensors.bits);
+  map_ = reinterpret_cast<const uint32_t*>(copied_ ? copy : tensors.bits);
   base_ = base;
   column_class_ = padded_ ? column_class : nullptr;
 }
@@ -181,14 +204,15 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   r.base = base_ + row_class * column_classes_.size() * static_cast<size_t>(plan_.padded_channels_out());
   r.column_class = column_class_;
   if (tensors_.link != nullptr) {
-    r.link = tensors_.link + static_cast<size_t>(image * map_h_ * map_w_ * s.channels_in);
+    r.link = At(tensors_.link, constant.element, image * map_h_ * map_w_ * s.channels_in);
     const int64_t top = i * s.stride_h + LinkOffset(s.kernel_h, s.stride_h, s.pad_top, s.dilation_h);
     r.link_row_begin = static_cast<size_t>(std::clamp<int64_t>(top, 0, map_h_));
     r.link_row_end = static_cast<size_t>(std::clamp<int64_t>(top + s.stride_h, 0, map_h_));
   }
   const size_t pixel = static_cast<size_t>(row * row_width_);
-  if (tensors_.residual != nullptr) r.residual = tensors_.residual + pixel * constant.channels_out;
-  if (tensors_.y != nullptr) r.y = tensors_.y + pixel * constant.channels_out;
+  const int64_t first = row * row_width_ * s.channels_out;
+  if (tensors_.residual != nullptr) r.residual = At(tensors_.residual, constant.element, first);
+  if (tensors_.y != nullptr) r.y = const_cast<void*>(At(tensors_.y, constant.element, first));
   if (tensors_.next_bits != nullptr) {
     r.next_bits = reinterpret_cast<uint16_t*>(tensors_.next_bits + pixel * constant.words_out);
   }
@@ -205,18 +229,21 @@ void ConvRun::ClearUnusedBits(const ConvRow& row) const noexcept {
 }
 
 void ConvRun::RunTask(size_t task) const noexcept {
-  const auto kernel = plan_.depthwise() ? kernels_.depthwise : kernels_.conv;
+  const ConvConst& constant = plan_.constant();
+  const auto kernel = plan_.depthwise() ? plan_.kernels().depthwise : plan_.kernels().conv;
   ConvRow batch[kRowsPerBatch];
   const int64_t index = static_cast<int64_t>(task);
-  const int64_t pieces = CeilDiv(row_width_, columns_per_task_);
-  const int64_t first = flat_ ? index / pieces : index * rows_per_task_;
-  const int64_t last = flat_ ? first + 1 : std::min(first + rows_per_task_, rows_);
-  const int64_t begin = flat_ ? (index % pieces) * columns_per_task_ : 0;
+  const int64_t block_piece = index % block_pieces_, rest = index / block_pieces_;
+  const int64_t first = rest / column_pieces_ * rows_per_task_, last = std::min(first + rows_per_task_, rows_);
+  const int64_t begin = rest % column_pieces_ * columns_per_task_;
   const int64_t end = std::min(begin + columns_per_task_, row_width_);
+  const size_t first_block = static_cast<size_t>(block_piece * blocks_per_task_);
+  const size_t last_block = std::min(first_block + static_cast<size_t>(blocks_per_task_), constant.block_count);
   for (int64_t row = first; row < last;) {
     size_t count = 0;
     for (; row < last && count < static_cast<size_t>(kRowsPerBatch); ++row) batch[count++] = MakeRow(row, begin, end);
-    kernel(plan_.constant(), call_, batch, count);
+    kernel(constant, call_, {batch, count, first_block, last_block});
+    if (last_block < constant.block_count) continue;
     for (size_t i = 0; i < count; ++i) ClearUnusedBits(batch[i]);
   }
 }

@@ -16,9 +16,9 @@ struct MapShape {
 
 struct ConvTensors {
   const uint64_t* bits;
-  const float* link;      // null when neutral
-  const float* residual;  // null when neutral
-  float* y;               // null when not wanted
+  const void* link;       // of the plan's element type; null when neutral
+  const void* residual;   // null when neutral
+  void* y;                // null when not wanted
   uint64_t* next_bits;    // null when not wanted
 };
 
@@ -27,7 +27,7 @@ struct ConvTensors {
 class ConvRun {
  public:
   // Throws InvalidModel when the kernel does not fit the map or sizes overflow.
-  ConvRun(const ConvPlan& plan, const Kernels& kernels, const MapShape& map);
+  ConvRun(const ConvPlan& plan, const MapShape& map);
 
   int64_t out_h() const { return out_h_; }
   int64_t out_w() const { return out_w_; }
@@ -51,24 +51,27 @@ class ConvRun {
   void Flatten();
   void PlanColumns();
   void PlanRows();
+  void PlanTasks();
   void PlanScratch();
-  void PadColumns(const uint64_t* bits, uint64_t* padded) const;
+  void CopyMap(const uint64_t* bits, uint64_t* copy) const;
   void FillClasses(int32_t* base, uint32_t* column_class) const;
   ConvRow MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept;
   void ClearUnusedBits(const ConvRow& row) const noexcept;
 
   const ConvPlan& plan_;
-  const Kernels& kernels_;
   int64_t n_, h_, w_, out_h_, out_w_;
   int64_t rows_, row_width_;         // after flattening: rows_ = images * output rows
   int64_t images_, map_h_, map_w_;   // after flattening
   bool flat_ = false, padded_ = false;
+  bool copied_ = false;              // the map is copied, to pad its columns or to clear stray bits
   int64_t padded_w_;
   ConvCall call_{};
   std::vector<Interval> row_classes_, column_classes_;
   std::vector<uint32_t> class_of_row_, class_of_column_;
-  size_t padded_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scratch_bytes_ = 0;
-  int64_t rows_per_task_ = 1, columns_per_task_ = 1;
+  size_t map_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scratch_bytes_ = 0;
+  // A task is a range of rows x a range of columns x a range of output blocks.
+  int64_t rows_per_task_ = 1, columns_per_task_ = 1, blocks_per_task_ = 1;
+  int64_t column_pieces_ = 1, block_pieces_ = 1;
   size_t task_count_ = 0;
 
   ConvTensors tensors_{};

@@ -3,6 +3,7 @@
 
 #include "core/bits.h"
 #include "core/dispatch.h"
+#include "core/half.h"
 #include "core/plan.h"
 #include "core/run.h"
 #include "ort/custom_op.h"
@@ -49,7 +50,8 @@ std::vector<float> Parameter(const OrtApi& api, const OrtKernelInfo* info, Input
 // "Not there" is a constant [1,1,1,1] that holds 0.
 bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, Input index) {
   const Tensor t = ConstantInput(api, info, index);
-  return t.data != nullptr && t.type == kFloat && t.dims == std::vector<int64_t>{1, 1, 1, 1} && t.floats()[0] == 0.0f;
+  if (t.data == nullptr || t.dims != std::vector<int64_t>{1, 1, 1, 1}) return false;
+  return t.type == kFloat16 ? Widen(*static_cast<const Half*>(t.data)) == 0.0f : t.floats()[0] == 0.0f;
 }
 
 Tensor ReadWeight(const OrtApi& api, const OrtKernelInfo* info, const ConvSpec& spec) {
@@ -80,7 +82,8 @@ ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   return s;
 }
 
-std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo* info) {
+std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo* info, Element element,
+                                         const Kernels& kernels) {
   ConvSpec spec = ReadAttributes(api, info);
   const Tensor weight = ReadWeight(api, info, spec);
   spec.channels_out = CheckedProduct(weight.dims[0], spec.group, "number of output channels");
@@ -95,22 +98,25 @@ std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo*
   p.shift = Parameter(api, info, kShift, spec.channels_out);
   p.next_threshold = Parameter(api, info, kNextThreshold, spec.channels_out);
   p.has_link = !IsNeutral(api, info, kLink);
-  return std::make_unique<const ConvPlan>(spec, p, weight.words());
+  p.element = element;
+  return std::make_unique<const ConvPlan>(spec, p, weight.words(), kernels);
 }
 
+// STREAM is the element type of link, residual and y: one operator is registered per type.
+template <int32_t STREAM>
 class BinaryConv2d {
  public:
   static constexpr char kName[] = "BinaryConv2d";
+  static constexpr Element kElement = STREAM == kFloat16 ? Element::kFloat16 : Element::kFloat32;
   static constexpr size_t kInputCount = kInputTotal, kOutputCount = kOutputTotal;
   static constexpr Port kInputs[kInputTotal] = {
-      {kUint64, kRequired}, {kUint64, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
-      {kFloat, kRequired},  {kFloat, kRequired},  {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}};
-  static constexpr Port kOutputs[kOutputTotal] = {{kFloat, kOptional}, {kUint64, kOptional}};
+      {kUint64, kRequired}, {kUint64, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}, {STREAM, kRequired},
+      {kFloat, kRequired},  {STREAM, kRequired},  {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}};
+  static constexpr Port kOutputs[kOutputTotal] = {{STREAM, kOptional}, {kUint64, kOptional}};
 
   BinaryConv2d(const OrtApi& api, const OrtKernelInfo* info)
       : api_(api),
-        kernels_(SelectIsaFromEnvironment().kernels),
-        plan_(MakePlan(api, info)),
+        plan_(MakePlan(api, info, kElement, *SelectIsaFromEnvironment().kernels)),
         has_residual_(!IsNeutral(api, info, kResidual)) {
     Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, &memory_));
   }
@@ -126,19 +132,19 @@ class BinaryConv2d {
             "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims));
     const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2]};
     Require(map.h > 0 && map.w > 0, "input bits has an empty map, shape " + ShapeText(bits.dims));
-    ConvRun run(*plan_, *kernels_, map);
+    ConvRun run(*plan_, map);
 
     ConvTensors tensors{};
     tensors.bits = bits.words();
     if (plan_->has_link()) {
-      tensors.link = ReadShaped(context, kLink, {map.n, map.h, map.w, spec.channels_in}).floats();
+      tensors.link = ReadShaped(context, kLink, {map.n, map.h, map.w, spec.channels_in}).data;
     }
     if (has_residual_) {
       const std::vector<int64_t> dims = {map.n, run.out_h(), run.out_w(), spec.channels_out};
-      tensors.residual = ReadShaped(context, kResidual, dims).floats();
+      tensors.residual = ReadShaped(context, kResidual, dims).data;
     }
     const int64_t pixels[] = {map.n, run.out_h(), run.out_w()};
-    tensors.y = static_cast<float*>(MakeOutput(context, kY, pixels, spec.channels_out));
+    tensors.y = MakeOutput(context, kY, pixels, spec.channels_out);
     tensors.next_bits =
         static_cast<uint64_t*>(MakeOutput(context, kNextBits, pixels, WordsFor(spec.channels_out)));
     if (map.n == 0 || (tensors.y == nullptr && tensors.next_bits == nullptr)) return;
@@ -182,7 +188,6 @@ class BinaryConv2d {
   }
 
   const OrtApi& api_;
-  const Kernels* kernels_;
   std::unique_ptr<const ConvPlan> plan_;
   bool has_residual_;
   OrtMemoryInfo* memory_ = nullptr;
@@ -213,7 +218,8 @@ bool Small(const std::vector<int64_t>& values) {
   return true;
 }
 
-void BinaryConv2d::InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
+template <int32_t STREAM>
+void BinaryConv2d<STREAM>::InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
   const std::vector<Dim> bits = InputDims(api, context, kBits), weight = InputDims(api, context, kWeight);
   if (bits.size() != 4 || weight.size() != 4) return;
   std::vector<int64_t> strides{1, 1}, pads{0, 0, 0, 0}, dilations{1, 1};
@@ -231,7 +237,8 @@ void BinaryConv2d::InferShapes(const OrtApi& api, OrtShapeInferContext* context)
   y[1] = InferExtent(bits[1], weight[1], strides[0], pads[0], pads[2], dilations[0]);
   y[2] = InferExtent(bits[2], weight[2], strides[1], pads[1], pads[3], dilations[1]);
   if (weight[0].known()) y[3].value = weight[0].value * group;
-  SetOutput(api, context, kY, kFloat, y);
+  const int32_t stream = InputType(api, context, kResidual, InputType(api, context, kLink, kUnknownType));
+  if (stream != kUnknownType) SetOutput(api, context, kY, stream, y);
   if (y[3].known()) y[3].value = WordsFor(y[3].value);  // otherwise SetOutput has refused and will again
   SetOutput(api, context, kNextBits, kUint64, y);
 }
@@ -247,8 +254,9 @@ size_t BINARIZE_ORT_CALL MayInplace(int** input_index, int** output_index) {
 }
 void BINARIZE_ORT_CALL ReleaseMayInplace(int*, int*) {}
 
+template <int32_t STREAM>
 OrtCustomOp MakeConv() {
-  OrtCustomOp op = CustomOp<BinaryConv2d>::Make();
+  OrtCustomOp op = CustomOp<BinaryConv2d<STREAM>>::Make();
   op.GetMayInplace = MayInplace;
   op.ReleaseMayInplace = ReleaseMayInplace;
   return op;
@@ -257,7 +265,12 @@ OrtCustomOp MakeConv() {
 }  // namespace
 
 const OrtCustomOp* BinaryConv2dOp() {
-  static const OrtCustomOp op = MakeConv();
+  static const OrtCustomOp op = MakeConv<kFloat>();
+  return &op;
+}
+
+const OrtCustomOp* BinaryConv2dHalfOp() {
+  static const OrtCustomOp op = MakeConv<kFloat16>();
   return &op;
 }
 

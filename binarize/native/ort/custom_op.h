@@ -99,9 +99,12 @@ struct CustomOp {
   }
 };
 
-// The operators. The objects live as long as the library: sessions keep pointers to them.
+// The operators, those with a feature stream once per element type. The objects live as long as the library: sessions
+// keep pointers to them.
 const OrtCustomOp* PackOp();
+const OrtCustomOp* PackHalfOp();
 const OrtCustomOp* BinaryConv2dOp();
+const OrtCustomOp* BinaryConv2dHalfOp();
 const OrtCustomOp* ActivateOp();
 const OrtCustomOp* MaxPoolOp();
 const OrtCustomOp* AveragePoolOp();

@@ -23,16 +23,19 @@ void RunTask(void* user, size_t task) {
   PackJob job = call.job;
   const size_t first = task * call.pixels_per_task;
   job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
-  job.x += first * job.channels;
+  const size_t size = job.element == Element::kFloat16 ? sizeof(Half) : sizeof(float);
+  job.x = static_cast<const char*>(job.x) + first * job.channels * size;
   job.bits += first * job.words;
   call.kernels->pack(job);
 }
 
+// TYPE is the element type of x: one operator is registered per type.
+template <int32_t TYPE>
 class Pack {
  public:
   static constexpr char kName[] = "Pack";
   static constexpr size_t kInputCount = 2, kOutputCount = 1;
-  static constexpr Port kInputs[kInputCount] = {{kFloat, kRequired}, {kFloat, kRequired}};
+  static constexpr Port kInputs[kInputCount] = {{TYPE, kRequired}, {kFloat, kRequired}};
   static constexpr Port kOutputs[kOutputCount] = {{kUint64, kRequired}};
 
   Pack(const OrtApi& api, const OrtKernelInfo*) : api_(api), kernels_(SelectIsaFromEnvironment().kernels) {}
@@ -54,7 +57,8 @@ class Pack {
 
     Call call{};
     call.kernels = kernels_;
-    call.job.x = x.floats();
+    call.job.element = TYPE == kFloat16 ? Element::kFloat16 : Element::kFloat32;
+    call.job.x = x.data;
     call.job.threshold = threshold.floats();
     call.job.threshold_step = threshold.dims[0] == 1 ? 0 : 1;
     call.job.bits = static_cast<uint64_t*>(bits);
@@ -94,7 +98,12 @@ class Pack {
 }  // namespace
 
 const OrtCustomOp* PackOp() {
-  static const OrtCustomOp op = CustomOp<Pack>::Make();
+  static const OrtCustomOp op = CustomOp<Pack<kFloat>>::Make();
+  return &op;
+}
+
+const OrtCustomOp* PackHalfOp() {
+  static const OrtCustomOp op = CustomOp<Pack<kFloat16>>::Make();
   return &op;
 }
 

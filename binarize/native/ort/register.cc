@@ -31,8 +31,8 @@ OrtCustomOpDomain* Domain(const OrtApi& api) {
   static OrtCustomOpDomain* const domain = [&api] {
     OrtCustomOpDomain* made = nullptr;
     Check(api, api.CreateCustomOpDomain(kDomain, &made));
-    for (const OrtCustomOp* op :
-         {PackOp(), BinaryConv2dOp(), ActivateOp(), MaxPoolOp(), AveragePoolOp(), KernelInfoOp()}) {
+    for (const OrtCustomOp* op : {PackOp(), PackHalfOp(), BinaryConv2dOp(), BinaryConv2dHalfOp(), ActivateOp(),
+                                  MaxPoolOp(), AveragePoolOp(), KernelInfoOp()}) {
       Check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;

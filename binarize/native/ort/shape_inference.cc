@@ -15,14 +15,27 @@ struct Info {
   }
 };
 
-}  // namespace
-
-std::vector<Dim> InputDims(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
-  OrtTensorTypeAndShapeInfo* info = nullptr;  // stays the context's: releasing it is a double free
+// What is known of an input, or null. It stays the context's: releasing it is a double free.
+const OrtTensorTypeAndShapeInfo* InputInfo(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
   if (OrtStatus* status = api.ShapeInferContext_GetInputTypeShape(context, index, &info)) {
     api.ReleaseStatus(status);
-    return {};
+    return nullptr;
   }
+  return info;
+}
+
+}  // namespace
+
+int32_t InputType(const OrtApi& api, const OrtShapeInferContext* context, size_t index, int32_t fallback) {
+  const OrtTensorTypeAndShapeInfo* info = InputInfo(api, context, index);
+  int32_t type = fallback;
+  if (info != nullptr) Check(api, api.GetTensorElementType(info, &type));
+  return type;
+}
+
+std::vector<Dim> InputDims(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
+  const OrtTensorTypeAndShapeInfo* info = InputInfo(api, context, index);
   if (info == nullptr) return {};
   size_t rank = 0;
   Check(api, api.GetDimensionsCount(info, &rank));

@@ -20,6 +20,9 @@ struct Dim {
 // The dimensions of an input; empty when its shape is not known.
 std::vector<Dim> InputDims(const OrtApi& api, const OrtShapeInferContext* context, size_t index);
 
+// The element type of an input, or the fallback. Operators registered for several types share one inference function.
+int32_t InputType(const OrtApi& api, const OrtShapeInferContext* context, size_t index, int32_t fallback);
+
 // Does nothing for an output the node does not have, and when a dimension has neither extent nor symbol.
 void SetOutput(const OrtApi& api, const OrtShapeInferContext* context, size_t index, int32_t type,
                const std::vector<Dim>& dims);

@@ -4,6 +4,7 @@
 // Usage: core_test [cases] [seed]. A failure prints the seed that replays it. Buffers are exactly as large as
 // promised, so that a build with BINARIZE_SANITIZE finds any access beyond them.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,11 +12,13 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/bits.h"
 #include "core/checked.h"
 #include "core/dispatch.h"
+#include "core/half.h"
 #include "core/plan.h"
 #include "core/run.h"
 
@@ -50,7 +53,8 @@ struct Case {
   ConvParameters parameters;
   MapShape map;
   std::vector<uint64_t> bits, weight;
-  std::vector<float> link, residual;
+  Element element;
+  std::vector<float> link, residual;  // float16 values when that is the element
   int64_t out_h, out_w;
   bool want_y, want_bits;
 };
@@ -66,6 +70,47 @@ float At(const std::vector<float>& values, int64_t o) {
 
 bool Bit(const std::vector<uint64_t>& words, int64_t row, int64_t words_per_row, int64_t channel) {
   return (words[static_cast<size_t>(row * words_per_row + channel / 64)] >> (channel % 64)) & 1;
+}
+
+float Stored(Element element, float x) {
+  if (element == Element::kFloat32) return x;
+  Half half;
+  Narrow(x, &half);
+  return Widen(half);
+}
+
+std::vector<float> Stored(Element element, std::vector<float> values) {
+  for (float& x : values) x = Stored(element, x);
+  return values;
+}
+
+// The stream as the kernels read it.
+std::vector<char> Bytes(Element element, const std::vector<float>& values) {
+  if (element == Element::kFloat32) {
+    const char* first = reinterpret_cast<const char*>(values.data());
+    return std::vector<char>(first, first + values.size() * sizeof(float));
+  }
+  std::vector<char> bytes(values.size() * sizeof(Half));
+  for (size_t i = 0; i < values.size(); ++i) {
+    Half half;
+    Narrow(values[i], &half);
+    std::memcpy(&bytes[i * sizeof(Half)], &half, sizeof half);
+  }
+  return bytes;
+}
+
+std::vector<float> Floats(Element element, const char* bytes, size_t count) {
+  std::vector<float> values(count);
+  for (size_t i = 0; i < count; ++i) {
+    Half half;
+    if (element == Element::kFloat32) {
+      std::memcpy(&values[i], bytes + i * sizeof(float), sizeof(float));
+    } else {
+      std::memcpy(&half, bytes + i * sizeof(Half), sizeof half);
+      values[i] = Widen(half);
+    }
+  }
+  return values;
 }
 
 Case MakeCase(Random& random) {
@@ -101,8 +146,9 @@ Case MakeCase(Random& random) {
   const int64_t words = WordsFor(s.channels_in), pixels = c.map.n * c.map.h * c.map.w;
   c.bits = random.Words(pixels * words);  // stray bits past the last channel included
   c.weight = random.Words(s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
-  if (p.has_link) c.link = random.Values(pixels * s.channels_in);
-  if (random.Coin()) c.residual = random.Values(c.map.n * c.out_h * c.out_w * s.channels_out);
+  c.element = p.element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
+  if (p.has_link) c.link = Stored(c.element, random.Values(pixels * s.channels_in));
+  if (random.Coin()) c.residual = Stored(c.element, random.Values(c.map.n * c.out_h * c.out_w * s.channels_out));
   c.want_y = random.Coin();
   c.want_bits = !c.want_y || random.Coin();
   return c;
@@ -162,7 +208,7 @@ Result Naive(const Case& c) {
       if (p.has_link) t = std::fma(At(p.gamma, o), NaiveLink(c, n, i, k, o), t);
       if (!c.residual.empty()) t = t + c.residual[at];
       t = t > 0.0f ? t : At(p.slope, o) * t;
-      t = t + At(p.shift, o);
+      t = Stored(c.element, t + At(p.shift, o));
       result.y[at] = t;
       const uint64_t next = t > At(p.next_threshold, o);
       result.bits[static_cast<size_t>(pixel * words + o / 64)] |= next << (o % 64);
@@ -178,34 +224,58 @@ std::unique_ptr<char[]> Dirty(size_t bytes) {
   return block;
 }
 
+// One call of a plan with memory of its own.
+class Call {
+ public:
+  Call(const Case& c, const ConvPlan& plan) : case_(c), run_(plan, c.map) {
+    const size_t pixels = static_cast<size_t>(c.map.n * c.out_h * c.out_w);
+    y_size_ = pixels * static_cast<size_t>(c.spec.channels_out);
+    bits_size_ = pixels * static_cast<size_t>(WordsFor(c.spec.channels_out));
+    y_ = Dirty(y_size_ * (c.element == Element::kFloat16 ? sizeof(Half) : sizeof(float)));
+    bits_ = Dirty(bits_size_ * sizeof(uint64_t));
+    scratch_ = Dirty(run_.scratch_bytes());
+    link_ = Bytes(c.element, c.link);
+    residual_ = Bytes(c.element, c.residual);
+    ConvTensors tensors{};
+    tensors.bits = c.bits.data();
+    tensors.link = c.link.empty() ? nullptr : link_.data();
+    tensors.residual = c.residual.empty() ? nullptr : residual_.data();
+    tensors.y = c.want_y ? y_.get() : nullptr;
+    tensors.next_bits = c.want_bits ? reinterpret_cast<uint64_t*>(bits_.get()) : nullptr;
+    run_.Prepare(tensors, scratch_.get());
+  }
+
+  const ConvRun& run() const { return run_; }
+
+  Result Read() const {
+    Result result;
+    if (case_.want_y) result.y = Floats(case_.element, y_.get(), y_size_);
+    const uint64_t* words = reinterpret_cast<const uint64_t*>(bits_.get());
+    if (case_.want_bits) result.bits.assign(words, words + bits_size_);
+    return result;
+  }
+
+ private:
+  const Case& case_;
+  ConvRun run_;
+  size_t y_size_, bits_size_;
+  std::unique_ptr<char[]> y_, bits_, scratch_;
+  std::vector<char> link_, residual_;
+};
+
 Result RunCore(const Case& c, const Kernels& kernels, Random& random) {
-  const ConvPlan plan(c.spec, c.parameters, c.weight.data());
-  ConvRun run(plan, kernels, c.map);
-  const size_t pixels = static_cast<size_t>(c.map.n * c.out_h * c.out_w);
-  const size_t y_size = pixels * static_cast<size_t>(c.spec.channels_out);
-  const size_t bits_size = pixels * static_cast<size_t>(WordsFor(c.spec.channels_out));
-  const auto y = Dirty(y_size * sizeof(float)), bits = Dirty(bits_size * sizeof(uint64_t));
-  const auto scratch = Dirty(run.scratch_bytes());
-  ConvTensors tensors{};
-  tensors.bits = c.bits.data();
-  tensors.link = c.link.empty() ? nullptr : c.link.data();
-  tensors.residual = c.residual.empty() ? nullptr : c.residual.data();
-  tensors.y = c.want_y ? reinterpret_cast<float*>(y.get()) : nullptr;
-  tensors.next_bits = c.want_bits ? reinterpret_cast<uint64_t*>(bits.get()) : nullptr;
-  run.Prepare(tensors, scratch.get());
-  std::vector<size_t> order(run.task_count());
+  const ConvPlan plan(c.spec, c.parameters, c.weight.data(), kernels);
+  const Call call(c, plan);
+  std::vector<size_t> order(call.run().task_count());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random.engine);  // any order gives the same result
-  for (size_t task : order) run.RunTask(task);
-  Result result;
-  if (c.want_y) result.y.assign(tensors.y, tensors.y + y_size);
-  if (c.want_bits) result.bits.assign(tensors.next_bits, tensors.next_bits + bits_size);
-  return result;
+  for (size_t task : order) call.run().RunTask(task);
+  return call.Read();
 }
 
 std::vector<const Isa*> AvailableIsas() {
   std::vector<const Isa*> isas;
-  for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+  for (const char* name : {"scalar", "avx2", "avx512bw", "avx512", "neon"}) {
     try {
       isas.push_back(&SelectIsa(name));
     } catch (const std::runtime_error&) {  // not in this build or not on this machine
@@ -251,12 +321,42 @@ int CheckCases(int64_t cases, uint64_t seed) {
   return 0;
 }
 
+// Two calls of one plan at a time, as of two sessions' threads, each with its tasks spread over two threads. Meant for
+// ThreadSanitizer.
+int CheckThreads(int64_t cases, uint64_t seed) {
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(seed + static_cast<uint64_t>(i));
+    const Case c = MakeCase(random);
+    const Result expected = Naive(c);
+    for (const Isa* isa : AvailableIsas()) {
+      const ConvPlan plan(c.spec, c.parameters, c.weight.data(), *isa->kernels);
+      const Call calls[2] = {{c, plan}, {c, plan}};
+      std::atomic<size_t> next[2] = {{0}, {0}};
+      std::vector<std::thread> threads;
+      for (int t = 0; t < 4; ++t) {
+        threads.emplace_back([&calls, &next, t] {
+          const ConvRun& run = calls[t % 2].run();
+          for (size_t task; (task = next[t % 2]++) < run.task_count();) run.RunTask(task);
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      if (Agree(c, calls[0].Read(), expected) && Agree(c, calls[1].Read(), expected)) continue;
+      std::printf("FAILED: threads on %s with seed %llu: %s\n", isa->name,
+                  static_cast<unsigned long long>(seed + static_cast<uint64_t>(i)), Describe(c).c_str());
+      return 1;
+    }
+  }
+  return 0;
+}
+
 int CheckPack(int64_t cases, uint64_t seed) {
   for (int64_t i = 0; i < cases; ++i) {
     Random random(seed + static_cast<uint64_t>(i));
     const int64_t pixels = random.Between(1, 9), channels = random.Between(1, 200), words = WordsFor(channels);
     const bool per_channel = random.Coin();
-    const std::vector<float> x = random.Values(pixels * channels);
+    const Element element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
+    const std::vector<float> x = Stored(element, random.Values(pixels * channels));
+    const std::vector<char> stream = Bytes(element, x);
     const std::vector<float> threshold = random.Values(per_channel ? channels : 1);
     std::vector<uint64_t> expected(static_cast<size_t>(pixels * words));
     for (int64_t at = 0; at < pixels * channels; ++at) {
@@ -265,7 +365,7 @@ int CheckPack(int64_t cases, uint64_t seed) {
     }
     for (const Isa* isa : AvailableIsas()) {
       std::vector<uint64_t> got(expected.size(), 0xA5A5A5A5A5A5A5A5u);
-      isa->kernels->pack({x.data(), threshold.data(), per_channel ? size_t{1} : size_t{0}, got.data(),
+      isa->kernels->pack({element, stream.data(), threshold.data(), per_channel ? size_t{1} : size_t{0}, got.data(),
                           static_cast<size_t>(pixels), static_cast<size_t>(channels), static_cast<size_t>(words)});
       if (got == expected) continue;
       std::printf("FAILED: Pack on %s with seed %llu\n", isa->name,
@@ -294,9 +394,10 @@ int CheckHostile(int64_t cases, uint64_t seed) {
       const int64_t weight = s.channels_out / s.group * s.kernel_h * s.kernel_w * WordsFor(s.channels_in);
       if (weight > 100000 || s.channels_out > 100000) continue;  // legal, but a test of memory and patience
       const std::vector<float> one{1.0f};
-      const ConvPlan plan(s, {one, one, one, one, one, one, false}, random.Words(weight).data());
+      const Kernels& kernels = *SelectIsa("scalar").kernels;
+      const ConvPlan plan(s, {one, one, one, one, one, one}, random.Words(weight).data(), kernels);
       const MapShape map{1, random.Between(0, 4), random.Between(0, 4)};
-      ConvRun run(plan, *SelectIsa("scalar").kernels, map);
+      ConvRun run(plan, map);
       if (map.h == 0 || map.w == 0) continue;  // the adapter refuses empty maps
       const int64_t outputs = run.out_h() * run.out_w() * s.channels_out;
       if (outputs > 100000 || run.scratch_bytes() > 10000000) continue;
@@ -312,6 +413,45 @@ int CheckHostile(int64_t cases, uint64_t seed) {
   if (refused > 0) return 0;
   std::printf("FAILED: no hostile parameter was refused\n");
   return 1;
+}
+
+// Every float16 comes back, and every value between two of them goes to the nearer one, a tie to the even one.
+int CheckHalf() {
+  const auto narrow = [](float x) {
+    Half half;
+    Narrow(x, &half);
+    return half.bits;
+  };
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const float here = Widen(Half{static_cast<uint16_t>(bits)});
+    const float next = bits == 0x7bff ? 65536.0f : Widen(Half{static_cast<uint16_t>(bits + 1)});
+    const float middle = here + (next - here) / 2;
+    const uint32_t even = bits + bits % 2;
+    const bool right = narrow(here) == bits && narrow(-here) == (bits | 0x8000) && narrow(middle) == even &&
+                       narrow(std::nextafter(middle, 0.0f)) == bits && narrow(std::nextafter(middle, next)) == bits + 1;
+    if (right) continue;
+    std::printf("FAILED: float16 0x%x\n", bits);
+    return 1;
+  }
+  const float infinity = std::numeric_limits<float>::infinity();
+  Random random(1);
+  for (int i = 0; i < 200000; ++i) {
+    const auto value = [&] {
+      const float special[] = {0.0f, -0.0f, infinity, -infinity, 65504.0f, 65520.0f, -65504.0f, -65520.0f, 1e30f, -1e30f, std::nanf("")};
+      return i % 5 == 0 ? special[random.Between(0, 10)] : random.Value() * std::ldexp(1.0f, static_cast<int>(random.Between(-30, 17)));
+    };
+    const float threshold = i % 3 == 0 ? Stored(Element::kFloat16, value()) : value();
+    float x = value();
+    if (i % 2 == 0) x = std::nextafter(ThresholdBeforeRounding(threshold), random.Coin() ? infinity : -infinity);
+    if (i % 4 == 0) x = ThresholdBeforeRounding(threshold);
+    if ((Stored(Element::kFloat16, x) > threshold) == (x > ThresholdBeforeRounding(threshold))) continue;
+    std::printf("FAILED: float16 of %a above %a\n", x, threshold);
+    return 1;
+  }
+  const bool special = narrow(infinity) == 0x7c00 && std::isinf(Widen(Half{0xfc00})) && std::isnan(Widen(Half{0x7e00})) &&
+                       (narrow(std::nanf("")) & 0x7fff) > 0x7c00;
+  if (!special) std::printf("FAILED: float16 infinity or NaN\n");
+  return special ? 0 : 1;
 }
 
 int CheckDispatch() {
@@ -333,8 +473,8 @@ int main(int argc, char** argv) {
   for (const Isa* isa : AvailableIsas()) names += std::string(" ") + isa->name;
   std::printf("%lld cases from seed %llu on%s\n", static_cast<long long>(cases),
               static_cast<unsigned long long>(seed), names.c_str());
-  const int failures =
-      CheckCases(cases, seed) + CheckPack(cases, seed) + CheckHostile(10 * cases, seed) + CheckDispatch();
+  const int failures = CheckCases(cases, seed) + CheckThreads(cases / 10, seed) + CheckPack(cases, seed) +
+                       CheckHostile(10 * cases, seed) + CheckHalf() + CheckDispatch();
   if (failures == 0) std::printf("all passed\n");
   return failures == 0 ? 0 : 1;
 }

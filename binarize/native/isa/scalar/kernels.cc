@@ -7,36 +7,43 @@
 #include <cmath>
 
 #include "core/bits.h"
+#include "core/half.h"
 
 namespace binarize {
 namespace {
 
-void Pack(const PackJob& job) {
+template <class E>
+void PackElements(const PackJob& job) {
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
-    const float* x = job.x + pixel * job.channels;
+    const E* x = static_cast<const E*>(job.x) + pixel * job.channels;
     uint64_t* bits = job.bits + pixel * job.words;
     for (size_t word = 0; word < job.words; ++word) bits[word] = 0;
     for (size_t c = 0; c < job.channels; ++c) {
-      const uint64_t bit = x[c] > job.threshold[c * job.threshold_step];
+      const uint64_t bit = Widen(x[c]) > job.threshold[c * job.threshold_step];
       bits[c / kWordBits] |= bit << (c % kWordBits);
     }
   }
 }
 
+void Pack(const PackJob& job) {
+  job.element == Element::kFloat16 ? PackElements<Half>(job) : PackElements<float>(job);
+}
+
 // Mean over the stride's window, sum over the channels of the link of output channel o; window rows, then
 // columns, then channels.
+template <class E>
 float LinkValue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t o) {
   const int64_t left = static_cast<int64_t>(column) * call.link_stride + call.link_offset;
   const int64_t width = static_cast<int64_t>(call.map_w);
   const int64_t begin = left < 0 ? 0 : left;
   const int64_t end = left + call.link_stride < width ? left + call.link_stride : width;
   if (begin >= end || row.link_row_begin >= row.link_row_end) return 0.0f;
-  float sum = 0.0f;
+  float sum = -0.0f;  // the neutral element of addition
   for (size_t r = row.link_row_begin; r < row.link_row_end; ++r) {
     for (size_t c = static_cast<size_t>(begin); c < static_cast<size_t>(end); ++c) {
-      const float* pixel = row.link + (r * call.map_w + c) * call.link_channels;
+      const E* pixel = static_cast<const E*>(row.link) + (r * call.map_w + c) * call.link_channels;
       for (int32_t i = 0; i < k.link_count[o]; ++i) {
-        sum += pixel[static_cast<size_t>(k.link_first[o]) + static_cast<size_t>(i) * k.link_step];
+        sum += Widen(pixel[static_cast<size_t>(k.link_first[o]) + static_cast<size_t>(i) * k.link_step]);
       }
     }
   }
@@ -45,21 +52,30 @@ float LinkValue(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
 }
 
 // docs/ops.md, "Value": from the accumulators of one block of one pixel to y and the next bits.
+template <class E>
 void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
               const int32_t* accumulator) {
+  const E* residual = static_cast<const E*>(row.residual);
+  E* y = static_cast<E*>(row.y);
   uint32_t next = 0;
   for (size_t lane = 0; lane < k.blocks[block].lanes; ++lane) {
     const size_t o = block * kLanes + lane;
     const size_t at = column * k.channels_out + o;
     float t = std::fma(static_cast<float>(accumulator[lane]), k.scale[o], k.bias[o]);
-    if (row.link != nullptr) t = std::fma(k.gamma[o], LinkValue(k, call, row, column, o), t);
-    if (row.residual != nullptr) t = t + row.residual[at];
+    if (row.link != nullptr) t = std::fma(k.gamma[o], LinkValue<E>(k, call, row, column, o), t);
+    if (residual != nullptr) t = t + Widen(residual[at]);
     if (k.slope != nullptr) t = t > 0.0f ? t : k.slope[o] * t;
     if (k.shift != nullptr) t = t + k.shift[o];
-    if (row.y != nullptr) row.y[at] = t;
+    if (y != nullptr) Narrow(t, &y[at]);
     if (t > k.next_threshold[o]) next |= uint32_t{1} << lane;
   }
   if (row.next_bits != nullptr) row.next_bits[column * k.words_out * 4 + block] = static_cast<uint16_t>(next);
+}
+
+void Finish(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
+            const int32_t* accumulator) {
+  k.element == Element::kFloat16 ? Epilogue<Half>(k, call, row, column, block, accumulator)
+                                    : Epilogue<float>(k, call, row, column, block, accumulator);
 }
 
 const int32_t* Base(const ConvConst& k, const ConvRow& row, size_t column, size_t block) {
@@ -85,12 +101,12 @@ void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, siz
   }
   const int32_t* base = Base(k, row, column, block);
   for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
-  Epilogue(k, call, row, column, block, mismatches);
+  Finish(k, call, row, column, block, mismatches);
 }
 
-void Conv(const ConvConst& k, const ConvCall& call, const ConvRow* rows, size_t row_count) {
-  for (size_t block = 0; block < k.block_count; ++block) {
-    for (const ConvRow* row = rows; row != rows + row_count; ++row) {
+void Conv(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
+  for (size_t block = work.first_block; block < work.last_block; ++block) {
+    for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
       for (size_t column = row->begin; column < row->end; ++column) ConvPixel(k, call, *row, column, block);
     }
   }
@@ -111,11 +127,11 @@ void DepthwisePixel(const ConvConst& k, const ConvCall& call, const ConvRow& row
   }
   const int32_t* base = Base(k, row, column, block);
   for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
-  Epilogue(k, call, row, column, block, mismatches);
+  Finish(k, call, row, column, block, mismatches);
 }
 
-void Depthwise(const ConvConst& k, const ConvCall& call, const ConvRow* rows, size_t row_count) {
-  for (const ConvRow* row = rows; row != rows + row_count; ++row) {
+void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
+  for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
     for (size_t column = row->begin; column < row->end; ++column) {
       for (size_t block = 0; block < k.block_count; ++block) DepthwisePixel(k, call, *row, column, block);
     }
@@ -124,6 +140,6 @@ void Depthwise(const ConvConst& k, const ConvCall& call, const ConvRow* rows, si
 
 }  // namespace
 
-const Kernels kScalarKernels = {Pack, Conv, Depthwise};
+const Kernels kScalarKernels = {0, Pack, Conv, Depthwise};
 
 }  // namespace binarize

@@ -1,0 +1,208 @@
+// AVX2 kernels (AVX2, FMA, F16C): two ymm hold the sixteen lanes of a block.
+//
+// Dense convolutions count by table (isa/generic/lookup.h): a register holds one nibble of the weights of 32 output
+// channels, and vpshufb looks up how many of its bits differ from the pixel's nibble. Blocks with masks count the ones
+// of whole words, nibble by nibble.
+//
+// No std headers: this file has its own target flags (see core/kernels.h).
+#include <immintrin.h>
+
+#include "isa/generic/conv.h"
+#include "isa/generic/depthwise.h"
+#include "isa/generic/lookup.h"
+#include "isa/generic/pack.h"
+
+namespace binarize {
+namespace {
+
+struct Avx2 {
+  struct Floats {
+    __m256 low, high;
+  };
+  struct Ints {
+    __m256i low, high;
+  };
+
+  static constexpr int kPixels = 3, kWidePixels = 3, kWideBlocks = 1;
+
+  // Lanes [0, n) of eight.
+  BINARIZE_INLINE __m256i First(size_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  BINARIZE_INLINE size_t Low(size_t n) { return generic::Min(n, 8); }
+  BINARIZE_INLINE size_t High(size_t n) { return n > 8 ? n - 8 : 0; }
+
+  BINARIZE_INLINE Floats Zero() { return Set(0.0f); }
+  BINARIZE_INLINE Floats Set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  BINARIZE_INLINE Floats Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  BINARIZE_INLINE Floats Load(const Half* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+  }
+  BINARIZE_INLINE Floats LoadFirst(const float* p, size_t n) {
+    return {_mm256_maskload_ps(p, First(Low(n))), _mm256_maskload_ps(p + 8, First(High(n)))};
+  }
+  BINARIZE_INLINE Floats LoadFirst(const Half* p, size_t n) { return LoadTwo(p, n, p, n); }
+  template <class E>
+  BINARIZE_INLINE Floats LoadTwo(const E* p, size_t n, const E* q, size_t end) {
+    E copy[generic::kLanes] = {};
+    for (size_t i = 0; i < n; ++i) copy[i] = p[i];
+    for (size_t i = n; i < end; ++i) copy[i] = q[i - n];
+    return Load(copy);
+  }
+  BINARIZE_INLINE void Store(float* p, Floats x) {
+    _mm256_storeu_ps(p, x.low);
+    _mm256_storeu_ps(p + 8, x.high);
+  }
+  BINARIZE_INLINE void Store(Half* p, Floats x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
+  }
+  BINARIZE_INLINE void StoreFirst(float* p, Floats x, size_t n) {
+    _mm256_maskstore_ps(p, First(Low(n)), x.low);
+    _mm256_maskstore_ps(p + 8, First(High(n)), x.high);
+  }
+  BINARIZE_INLINE void StoreFirst(Half* p, Floats x, size_t n) {
+    Half copy[generic::kLanes];
+    Store(copy, x);
+    for (size_t i = 0; i < n; ++i) p[i] = copy[i];
+  }
+  BINARIZE_INLINE Floats Add(Floats a, Floats b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+  }
+  BINARIZE_INLINE Floats Mul(Floats a, Floats b) {
+    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+  }
+  BINARIZE_INLINE Floats Max(Floats a, Floats b) {
+    return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+  }
+  BINARIZE_INLINE Floats Fma(Floats a, Floats b, Floats c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  }
+  BINARIZE_INLINE Floats Leak(Floats t, Floats slope) {
+    const __m256 zero = _mm256_setzero_ps();
+    return {_mm256_blendv_ps(_mm256_mul_ps(slope.low, t.low), t.low, _mm256_cmp_ps(t.low, zero, _CMP_GT_OQ)),
+            _mm256_blendv_ps(_mm256_mul_ps(slope.high, t.high), t.high, _mm256_cmp_ps(t.high, zero, _CMP_GT_OQ))};
+  }
+  BINARIZE_INLINE unsigned Above(Floats a, Floats b) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GT_OQ));
+    const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GT_OQ));
+    return static_cast<unsigned>(low | high << 8);
+  }
+  BINARIZE_INLINE Floats ToFloats(Ints base, Ints doubled) {
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(base.low, doubled.low)),
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(base.high, doubled.high))};
+  }
+
+  BINARIZE_INLINE Ints ZeroInts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  BINARIZE_INLINE Ints LoadInts(const void* p) {
+    const __m256i* at = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+  }
+  BINARIZE_INLINE Ints Broadcast(const uint32_t* p) {
+    const __m256i word = _mm256_set1_epi32(static_cast<int>(*p));
+    return {word, word};
+  }
+  BINARIZE_INLINE Ints AddInts(Ints a, Ints b) {
+    return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+  }
+  BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
+    return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+  }
+  BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
+    const Ints differ = Xor(a, b);
+    return {_mm256_and_si256(differ.low, mask.low), _mm256_and_si256(differ.high, mask.high)};
+  }
+
+  // Counters of bytes: a step adds at most 8.
+  using Counter = Ints;
+  static constexpr size_t kCounterSteps = 31;
+  BINARIZE_INLINE Counter ZeroCounter() { return ZeroInts(); }
+  BINARIZE_INLINE void Pin(Counter& c) { __asm__ volatile("" : "+x"(c.low), "+x"(c.high)); }
+  BINARIZE_INLINE __m256i OnesOfBytes(__m256i x) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                          0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i low = _mm256_and_si256(x, nibble), high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+    return _mm256_add_epi8(_mm256_shuffle_epi8(ones, low), _mm256_shuffle_epi8(ones, high));
+  }
+  BINARIZE_INLINE Counter Count(Counter c, Ints x) {
+    return {_mm256_add_epi8(c.low, OnesOfBytes(x.low)), _mm256_add_epi8(c.high, OnesOfBytes(x.high))};
+  }
+  BINARIZE_INLINE __m256i SumOfBytes(__m256i bytes) {
+    const __m256i pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+  BINARIZE_INLINE Ints Counts(Counter c) { return {SumOfBytes(c.low), SumOfBytes(c.high)}; }
+
+  // Tables: 4 pixels x 64 channels in bytes, finished in pairs of pixels.
+  using Panel = __m256i;
+  static constexpr size_t kPanelBlocks = 2;
+  static constexpr int kPanelPixels = 4, kPanels = 2, kFinishPixels = 2;
+  BINARIZE_INLINE Panel ZeroPanel() { return _mm256_setzero_si256(); }
+  BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  BINARIZE_INLINE Panel LoadTable(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  BINARIZE_INLINE Panel LookUp(Panel sums, Panel table, Panel weights) {
+    return _mm256_add_epi8(sums, _mm256_shuffle_epi8(table, weights));
+  }
+  BINARIZE_INLINE void PinPanel(Panel& x) { __asm__ volatile("" : "+x"(x)); }
+  // Adds the bytes of a panel to the sums of its blocks.
+  BINARIZE_INLINE void AddPanel(Panel x, int32_t* sums) {
+    for (size_t n = 0; n < kPanelBlocks; ++n) {
+      const __m128i bytes = n == 0 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1);
+      __m256i* at = reinterpret_cast<__m256i*>(sums + n * generic::kLanes);
+      const __m256i low = _mm256_cvtepu8_epi32(bytes), high = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+      _mm256_store_si256(at, _mm256_add_epi32(_mm256_load_si256(at), low));
+      _mm256_store_si256(at + 1, _mm256_add_epi32(_mm256_load_si256(at + 1), high));
+    }
+  }
+
+  using Words = __m256i;
+  static constexpr size_t kWords = 4;
+  BINARIZE_INLINE Words ZeroWords() { return _mm256_setzero_si256(); }
+  BINARIZE_INLINE Words LoadWords(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  BINARIZE_INLINE Words LoadFirstWords(const void* p, size_t n) {
+    if (n == kWords) return LoadWords(p);
+    const __m256i wanted = _mm256_cmpgt_epi64(_mm256_set1_epi64x(static_cast<long long>(n)), _mm256_setr_epi64x(0, 1, 2, 3));
+    return _mm256_maskload_epi64(static_cast<const long long*>(p), wanted);
+  }
+  BINARIZE_INLINE void StoreWords(void* p, Words x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  BINARIZE_INLINE Words XorWords(Words a, Words b) { return _mm256_xor_si256(a, b); }
+  BINARIZE_INLINE Words AndWords(Words a, Words b) { return _mm256_and_si256(a, b); }
+  BINARIZE_INLINE Words Parity(Words a, Words b, Words c) { return XorWords(XorWords(a, b), c); }
+  BINARIZE_INLINE Words Majority(Words a, Words b, Words c) {
+    return _mm256_or_si256(AndWords(a, b), AndWords(c, _mm256_or_si256(a, b)));
+  }
+
+  // 32 bits of a plane become bytes of 0 or -1; subtracting is adding.
+  template <int PLANES>
+  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, Ints (&doubled)[4]) {
+    const __m256i own_byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
+                                              2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i own_bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201u));
+    for (size_t half = 0; half < 2; ++half) {
+      __m256i bytes = _mm256_setzero_si256();
+      BINARIZE_UNROLL
+      for (int p = 0; p < PLANES; ++p) {
+        const __m256i bits = _mm256_set1_epi32(static_cast<int>(planes[p * step] >> (32 * half)));
+        const __m256i there = _mm256_and_si256(_mm256_shuffle_epi8(bits, own_byte), own_bit);
+        const __m256i set = _mm256_cmpeq_epi8(there, own_bit);
+        bytes = _mm256_add_epi8(bytes, _mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(2 << p))));
+      }
+      const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+      doubled[2 * half] = {_mm256_cvtepu8_epi32(low), _mm256_cvtepu8_epi32(_mm_srli_si128(low, 8))};
+      doubled[2 * half + 1] = {_mm256_cvtepu8_epi32(high), _mm256_cvtepu8_epi32(_mm_srli_si128(high, 8))};
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, generic::Pack<Avx2>, generic::LookupConv<Avx2>,
+                              generic::Depthwise<Avx2>};
+
+}  // namespace binarize

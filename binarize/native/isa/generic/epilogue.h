@@ -1,0 +1,266 @@
+// From the mismatches of one block of a few neighbouring pixels to y and the next bits: docs/ops.md, "Value".
+//
+// One block at a time, each stage over all its pixels: parameters are loaded once, an optional stage costs one branch,
+// and stores of a block overlap with the arithmetic of the next.
+#pragma once
+
+#include "core/half.h"
+#include "isa/generic/vector.h"
+
+namespace binarize {
+namespace generic {
+
+// The pixels [column, column + PIXELS) of a row: what their blocks share.
+template <int PIXELS>
+struct Tile {
+  size_t column;
+  const int32_t* base[PIXELS];  // of block 0
+  bool one_base;                // true nearly always: only borders differ
+};
+
+template <int PIXELS>
+BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, size_t column) {
+  Tile<PIXELS> tile;
+  tile.column = column;
+  tile.one_base = true;
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    const size_t border = row.column_class != nullptr ? row.column_class[column + m] : 0;
+    tile.base[m] = row.base + border * k.block_count * kLanes;
+    tile.one_base = tile.one_base && tile.base[m] == tile.base[0];
+  }
+  return tile;
+}
+
+// ---------------------------------------------------------------------------------------------- Elastic Link
+
+// The link channels of the lanes of a block at one pixel of the map, added to `sums`, channels ascending.
+template <class V, class E>
+BINARIZE_INLINE void AddLinkChannels(const ConvConst& k, size_t block, const E* pixel, float* sums) {
+  const Block& b = k.blocks[block];
+  const int32_t* channel = k.link_first + block * kLanes;
+  if (b.link_is_run) {
+    typename V::Floats sum = V::Load(sums);
+    for (size_t i = 0; i < b.link_terms; ++i) {
+      sum = V::Add(sum, V::LoadFirst(pixel + channel[0] + i * k.link_step, b.lanes));
+    }
+    return V::Store(sums, sum);
+  }
+  if (b.link_wrap != 0) {
+    const E* rest = pixel + channel[b.link_wrap];
+    return V::Store(sums, V::Add(V::Load(sums), V::LoadTwo(pixel + channel[0], b.link_wrap, rest, b.lanes)));
+  }
+  for (size_t lane = 0; lane < b.lanes; ++lane) {
+    const int32_t terms = k.link_count[block * kLanes + lane];
+    for (int32_t i = 0; i < terms; ++i) sums[lane] += Widen(pixel[channel[lane] + static_cast<size_t>(i) * k.link_step]);
+  }
+}
+
+// The windows of the pixels [column, column + pixels), where all lie inside the map.
+template <class E>
+struct Windows {
+  bool inside;
+  size_t rows, columns;
+  const E* first;  // first row and column of the first pixel's window
+};
+
+template <class E>
+BINARIZE_INLINE Windows<E> FindWindows(const ConvCall& call, const ConvRow& row, size_t column, size_t pixels) {
+  const int64_t left = static_cast<int64_t>(column) * call.link_stride + call.link_offset;
+  const int64_t right = left + static_cast<int64_t>(pixels) * call.link_stride;
+  Windows<E> w{};
+  w.inside = left >= 0 && right <= static_cast<int64_t>(call.map_w) && row.link_row_begin < row.link_row_end;
+  if (!w.inside) return w;
+  w.rows = row.link_row_end - row.link_row_begin;
+  w.columns = static_cast<size_t>(call.link_stride);
+  const size_t first = row.link_row_begin * call.map_w + static_cast<size_t>(left);
+  w.first = static_cast<const E*>(row.link) + first * call.link_channels;
+  return w;
+}
+
+// Any windows and channels. values: [pixels][16].
+template <class V, class E>
+BINARIZE_INLINE void AnyLinkValues(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                   size_t column, size_t pixels, float* values) {
+  const int64_t width = static_cast<int64_t>(call.map_w);
+  for (size_t m = 0; m < pixels; ++m, values += kLanes) {
+    const int64_t left = static_cast<int64_t>(column + m) * call.link_stride + call.link_offset;
+    const int64_t right = left + call.link_stride;
+    const size_t begin = static_cast<size_t>(left < 0 ? 0 : left);
+    const size_t end = static_cast<size_t>(right < 0 ? 0 : (right > width ? width : right));
+    V::Store(values, V::Set(-0.0f));  // the neutral element of addition
+    size_t count = 0;
+    for (size_t r = row.link_row_begin; r < row.link_row_end; ++r) {
+      for (size_t c = begin; c < end; ++c, ++count) {
+        const E* pixel = static_cast<const E*>(row.link) + (r * call.map_w + c) * call.link_channels;
+        AddLinkChannels<V>(k, block, pixel, values);
+      }
+    }
+    const float share = count == 0 ? 0.0f : 1.0f / static_cast<float>(count);
+    V::Store(values, count == 0 ? V::Zero() : V::Mul(V::Load(values), V::Set(share)));
+  }
+}
+
+// Windows inside the map and runs of channels: sums of plain loads, for all pixels at once. values: [PIXELS][16].
+template <class V, class E, int PIXELS>
+BINARIZE_INLINE void PlainLinkValues(const ConvConst& k, const ConvCall& call, const Windows<E>& w, size_t block,
+                                     float* values) {
+  const Block& b = k.blocks[block];
+  const E* first = w.first + k.link_first[block * kLanes];
+  const size_t step = w.columns * call.link_channels;
+  typename V::Floats sum[PIXELS];
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) sum[m] = V::Set(-0.0f);  // the neutral element of addition
+  for (size_t r = 0; r < w.rows; ++r) {
+    for (size_t c = 0; c < w.columns; ++c) {
+      const E* pixel = first + (r * call.map_w + c) * call.link_channels;
+      for (size_t i = 0; i < b.link_terms; ++i) {
+        const E* term = pixel + i * k.link_step;
+        BINARIZE_UNROLL
+        for (int m = 0; m < PIXELS; ++m) {
+          sum[m] = V::Add(sum[m], b.lanes == kLanes ? V::Load(term + m * step) : V::LoadFirst(term + m * step, b.lanes));
+        }
+      }
+    }
+  }
+  const typename V::Floats share = V::Set(1.0f / static_cast<float>(w.rows * w.columns));
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) V::Store(values + m * kLanes, V::Mul(sum[m], share));
+}
+
+// EL(link) of a block of PIXELS pixels, summed before the convolution so that it does not crowd its registers.
+// values: [PIXELS][16].
+template <class V, class E, int PIXELS>
+__attribute__((noinline)) void LinkValues(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                          size_t column, float* values) {
+  const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
+  if (w.inside && k.blocks[block].link_is_run) {
+    PlainLinkValues<V, E, PIXELS>(k, call, w, block, values);
+  } else {
+    AnyLinkValues<V, E>(k, call, row, block, column, PIXELS, values);
+  }
+}
+
+// Where the epilogue of a tile reads EL(link): in the map, or what was summed before.
+template <class E, int PIXELS, int BLOCKS>
+struct Link {
+  const E* map;    // the first pixel, when a value is one element of the map; blocks without a run still have values
+  size_t step;     // elements from pixel to pixel
+  alignas(64) float values[BLOCKS][PIXELS][kLanes];
+};
+
+template <class V, class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                 size_t column, Link<E, PIXELS, BLOCKS>& link) {
+  link.map = nullptr;
+  if (row.link == nullptr) return;
+  if (call.link_stride == 1 && k.blocks[block].link_terms == 1) {
+    const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
+    if (w.inside && w.rows == 1) {
+      link.map = w.first;
+      link.step = call.link_channels;
+    }
+  }
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    if (link.map != nullptr && k.blocks[block + n].link_is_run) continue;
+    LinkValues<V, E, PIXELS>(k, call, row, block + n, column, link.values[n][0]);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- Stages
+
+template <class V, bool FULL, class E>
+BINARIZE_INLINE typename V::Floats Read(const E* p, size_t lanes) {
+  if constexpr (FULL) return V::Load(p);
+  return V::LoadFirst(p, lanes);
+}
+
+template <class V, bool FULL, class E>
+BINARIZE_INLINE void Write(E* p, typename V::Floats x, size_t lanes) {
+  if constexpr (FULL) return V::Store(p, x);
+  V::StoreFirst(p, x, lanes);
+}
+
+// t = fma(gamma, EL(link), t) for block n of the tile
+template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, PIXELS, BLOCKS>& link, size_t block, int n,
+                             typename V::Floats (&t)[PIXELS]) {
+  const typename V::Floats gamma = V::Load(k.gamma + block * kLanes);
+  if (link.map != nullptr && k.blocks[block].link_is_run) {
+    const E* channels = link.map + k.link_first[block * kLanes];
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      t[m] = V::Fma(gamma, Read<V, FULL>(channels + m * link.step, k.blocks[block].lanes), t[m]);
+    }
+  } else {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(gamma, V::Load(link.values[n][m]), t[m]);
+  }
+}
+
+// t = t > 0 ? t : slope * t
+template <class V, int PIXELS>
+BINARIZE_INLINE void Activate(const ConvConst& k, size_t block, typename V::Floats (&t)[PIXELS]) {
+  const typename V::Floats slope = V::Load(k.slope + block * kLanes);
+  if (k.slope_is_gentle) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Max(V::Mul(slope, t[m]), t[m]);
+  } else {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Leak(t[m], slope);
+  }
+}
+
+// Block n of the tile, which is `block` of the conv; `doubled` are twice its mismatches. FULL: it has all 16 lanes.
+template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, const Tile<PIXELS>& tile,
+                            const Link<E, PIXELS, BLOCKS>& link, size_t block, int n,
+                            const typename V::Ints (&doubled)[PIXELS]) {
+  using Floats = typename V::Floats;
+  const size_t channel = block * kLanes;
+  const size_t lanes = k.blocks[block].lanes;
+  const size_t first = tile.column * k.channels_out + channel;
+  Floats t[PIXELS];
+
+  const Floats scale = V::Load(k.scale + channel), bias = V::Load(k.bias + channel);
+  if (tile.one_base) {
+    const typename V::Ints base = V::LoadInts(tile.base[0] + channel);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(V::ToFloats(base, doubled[m]), scale, bias);
+  } else {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      t[m] = V::Fma(V::ToFloats(V::LoadInts(tile.base[m] + channel), doubled[m]), scale, bias);
+    }
+  }
+  if (row.link != nullptr) AddLink<V, FULL>(k, link, block, n, t);
+  if (row.residual != nullptr) {
+    const E* residual = static_cast<const E*>(row.residual) + first;
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], Read<V, FULL>(residual + m * k.channels_out, lanes));
+  }
+  if (k.slope != nullptr) Activate<V, PIXELS>(k, block, t);
+  if (k.shift != nullptr) {
+    const Floats shift = V::Load(k.shift + channel);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], shift);
+  }
+  if (row.y != nullptr) {
+    E* y = static_cast<E*>(row.y) + first;
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(y + m * k.channels_out, t[m], lanes);
+  }
+  if (row.next_bits != nullptr) {
+    const Floats threshold = V::Load(k.next_threshold + channel);
+    const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
+    uint16_t* next = row.next_bits + tile.column * k.words_out * 4 + block;
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      next[m * k.words_out * 4] = static_cast<uint16_t>(V::Above(t[m], threshold) & valid);
+    }
+  }
+}
+
+}  // namespace generic
+}  // namespace binarize

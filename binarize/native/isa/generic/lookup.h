@@ -1,0 +1,197 @@
+// Direct convolution by table, for instruction sets that shuffle bytes better than they count bits.
+//
+// Weights lie as nibbles in bytes: a register ("panel") holds the same four input channels of 16 * V::kPanelBlocks output
+// channels. For each nibble of the map there is a table of 16 bytes that says how many bits of any nibble differ from it, so
+// one shuffle counts the mismatches of four channels of all its outputs: two instructions, shuffle and add, per panel,
+// where xor, shuffle and add of both nibbles of a byte would take three.
+//
+// V: Panel, kPanelBlocks, kPanels x kPanelPixels of a tile, kFinishPixels of the epilogue's; ZeroPanel(),
+// LoadPanel(p), LoadTable(p) to all 16-byte parts, LookUp(sums, table, weights), PinPanel(x) as Pin,
+// AddPanel(x, sums): bytes to int32[16 * kPanelBlocks].
+#pragma once
+
+#include "isa/generic/conv.h"
+
+namespace binarize {
+namespace generic {
+
+// Byte b of the map has the tables of its low and of its high nibble at [b][0] and [b][1].
+struct Tables {
+  alignas(64) uint8_t mismatches[256][2][16];
+};
+
+constexpr uint8_t OnesOfNibble(unsigned x) {
+  return static_cast<uint8_t>((x & 1) + ((x >> 1) & 1) + ((x >> 2) & 1) + ((x >> 3) & 1));
+}
+
+constexpr Tables MakeTables() {
+  Tables tables{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    for (unsigned w = 0; w < 16; ++w) {
+      tables.mismatches[byte][0][w] = OnesOfNibble((byte & 15) ^ w);
+      tables.mismatches[byte][1][w] = OnesOfNibble((byte >> 4) ^ w);
+    }
+  }
+  return tables;
+}
+
+static constexpr Tables kTables = MakeTables();
+
+constexpr size_t kNibbles = 8;        // of a word
+constexpr size_t kWordsPerFlush = 7;  // a word adds at most 32 to a byte
+
+// Sums of a tile: [pixel][panel][lane of its blocks].
+template <class V, int PIXELS, int PANELS>
+struct PanelSums {
+  alignas(64) int32_t value[PIXELS][PANELS * V::kPanelBlocks * kLanes];
+};
+
+// Adds the mismatches of at most kWordsPerFlush words of the map and of PANELS panels, `panel_step` bytes apart.
+template <class V, int PIXELS, int PANELS>
+BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const uint8_t* weights, size_t panel_step,
+                                 size_t words, PanelSums<V, PIXELS, PANELS>& sums) {
+  constexpr size_t kLine = V::kPanelBlocks * kLanes;  // bytes of one nibble
+  typename V::Panel count[PIXELS][PANELS];
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    BINARIZE_UNROLL
+    for (int n = 0; n < PANELS; ++n) count[m][n] = V::ZeroPanel();
+  }
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(bits);
+  for (size_t i = 0; i < 4 * words; ++i, weights += 2 * kLine) {
+    typename V::Panel low[PANELS], high[PANELS];
+    BINARIZE_UNROLL
+    for (int n = 0; n < PANELS; ++n) {
+      low[n] = V::LoadPanel(weights + n * panel_step);
+      high[n] = V::LoadPanel(weights + n * panel_step + kLine);
+    }
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      const auto& tables = kTables.mismatches[bytes[4 * m * pixel_step + i]];
+      const typename V::Panel low_table = V::LoadTable(tables[0]), high_table = V::LoadTable(tables[1]);
+      BINARIZE_UNROLL
+      for (int n = 0; n < PANELS; ++n) {
+        count[m][n] = V::LookUp(V::LookUp(count[m][n], low_table, low[n]), high_table, high[n]);
+        V::PinPanel(count[m][n]);
+      }
+    }
+  }
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    BINARIZE_UNROLL
+    for (int n = 0; n < PANELS; ++n) V::AddPanel(count[m][n], sums.value[m] + n * V::kPanelBlocks * kLanes);
+  }
+}
+
+template <class V, int PIXELS, int PANELS>
+BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                size_t column, PanelSums<V, PIXELS, PANELS>& sums) {
+  constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes;
+  const Block& b = k.blocks[block];
+  for (auto& pixel : sums.value) {
+    for (int32_t& sum : pixel) sum = 0;
+  }
+  const bool one_run = call.tap_step == b.span;  // a kernel row is one run of words
+  const size_t runs = one_run ? 1 : k.kernel_w;
+  const size_t words = one_run ? k.kernel_w * b.span : b.span;
+  const size_t panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
+  const uint32_t* map_row = row.bits + column * call.pixel_step + b.first;
+  const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
+  for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
+    for (size_t run = 0; run < runs; ++run) {
+      const uint32_t* bits = map_row + run * call.tap_step;
+      for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
+        now = Min(words - i, kWordsPerFlush);
+        LookUpWords<V, PIXELS, PANELS>(bits + i, call.pixel_step, weights, panel_step, now, sums);
+      }
+    }
+  }
+}
+
+// The epilogue of PIXELS pixels of one block.
+template <class V, class E, int PIXELS, bool FULL>
+BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                size_t column, const int32_t* sums, size_t step) {
+  Link<E, PIXELS, 1> link;
+  PrepareLink<V>(k, call, row, block, column, link);
+  typename V::Ints doubled[PIXELS];
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    const typename V::Ints sum = V::LoadInts(sums + m * step);
+    doubled[m] = V::AddInts(sum, sum);
+  }
+  Finish<V, FULL>(k, row, MakeTile<PIXELS>(k, row, column), link, block, 0, doubled);
+}
+
+template <class V, class E, int PIXELS, int PANELS>
+void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
+  PanelSums<V, PIXELS, PANELS> sums;
+  LookUpTaps(k, call, row, block, column, sums);
+  const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
+  constexpr size_t kStep = PANELS * V::kPanelBlocks * kLanes;
+  constexpr int kTogether = PIXELS < V::kFinishPixels ? PIXELS : V::kFinishPixels;
+  for (size_t n = 0; n < blocks; ++n) {
+    int m = 0;
+    const bool full = k.blocks[block + n].lanes == kLanes;
+    for (; full && m + kTogether <= PIXELS; m += kTogether) {
+      FinishSums<V, E, kTogether, true>(k, call, row, block + n, column + m, sums.value[m] + n * kLanes, kStep);
+    }
+    for (; m < PIXELS; ++m) {
+      full ? FinishSums<V, E, 1, true>(k, call, row, block + n, column + m, sums.value[m] + n * kLanes, kStep)
+           : FinishSums<V, E, 1, false>(k, call, row, block + n, column + m, sums.value[m] + n * kLanes, kStep);
+    }
+  }
+}
+
+template <class V, class E, int PANELS>
+struct LookupTiles {
+  template <int PIXELS>
+  static constexpr TileFunction Make() {
+    return LookupTile<V, E, (PIXELS < V::kPanelPixels ? PIXELS : V::kPanelPixels), PANELS>;
+  }
+  static constexpr TileFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
+                                                              Make<4>(), Make<5>(), Make<6>(), Make<7>()};
+};
+
+// Blocks [first, last) without masks; `first` starts a panel.
+template <class V, class E>
+BINARIZE_INLINE void LookupBlocks(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t first,
+                                  size_t last) {
+  constexpr size_t kMost = V::kPanelPixels;
+  size_t left = (row.end - row.begin + kMost - 1) / kMost;
+  for (size_t column = row.begin; column < row.end; --left) {
+    const size_t size = (row.end - column + left - 1) / left;
+    for (size_t block = first; block < last;) {
+      const bool wide = last - block > (V::kPanels - 1) * V::kPanelBlocks;
+      const TileFunction tile = wide ? LookupTiles<V, E, V::kPanels>::kByPixels[size] : LookupTiles<V, E, 1>::kByPixels[size];
+      tile(k, call, row, block, column);
+      block += (wide ? V::kPanels : 1) * V::kPanelBlocks;
+    }
+    column += size;
+  }
+}
+
+// Alike blocks go by table, in batches whose weights stay in the L1; blocks with masks count words.
+template <class V, class E>
+void LookupConvElements(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
+  for (size_t first = work.first_block, last; first < work.last_block; first = last) {
+    const Block& b = k.blocks[first];
+    const bool masked = b.masks != kNoMask;
+    const size_t panel_bytes = k.kernel_h * k.kernel_w * b.span * kNibbles * V::kPanelBlocks * kLanes;
+    const size_t panels = kWeightBytes / panel_bytes / V::kPanels * V::kPanels;
+    const size_t batch = (panels == 0 ? V::kPanels : panels) * V::kPanelBlocks;
+    last = Min(work.last_block, first + (masked ? 1 : Min(batch, b.alike)));
+    for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
+      masked ? ConvBlocks<V, E>(k, call, *row, first, last) : LookupBlocks<V, E>(k, call, *row, first, last);
+    }
+  }
+}
+
+template <class V>
+void LookupConv(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
+  k.element == Element::kFloat16 ? LookupConvElements<V, Half>(k, call, work)
+                                    : LookupConvElements<V, float>(k, call, work);
+}
+
+}  // namespace generic
+}  // namespace binarize

@@ -1,0 +1,45 @@
+// What the kernels written over a vector type ask of it. Each isa/<name>/kernels.cc defines such a type `V` in its
+// anonymous namespace, so that every template instantiated with it stays inside that file (see core/kernels.h).
+//
+// A vector holds the sixteen lanes of a block, in as many registers as the instruction set needs:
+//
+//   Floats, Ints                    sixteen float32, sixteen uint32
+//   Zero(), Set(float), Broadcast(const uint32_t*)
+//   Load(const float*), Load(const Half*), LoadInts(const void*)
+//   LoadFirst(p, n)                 the first n lanes; memory of the others is not touched, their value is any
+//   LoadTwo(p, n, q, end)           lanes [0, n) from p on and lanes [n, end) from q on
+//   Store(p, x), StoreFirst(p, x, n)
+//   Add, Mul, Max, Fma(a, b, c)     a * b + c rounded once; Max(a, b) is b when they are equal or one is NaN
+//   Leak(t, slope)                  t > 0 ? t : slope * t
+//   Above(a, b)                     bit i: a[i] > b[i]
+//   ToFloats(base, doubled)         float(base - doubled)
+//   Pin(c)                          a counter is final here: the compiler may not move its arithmetic past this point
+//   Xor(a, b), XorAnd(a, b, mask)   (a ^ b) & mask
+//
+//   Counter, kCounterSteps          counts of ones by lane, for at most so many steps (0: any number)
+//   ZeroCounter(), Count(c, x), Counts(c), AddInts(a, b), ZeroInts()
+//
+//   Words                           registers for the bit-sliced counters of Depthwise; see depthwise.h
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/kernels.h"
+
+#define BINARIZE_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define BINARIZE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define BINARIZE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+namespace binarize {
+namespace generic {
+
+constexpr size_t kLanes = 16;
+
+BINARIZE_INLINE size_t Min(size_t a, size_t b) { return a < b ? a : b; }
+
+}  // namespace generic
+}  // namespace binarize
