@@ -222,7 +222,7 @@ RULES: tuple[Rule, ...] = (
     Rule("dimension", "not a 2-d conv", dimension),
     Rule("subclass", "its class computes its own convolution", subclass),
     Rule("padding", "only zero padding has a packed form", padding),
-    Rule("keep", "kept by the user", keep, planned=True),
+    Rule("keep", "kept by --keep or the recipe", keep, planned=True),
     Rule("only", "not among what the user wants binary", only, planned=True),
     Rule("gate", "gate: its map is 1x1 or it becomes a factor of other features", gate, planned=True),
     Rule("attention", "linear layer whose values meet a softmax", attention, planned=True),

@@ -35,8 +35,8 @@ INKS: Mapping[str, Ink] = {
     "classifier": Ink("#fdeccb", "#c77d0a", "first or last conv"),
     "gate": Ink("#e9e3fa", "#6d4bc4", "gate"),
     "attention": Ink("#e9e3fa", "#6d4bc4", "gate"),
-    "keep": Ink("#dce9fb", "#2f6fc6", "kept by the user"),
-    "only": Ink("#dce9fb", "#2f6fc6", "kept by the user"),
+    "keep": Ink("#dce9fb", "#2f6fc6", "kept by choice"),
+    "only": Ink("#dce9fb", "#2f6fc6", "kept by choice"),
 }
 OTHER = Ink("#fbdcdc", "#c03434", "no binary form, or another rule")
 PLAIN = Ink("#eef0f3", "#7b8494", "not counted")
