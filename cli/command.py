@@ -39,7 +39,9 @@ class Interrupted(BinarizeError):
 def register(app: typer.Typer, name: str, function: Callable[..., None], examples: Sequence[str]) -> None:
     """Add `function(output, ...)` to `app` as the command `name`, with `--json`, `--quiet` and examples."""
     lines = ["[bold]Examples[/]", *("  $ " + example.replace("[", r"\[") for example in examples)]
-    app.command(name, epilog="\n\n".join(lines), no_args_is_help=False)(_command(name, function))
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # the help breaks lines by itself
+    app.command(name, help=text, epilog="\n\n".join(lines), no_args_is_help=False)(_command(name, function))
 
 
 def _command(name: str, function: Callable[..., None]) -> Callable[..., None]:
