@@ -30,7 +30,7 @@ from binarize.bench.profile import profile
 from binarize.bench.race import onnx_command, race
 from binarize.config import Config
 from binarize.errors import BinarizeError
-from binarize.exporting.emit import write_onnx
+from binarize.exporting.emit import DOMAIN, write_onnx
 from binarize.exporting.quantize import batches_of, quantize_ends
 
 SHAPE = (3, 224, 224)
@@ -117,8 +117,13 @@ def measure(name: str, files: dict[str, Path], threads: int, runs: int) -> None:
 
 
 def _operators(rows: list[dict[str, object]]) -> dict[str, float]:
-    """Milliseconds by operator."""
-    return {str(row["op"]): round(float(str(row["milliseconds"])), 4) for row in rows}
+    """Milliseconds by operator; ours carry their domain."""
+    return {_operator(row): round(float(str(row["milliseconds"])), 4) for row in rows}
+
+
+def _operator(row: dict[str, object]) -> str:
+    ours = str(row["kernel"]).startswith(DOMAIN)
+    return f"{DOMAIN}.{row['op']}" if ours else str(row["op"])
 
 
 def _command(contender: str, path: Path, threads: int) -> list[str]:

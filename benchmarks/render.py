@@ -17,6 +17,7 @@ from benchmarks.peers import DENSE, LINKS, RIVALS
 from benchmarks.records import Row
 from benchmarks.zoo import NETWORKS
 from binarize.files import write_text
+from binarize.runtime.library import DOMAIN
 
 PAGE = records.ROOT / "docs" / "performance.md"
 PLOT = PAGE.with_suffix(".svg")
@@ -182,8 +183,9 @@ def _memory() -> str:
 def _profile() -> str:
     """The binary network's time by kind of operator."""
     kinds = {
-        "binary operators": lambda op: op in ("Pack", "BinaryConv2d"),
-        "float conv (stem)": lambda op: op in ("Conv", "FusedConv"),
+        "binary convs": lambda op: op.startswith(f"{DOMAIN}.Binary"),
+        "our other operators": lambda op: op.startswith(DOMAIN),
+        "float convs (the stem)": lambda op: op in ("Conv", "FusedConv"),
         "classifier": lambda op: op in ("Gemm", "MatMul", "FusedGemm"),
         "layout (Transpose, Reorder)": lambda op: op.startswith(("Transpose", "Reorder")),
     }

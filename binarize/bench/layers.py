@@ -100,7 +100,7 @@ def layers_by_name(model: onnx.ModelProto) -> dict[str, str]:
 
 def _own_layer(node: onnx.NodeProto, constants: Mapping[str, str]) -> str | None:
     if node.domain == DOMAIN:
-        return None if node.op_type == "Pack" else node.name
+        return node.name if node.op_type.startswith("Binary") else None
     if node.op_type not in WEIGHTED or len(node.input) < 2 or node.input[1] not in constants:
         return None
     weight = constants[node.input[1]]

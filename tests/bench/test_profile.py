@@ -58,6 +58,13 @@ def test_a_profile_sums_up_by_operator_and_names_the_kernels(files: dict[str, Pa
     assert times == sorted(times, reverse=True)
 
 
+def test_our_operators_are_told_from_standard_ones_of_the_same_name(files: dict[str, Path]) -> None:
+    found = profile({"binary": files["binary"]}, runs=2)["binary"]
+    nodes = {node.name: node for node in onnx.load(files["binary"]).graph.node}
+    ours = {node.name for node in found.nodes if node.kernel.startswith("ai.binarize ")}
+    assert ours == {name for name, node in nodes.items() if node.domain == "ai.binarize"}
+
+
 def test_slower_layers_are_named() -> None:
     layers = [
         LayerTime("fast", "BinaryConv2d", {"binary": 1.0, "float": 5.0}),
