@@ -239,3 +239,19 @@ def test_torchvision_models_at_full_size(name, tmp_path):
     conversion = binarize.convert(model, tmp_path / "m.onnx", input_size=(3, 224, 224))
     result = conversion.report.results["verification"]
     assert result["nodes"] >= len(conversion.report.binarized) and result["worst"] <= 1
+
+
+def test_a_map_that_is_flattened_comes_out_in_the_right_order(tmp_path):
+    """VGG's head: the island's last value is NHWC, and the linear layer counts channels first."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, 2, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 16, 3, 2, 1),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(8),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16 * 64, 5),
+    )
+    module = randomized(binarize.apply(model.eval(), X)).eval()
+    report = binarize.export(module, tmp_path / "flat.onnx", X)
+    assert report.results["verification"]["failures"] == []
