@@ -26,7 +26,7 @@ def elastic_link(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
 PLAIN: dict[Any, Callable[..., Tensor]] = {
     OPS.elastic_link.default: elastic_link,
     OPS.rprelu.default: functional.rprelu,
-    torch.ops.aten.view.default: torch.reshape,
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
 }
 
 

@@ -19,7 +19,7 @@ def machine() -> dict[str, str]:
     return {
         "cpu": cpu_name(),
         "caches": caches(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(os.cpu_count()),
         "isa": active_isa(),
         "onnxruntime": onnxruntime.__version__,
         "numpy": numpy.__version__,
