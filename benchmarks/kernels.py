@@ -1,19 +1,24 @@
 """Speed of the op kernels by layer shape, through ONNX Runtime: `python benchmarks/kernels.py`.
 
 Each row is one BinaryConv2d with the full epilogue of a real layer (scale, bias, Elastic Link, slope, next
-bits), input bits given, and beside it the same node without link and float output, which shows the
-convolution itself. Medians of many runs, minus the run time of an empty session. Compare rows of one run
-only: machines and neighbours differ.
+bits), input bits given, on a float32 and a float16 stream, and beside it the same node without link and float
+output, which shows the convolution itself. Medians of many runs, minus the run time of an empty session, as
+multiply-accumulates per cycle; the ceiling is what the instruction set's inner step reaches on registers alone,
+measured in the same run by `ceiling.cc` (which needs a C++ compiler). Compare rows of one run only: machines and
+neighbours differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,49 +93,120 @@ def median_microseconds(session: Any, feeds: dict[str, np.ndarray], outputs: lis
     return statistics.median(times) * 1e6
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one layer takes on one instruction set, in microseconds, and its speed against the ceiling."""
+
+    isa: str
+    layer: str
+    macs: int
+    bits_us: float
+    full_us: float
+    half_us: float
+    bits_mac_per_cycle: float | None
+    full_mac_per_cycle: float | None
+    ceiling: float | None
+
+
+def measure_ceiling() -> dict[str, Any]:
+    """`ghz` and `mac_per_cycle` by instruction set of `ceiling.cc`; without a compiler nothing is known."""
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    if compiler is None:
+        return {"ghz": None, "mac_per_cycle": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "ceiling")
+        source = str(Path(__file__).with_name("ceiling.cc"))
+        subprocess.run([compiler, "-O2", "-std=c++17", source, "-o", program], check=True)
+        return dict(json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout))
+
+
+def measure_layer(layer: Layer, isa: str, threads: int, seconds: float, empty: float, ceiling: dict[str, Any]) -> Row:
+    """One row of the table; sessions take the instruction set from the environment."""
+    from op_models import conv_model, feeds, forced_isa, make_case, session_options
+
+    from binarize.runtime import InferenceSession
+
+    def measure(**options: Any) -> float:
+        pad = layer.kernel // 2
+        case = make_case(
+            channels=layer.channels,
+            out_channels=layer.out_channels,
+            kernel=(layer.kernel, layer.kernel),
+            size=(layer.size, layer.size),
+            group=layer.group,
+            strides=(layer.stride, layer.stride),
+            pads=(pad, pad, pad, pad),
+            **options,
+        )
+        if options.get("slope"):
+            case.values["slope"][...] = 0.25  # what activations start with; slopes in (0, 1] are the common case
+        with forced_isa(isa):
+            session = InferenceSession(conv_model(case), session_options(threads))
+        return median_microseconds(session, feeds(case), list(case.outputs), seconds) - empty
+
+    def per_cycle(microseconds: float) -> float | None:
+        ghz = ceiling["ghz"]
+        return layer.macs / (microseconds * ghz * 1e3) if ghz else None
+
+    bits = measure(outputs=("next_bits",))
+    full, half = (measure(link=True, slope=True, stream=stream) for stream in (np.float32, np.float16))
+    most = ceiling["mac_per_cycle"].get(isa)
+    return Row(isa, layer.name, layer.macs, bits, full, half, per_cycle(bits), per_cycle(full), most)
+
+
+def render(row: Row) -> str:
+    """One line of the table."""
+
+    def speed(value: float | None) -> str:
+        if value is None:
+            return f"{'':13}"
+        share = f"{value / row.ceiling:5.0%}" if row.ceiling else f"{'':5}"
+        return f"{value:7.0f} {share}"
+
+    times = f"{row.bits_us:9.1f}{speed(row.bits_mac_per_cycle)}{row.full_us:9.1f}{speed(row.full_mac_per_cycle)}"
+    return f"{row.layer:34}{row.macs / 1e6:7.1f}{times}{row.half_us:9.1f}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--isa", help="force an instruction set")
+    parser.add_argument("--isa", action="append", help="an instruction set, or `all`; may be repeated (default: best)")
     parser.add_argument("--seconds", type=float, default=0.2, help="per measurement")
     parser.add_argument("--only", default="", help="layers whose name contains this")
+    parser.add_argument("--json", type=Path, help="also write the rows and the machine to this file")
     arguments = parser.parse_args()
-    if arguments.isa:
-        os.environ["BINARIZE_ISA"] = arguments.isa
 
-    from op_models import conv_model, feeds, make_case, session_options
+    from op_models import session_options
 
+    from binarize.bench.machine import machine
+    from binarize.files import write_text
     from binarize.runtime import InferenceSession, active_isa
-    from binarize.runtime.library import _info_model
+    from binarize.runtime.library import _info_model, supported_isas
 
-    def measure(case: Any) -> float:
-        session = InferenceSession(conv_model(case), session_options(arguments.threads))
-        return median_microseconds(session, feeds(case), list(case.outputs), arguments.seconds)
-
-    empty = median_microseconds(
-        InferenceSession(_info_model(), session_options(arguments.threads)), {}, ["isa"], arguments.seconds
-    )
-    print(f"isa {active_isa()}, {arguments.threads} thread(s); empty session {empty:.1f} us, subtracted")
-    print(f"{'layer':34}{'MMAC':>7}{'bits us':>9}{'GMAC/s':>8}{'full us':>9}{'GMAC/s':>8}")
-    for layer in LAYERS:
-        if arguments.only not in layer.name:
-            continue
-        pad = layer.kernel // 2
-        common: dict[str, Any] = {
-            "channels": layer.channels,
-            "out_channels": layer.out_channels,
-            "kernel": (layer.kernel, layer.kernel),
-            "size": (layer.size, layer.size),
-            "group": layer.group,
-            "strides": (layer.stride, layer.stride),
-            "pads": (pad, pad, pad, pad),
+    wanted = arguments.isa or [active_isa()]
+    isas = supported_isas() if "all" in wanted else wanted
+    ceiling = measure_ceiling()
+    info = InferenceSession(_info_model(), session_options(arguments.threads))
+    empty = median_microseconds(info, {}, ["isa"], arguments.seconds)
+    clock = f"{ceiling['ghz']:.2f} GHz" if ceiling["ghz"] else "clock unknown"
+    print(f"{arguments.threads} thread(s), {clock}; empty session {empty:.1f} us, subtracted")
+    rows = []
+    for isa in isas:
+        limit = ceiling["mac_per_cycle"].get(isa)
+        print(f"\n{isa}, ceiling {f'{limit:.0f} MAC/cycle' if limit else 'not measured'}")
+        print(f"{'layer':34}{'MMAC':>7}{'bits us':>9}{'MAC/cycle':>13}{'full us':>9}{'MAC/cycle':>13}{'half us':>9}")
+        for layer in LAYERS:
+            if arguments.only in layer.name:
+                rows.append(measure_layer(layer, isa, arguments.threads, arguments.seconds, empty, ceiling))
+                print(render(rows[-1]))
+    if arguments.json:
+        found = {
+            "machine": machine(),
+            "threads": arguments.threads,
+            "ceiling": ceiling,
+            "rows": list(map(asdict, rows)),
         }
-        bits = measure(make_case(**common, outputs=("next_bits",))) - empty
-        full = measure(make_case(**common, link=True, slope=True)) - empty
-        print(
-            f"{layer.name:34}{layer.macs / 1e6:7.1f}{bits:9.1f}{layer.macs / bits / 1e3:8.0f}"
-            f"{full:9.1f}{layer.macs / full / 1e3:8.0f}"
-        )
+        write_text(arguments.json, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,10 +45,6 @@ uint64_t EnabledStates() {
 
 constexpr bool Bit(uint64_t v, int i) { return (v >> i) & 1; }
 
-}  // namespace
-
-namespace {
-
 // Whether the operating system saves all registers of `states`, bits of XCR0.
 bool Saves(uint64_t states) {
   constexpr int kOsxsave = 27;
@@ -58,25 +54,41 @@ bool Saves(uint64_t states) {
 constexpr uint64_t kXmmYmm = 0x06;      // bits 1 and 2
 constexpr uint64_t kXmmYmmZmm = 0xE6;   // and mask registers 5, zmm0-15 6, zmm16-31 7
 
-}  // namespace
-
-bool CpuHasAvx2() {
+bool FindAvx2() {
   if (!Saves(kXmmYmm)) return false;
   const Registers first = Cpuid(1, 0), extended = Cpuid(7, 0);
   const bool fma = Bit(first.ecx, 12), avx = Bit(first.ecx, 28), f16c = Bit(first.ecx, 29);
   return fma && avx && f16c && Bit(extended.ebx, 5);
 }
 
-bool CpuHasAvx512Bw() {
+bool FindAvx512Bw() {
   if (!CpuHasAvx2() || !Saves(kXmmYmmZmm)) return false;
   const Registers r = Cpuid(7, 0);
   const bool f = Bit(r.ebx, 16), dq = Bit(r.ebx, 17), bw = Bit(r.ebx, 30), vl = Bit(r.ebx, 31);
   return f && dq && bw && vl;
 }
 
-bool CpuHasAvx512() {
+bool FindAvx512() {
   constexpr int kVpopcntdq = 14;
   return CpuHasAvx512Bw() && Bit(Cpuid(7, 0).ecx, kVpopcntdq);
+}
+
+}  // namespace
+
+// Asked once per process: under a hypervisor each CPUID is a trap of tens of microseconds.
+bool CpuHasAvx2() {
+  static const bool has = FindAvx2();
+  return has;
+}
+
+bool CpuHasAvx512Bw() {
+  static const bool has = FindAvx512Bw();
+  return has;
+}
+
+bool CpuHasAvx512() {
+  static const bool has = FindAvx512();
+  return has;
 }
 
 }  // namespace binarize

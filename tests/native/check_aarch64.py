@@ -1,0 +1,211 @@
+"""The NEON kernels under emulation: `python tests/native/check_aarch64.py [--fetch FOLDER | --root FOLDER]`.
+
+Cross-compiles the library, runs the C++ core test (NEON against scalar and a naive loop), then a whole exported model
+in an aarch64 ONNX Runtime, on NEON and on scalar kernels: every output must be equal bit for bit.
+
+Needs cmake, `aarch64-linux-gnu-g++` (Debian: g++-aarch64-linux-gnu) and qemu-user, for ONNX Runtime 10.0 or newer
+(older ones crash when it is imported; Debian 13 has one). The model also needs a folder with an aarch64 Python 3.11,
+numpy and onnxruntime: `--fetch` makes one from Debian packages and wheels. Where a tool is missing the check says which
+one and exits with 77, which automake and meson read as "skipped". The variables QEMU_AARCH64 and AARCH64_ROOT name an
+emulator and a folder for `tests/native/test_aarch64.py` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+NATIVE = Path(__file__).resolve().parents[2] / "binarize" / "native"
+SKIPPED = 77
+PACKAGES = (
+    "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "zlib1g", "libexpat1", "libstdc++6",
+    "libgcc-s1", "libffi8", "liblzma5", "libbz2-1.0", "libssl3", "libuuid1",
+)  # fmt: skip
+
+# Runs inside the emulator: no onnx, no torch, no binarize.
+CHILD = """
+import json, os, sys
+import numpy, onnxruntime
+model, library, data = sys.argv[1:]
+inputs = dict(numpy.load(data))
+outputs = {}
+for isa in ("neon", "scalar"):
+    os.environ["BINARIZE_ISA"] = isa
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    outputs[isa] = session.run(None, inputs)
+equal = all(numpy.array_equal(a, b) for a, b in zip(outputs["neon"], outputs["scalar"]))
+finite = all(bool(numpy.isfinite(a).all()) and bool(numpy.any(a)) for a in outputs["neon"])
+print(json.dumps({"onnxruntime": onnxruntime.__version__, "equal": equal, "finite": finite}))
+"""
+
+
+class Missing(Exception):
+    """A tool this check needs is not there."""
+
+
+def tool(name: str, hint: str) -> str:
+    """The path of a program."""
+    found = shutil.which(name)
+    if found is None:
+        raise Missing(f"{name} is not installed ({hint})")
+    return found
+
+
+def emulator(minimum: int = 0) -> str:
+    """The path of qemu-aarch64 of at least a major version."""
+    names = [os.environ.get("QEMU_AARCH64"), "qemu-aarch64", "qemu-aarch64-static"]
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        raise Missing("qemu-aarch64 is not installed (qemu-user); QEMU_AARCH64 may name one")
+    text = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"version (\d+)", text)
+    if version is None or int(version[1]) < minimum:
+        raise Missing(f"{found} is too old: onnxruntime needs qemu-user {minimum} or newer")
+    return found
+
+
+def cross_compile(build: Path) -> None:
+    """The library and the core test for aarch64 in `build`."""
+    cmake = tool("cmake", "cmake")
+    compiler = tool("aarch64-linux-gnu-g++", "Debian: g++-aarch64-linux-gnu")
+    options = [
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DBINARIZE_BUILD_TESTS=ON",
+        "-DBINARIZE_WERROR=ON",
+    ]
+    subprocess.run([cmake, "-S", str(NATIVE), "-B", str(build), *options], check=True, capture_output=True)
+    targets = ["--target", "core_test", "binarize_ops"]
+    done = subprocess.run([cmake, "--build", str(build), *targets], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"the library does not compile for aarch64:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+
+def run_core_test(build: Path, cases: int = 300) -> str:
+    """What the core test prints; raises when it fails."""
+    sysroot = Path("/usr/aarch64-linux-gnu")
+    if not sysroot.is_dir():
+        raise Missing(f"{sysroot} does not exist (Debian: libc6-arm64-cross, libstdc++6-arm64-cross)")
+    command = [emulator(), "-L", str(sysroot), str(build / "tests" / "core_test"), str(cases)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0 or "neon" not in done.stdout:
+        raise RuntimeError(f"the core test failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def export_model(folder: Path) -> tuple[Path, Path]:
+    """A small binary net with dense, strided, squeezing, grouped and depthwise convs, and an input for it."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    import binarize
+
+    torch.manual_seed(0)
+
+    def unit(channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+        conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+    model = nn.Sequential(
+        *unit(3, 32, 3, 2),
+        *unit(32, 80, 3),
+        *unit(80, 80, 3, groups=80),
+        *unit(80, 40, 1),
+        *unit(40, 64, 3, 2),
+        *unit(64, 64, 3, groups=4),
+        *unit(64, 128, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    path = folder / "model.onnx"
+    binarize.export(binarize.apply(model, images), path, images)
+    import onnx
+
+    name = onnx.load(path, load_external_data=False).graph.input[0].name
+    np.savez(folder / "input.npz", **{name: images.numpy()})
+    return path, folder / "input.npz"
+
+
+def run_model(build: Path, root: Path, folder: Path) -> dict:
+    """What the child reports about the exported model."""
+    qemu, python = emulator(minimum=10), root / "root" / "usr" / "bin" / "python3.11"
+    if not python.is_file():
+        raise Missing(f"{root} holds no aarch64 Python (make one with --fetch)")
+    model, data = export_model(folder)
+    command = [qemu, "-L", str(root / "root"), "-E", f"PYTHONPATH={root / 'site'}", str(python), "-c", CHILD]
+    command += [str(model), str(build / "libbinarize_ops.so"), str(data)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"the model failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    report: dict = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def fetch(root: Path) -> None:
+    """Debian packages and wheels of an aarch64 Python with onnxruntime into `root`; nothing of the system changes."""
+    for name in ("state/lists/partial", "cache/archives/partial", "debs", "root", "site", "wheels"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "state" / "status").touch()
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    sources = root / "sources.list"
+    sources.write_text(f"deb [signed-by={keyring}] http://deb.debian.org/debian bookworm main\n")
+    settings = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "Dir::State": root / "state",
+        "Dir::State::status": root / "state" / "status",
+        "Dir::Cache": root / "cache",
+        "Dir::Etc::sourcelist": sources,
+        "Dir::Etc::sourceparts": "-",
+    }
+    apt = [tool("apt-get", "Debian"), *[f"-o{name}={value}" for name, value in settings.items()]]
+    subprocess.run([*apt, "update"], check=True, capture_output=True)
+    subprocess.run([*apt, "download", *PACKAGES], check=True, capture_output=True, cwd=root / "debs")
+    for package in (root / "debs").glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(root / "root")], check=True)
+    platforms = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27)] + ["manylinux2014_aarch64"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(root / "site")]
+    pip += ["--only-binary=:all:", "--python-version", "3.11", *[f"--platform={name}" for name in platforms]]
+    subprocess.run([*pip, "onnxruntime", "numpy"], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fetch", type=Path, help="make this folder with an aarch64 Python first (needs the network)")
+    parser.add_argument("--root", type=Path, help="a folder --fetch made", default=os.environ.get("AARCH64_ROOT"))
+    parser.add_argument("--cases", type=int, default=300, help="of the core test")
+    arguments = parser.parse_args()
+    root = arguments.fetch or arguments.root
+    try:
+        if arguments.fetch:
+            fetch(arguments.fetch.resolve())
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            cross_compile(folder / "build")
+            print(run_core_test(folder / "build", arguments.cases), end="")
+            if root is None:
+                raise Missing("no folder with an aarch64 Python for the model: give --fetch or --root")
+            report = run_model(folder / "build", Path(root).resolve(), folder)
+    except Missing as missing:
+        print(f"skipped: {missing}")
+        return SKIPPED
+    right = report["equal"] and report["finite"]
+    print("ok    " if right else "FAILED", json.dumps(report))
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
