@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 
 from binarize.nn import BinaryConv2d
@@ -22,57 +21,40 @@ def attention_places(module: nn.Module) -> list[str]:
     return wide or list(convs)
 
 
-def with_conv_inputs(module: GraphModule, places: Sequence[str]) -> GraphModule:
-    """`module`, sharing its layers, as a graph that returns `(output, inputs of the convs at places)`.
-
-    A conv that is called more than once counts with its first call. In a graph, unlike with hooks, the values are
-    part of what `torch.compile` sees.
-    """
-    graph = copy.deepcopy(module.graph)
-    first: dict[str, torch.fx.Node] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            first.setdefault(str(node.target), node)
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    output.args = ((output.args[0], tuple(first[path].args[0] for path in places)),)
-    return GraphModule(module, graph)
-
-
-def answer_of(output: object) -> Answer:
-    """A net's output, plain or from `with_conv_inputs`, in float32."""
-    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], tuple):
-        return Answer(logits_of(output[0]).float(), output[1])
-    return Answer(logits_of(output).float())
-
-
-class Teacher:
-    """A frozen net that answers like its student.
+@contextmanager
+def answering(
+    module: nn.Module, places: Sequence[str], call: Callable[[Tensor], Any]
+) -> Iterator[Callable[..., Answer]]:
+    """A function from images to `module`'s answer, which holds the inputs of its convs at `places`.
 
     Args:
-        module: in eval mode; only read.
-        places: conv paths whose inputs it gives.
+        module: whose convs are watched, by hooks that go at the end.
+        places: paths of convs; one that is called more than once counts with its first call.
+        call: how the images go through `module`: itself, or a compiled or distributed form of it.
 
     Raises:
-        KeyError: `module` has no conv at one of `places`.
+        KeyError: `module` has no layer at one of `places`.
     """
+    layers = dict(module.named_modules())
+    seen: dict[str, Tensor] = {}
 
-    def __init__(self, module: nn.Module, places: Sequence[str] = ()) -> None:
-        self.module, self.places = module, places
-        layers = dict(module.named_modules())
-        self._convs = [layers[path] for path in places]
-        assert all(isinstance(conv, _ConvNd) for conv in self._convs)
+    def watch(place: str) -> Any:
+        conv = layers[place]
+        assert isinstance(conv, _ConvNd)
+        return conv.register_forward_pre_hook(lambda _, inputs: _note(seen, place, inputs[0]))
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Answer:
-        seen: dict[nn.Module, Tensor] = {}
+    def answer(images: Tensor) -> Answer:
+        seen.clear()
+        logits = logits_of(call(images)).float()
+        return Answer(logits, tuple(seen[place] for place in places))
 
-        def note(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.setdefault(conv, inputs[0])
+    handles = [watch(place) for place in places]
+    try:
+        yield answer
+    finally:
+        for handle in handles:
+            handle.remove()
 
-        hooks = [conv.register_forward_pre_hook(note) for conv in self._convs]
-        try:
-            logits = logits_of(self.module(images)).float()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return Answer(logits, tuple(seen[conv] for conv in self._convs))
+
+def _note(seen: dict[str, Tensor], place: str, value: Tensor) -> None:
+    seen.setdefault(place, value)

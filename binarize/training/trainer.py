@@ -21,7 +21,7 @@ from binarize.config import StageConfig, TrainingConfig
 from binarize.errors import BinarizeError, EnvironmentProblem, UsageError
 from binarize.nn import BinaryConv2d
 from binarize.progress import Listener, ProgressEvent, silent
-from binarize.training.answers import Teacher, answer_of, attention_places, with_conv_inputs
+from binarize.training.answers import answering, attention_places
 from binarize.training.checkpoint import load_checkpoint, save_checkpoint
 from binarize.training.interrupts import Interrupt, deferred_interrupts
 from binarize.training.losses import Answer
@@ -60,9 +60,10 @@ class Lesson:
 
     stage: Stage
     model: Any
-    """The module as the step calls it: prepared, perhaps compiled, perhaps giving conv inputs too."""
+    """The module as the step calls it: prepared, perhaps compiled."""
     optimizer: Any
-    teacher: Teacher | None
+    student: Callable[[Tensor], Answer]
+    teacher: Callable[[Tensor], Answer] | None
     search: Search | None
 
 
@@ -157,19 +158,22 @@ class Trainer:
             group["peak"] = group["lr"]  # travels with the checkpoint: the mean |weight| it came from has moved on
         if state is not None and state["optimizer"] is not None:
             inner.load_state_dict(state["optimizer"])
-        with self._saving_when_interrupted(inner):
-            self._steps(self._lesson(stage, inner))
+        with self._saving_when_interrupted(inner), self._lesson(stage, inner) as lesson:
+            self._steps(lesson)
         self.previous = self._snapshot(stage, self.module.state_dict()) if self._next_teacher() == "previous" else None
         set_stage_bits(self.module, StageConfig())
 
-    def _lesson(self, stage: Stage, inner: torch.optim.Optimizer) -> Lesson:
+    @contextlib.contextmanager
+    def _lesson(self, stage: Stage, inner: torch.optim.Optimizer) -> Iterator[Lesson]:
         places = attention_places(self.module) if stage.plan.attention > 0 else []
-        student = with_conv_inputs(self.module, places) if places else self.module  # type: ignore[arg-type]
-        model, optimizer = self.accelerator.prepare(student, inner)
-        model = torch.compile(model) if self._compiles() else model
+        model, optimizer = self.accelerator.prepare(self.module, inner)
         guide = self.previous if stage.plan.teacher == "previous" and self.previous is not None else self.teacher
-        teacher = Teacher(guide, places) if guide is not None and stage.distills else None
-        return Lesson(stage, model, optimizer, teacher, make_search(stage.plan.search))
+        with contextlib.ExitStack() as watched:
+            model = torch.compile(model) if self._compiles() else model
+            student = watched.enter_context(answering(self.module, places, model))
+            teacher = watched.enter_context(answering(guide, places, guide)) if guide is not None else None
+            search = make_search(stage.plan.search)
+            yield Lesson(stage, model, optimizer, student, teacher if stage.distills else None, search)
 
     def _next_teacher(self) -> str:
         """Whom the stage after the current one learns from."""
@@ -217,8 +221,9 @@ class Trainer:
         labels = labels[rank::world].to(self.device, non_blocking=True)
         lesson.model.train()
         with self._arithmetic():
-            guidance = None if lesson.teacher is None else lesson.teacher(images)
-            student = answer_of(lesson.model(images))
+            with torch.no_grad():
+                guidance = None if lesson.teacher is None else lesson.teacher(images)
+            student = lesson.student(images)
         loss = lesson.stage.objective(student, guidance, labels)
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
@@ -244,7 +249,7 @@ class Trainer:
 
         def loss() -> float:
             with self._arithmetic():
-                student = answer_of(lesson.model(images))
+                student = lesson.student(images)
             value = lesson.stage.objective(student, guidance, labels)
             return float(self.accelerator.reduce(value, "mean"))
 

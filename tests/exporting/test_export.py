@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 import binarize
 from binarize import api
+from binarize.config import ConvConfig
 from binarize.errors import UsageError, VerificationError
 from binarize.exporting import emit, verify
 from binarize.exporting.emit import binary_nodes
@@ -105,6 +106,25 @@ def test_every_kind_of_conv_exports_and_is_proved(values):
             torch.testing.assert_close(twins.get_submodule(name)(x), outputs[name], rtol=1e-5, atol=1e-4)
     result = verify(lowered, emit(lowered, (X,)), (X,))
     assert result.nodes >= 15 and not result.failures
+
+
+@pytest.mark.parametrize("channels", [5, 64, 70, 128])
+def test_two_planes_are_one_exact_conv_of_joined_words(channels):
+    """Borders and unused bits included: accumulators are equal as integers."""
+    parts = ConvConfig(activations="ternary", scale="none")
+    net = torch.nn.Sequential(BinaryConv2d(channels, 9, 3, 2, 1, bias=False, parts=parts))
+    x = torch.randn(2, channels, 7, 6)
+    net.eval()
+    lowered = lower(net, (x,))
+    names = targets(lowered.fused)
+    assert names.count("binarize.packed_conv2d.default") == 1 and names.count("binarize.pack.default") == 2
+    with torch.no_grad():
+        expected = net(x)
+        assert torch.equal(lowered.fused(x), expected) and torch.equal(expected, expected.round())
+        model = emit(lowered, (x,))
+        for session in (binarize.InferenceSession, ort.InferenceSession):
+            got = session(model.SerializeToString()).run(None, {"input": x.numpy()})[0]
+            assert np.array_equal(got, expected.numpy())
 
 
 def test_one_packed_op_per_conv_and_nothing_left_around_it(lowered_and_model):

@@ -1,5 +1,7 @@
 """Every recipe applies, trains, exports and runs, and is what it says it is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,10 @@ def test_the_report_says_where_a_recipe_has_no_answer():
     )
     assert "link fits" not in applied("el").report.summary()
     assert "link fits" not in applied("xnor").report.summary()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_page_of_recipes_has_it(name):
+    recipe = all_recipes()[name]
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    assert f"| `{name}` | {recipe.summary} | " + " | ".join(recipe.table1) + " |" in page

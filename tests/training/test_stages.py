@@ -12,7 +12,7 @@ from binarize.config import Config, StageConfig, TrainingConfig, read_config
 from binarize.errors import UsageError
 from binarize.nn import BinaryConv2d
 from binarize.nn.sign import hard_sign
-from binarize.training.answers import Teacher, answer_of, attention_places, with_conv_inputs
+from binarize.training.answers import answering, attention_places
 from binarize.training.losses import Answer, attention_difference, attention_map, student_objective
 from binarize.training.search import GeneticSearch, InteractionSearch, survives
 from binarize.training.stages import binary_stages, set_stage_bits
@@ -96,17 +96,24 @@ def test_student_and_teacher_show_the_inputs_of_the_same_convs():
     places = attention_places(module)
     assert places == ["1.conv1", "1.conv2"]  # the 1x1 projection is not compared
     x = torch.randn(3, *SIZE)
-    student, teacher = answer_of(with_conv_inputs(module, places)(x)), Teacher(model.eval(), places)(x)
-    assert torch.equal(student.logits, module(x)) and torch.equal(teacher.logits, model(x))
-    assert torch.equal(teacher.maps[0], model[0](x)) and torch.equal(
-        student.maps[0], module.get_submodule("0.2_rprelu")(module.get_submodule("0.1")(module.get_submodule("0.0")(x)))
-    )
-    assert [m.shape for m in student.maps] == [m.shape for m in teacher.maps]
+    compiled = torch.compile(module, backend="aot_eager")
+    for call in (module, compiled):
+        with answering(module, places, call) as ask, answering(model.eval(), places, model) as guide:
+            student, teacher = ask(x), guide(x)
+        torch.testing.assert_close(student.logits, module(x))
+        assert torch.equal(teacher.logits, model(x)) and torch.equal(teacher.maps[0], model[0](x))
+        sub = module.get_submodule
+        torch.testing.assert_close(student.maps[0], sub("0.2_rprelu")(sub("0.1")(sub("0.0")(x))))
+        assert [m.shape for m in student.maps] == [m.shape for m in teacher.maps]
+        student.maps[1].square().sum().backward()
+        assert sub("1.conv1").weight.grad.abs().sum() > 0
+        sub("1.conv1").weight.grad = None
+    assert not any(layer._forward_pre_hooks for layer in (*module.modules(), *model.modules()))
 
 
 def test_a_teacher_without_the_convs_is_an_error():
-    with pytest.raises(KeyError):
-        Teacher(nn.Linear(2, 2), ["conv"])
+    with pytest.raises(KeyError), answering(nn.Linear(2, 2), ["conv"], nn.Linear(2, 2)):
+        pass
 
 
 def test_each_stage_is_taught_by_the_one_before():

@@ -1,0 +1,161 @@
+"""`python -m benchmarks.table1 run --data DIR` trains the cells that results.csv lacks; `render` shows them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from binarize.errors import BinarizeError, UsageError
+from binarize.files import write_text
+from binarize.progress import ProgressEvent
+
+if TYPE_CHECKING:
+    from benchmarks.table1.plan import Cell
+    from benchmarks.table1.run import Bench
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0, or 2 if something was asked for that is not there."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except BinarizeError as error:
+        print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table1", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="train what is missing")
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="folder or files of training images; several parquet files are one data set",
+    )
+    run.add_argument(
+        "--val", type=Path, nargs="+", help="validation images; by default the val or test split of --data"
+    )
+    run.add_argument(
+        "--preset",
+        choices=("gpu", "cpu"),
+        default="gpu",
+        help="gpu: the paper's five nets on 64x64 images; cpu: two small nets on 32x32",
+    )
+    run.add_argument("--nets", nargs="+", default=(), metavar="NET")
+    run.add_argument(
+        "--recipes",
+        nargs="+",
+        default=(),
+        metavar="RECIPE",
+        help="recipes or ablations such as el/no-link; float is always trained first",
+    )
+    run.add_argument("--seeds", type=int, default=2)
+    run.add_argument("--epochs", type=float, help="of every cell, the float ones included")
+    run.add_argument("--limit", type=int, help="so many training images, the same share of every class")
+    run.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for every cell")
+    run.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="cuda: bfloat16 and channels last"
+    )
+    run.add_argument("--no-export", action="store_true", help="train only")
+    run.add_argument("--dry-run", action="store_true", help="list the missing cells")
+    for command in (run, commands.add_parser("render", help="results.md and results.svg from results.csv")):
+        command.add_argument("--results", type=Path, default=HERE / "results.csv")
+        command.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints and exported files")
+        if command is not run:
+            command.set_defaults(command=_render)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # read when accelerate first looks for a device
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here", hint="--device cpu --preset cpu")
+    from benchmarks.table1 import results
+    from benchmarks.table1.plan import PRESETS, Wanted
+    from benchmarks.table1.run import run_cell
+
+    bench = _bench(options, PRESETS[options.preset].size)
+    settings = list(options.settings)
+    if options.epochs is not None:
+        settings += [f"training.epochs={options.epochs}", f"training.float_epochs={options.epochs}"]
+    wanted = Wanted(PRESETS[options.preset], options.nets, options.recipes, options.seeds, tuple(settings))
+    cells = list(wanted.cells())
+    missing = [cell for cell in cells if _is_missing(cell, bench, options.results)]
+    print(f"{len(cells)} cells, {len(missing)} to run", flush=True)
+    for number, cell in enumerate(missing, start=1):
+        print(f"[{number}/{len(missing)}] {cell.name}", flush=True)
+        if options.dry_run or not _is_missing(cell, bench, options.results):
+            continue  # another process was faster
+        row = run_cell(cell, bench, _say)
+        results.append(options.results, row)
+        print(f"    top-1 {row.top1 or 'none'} % in {row.seconds:.0f} s; {row.note}", flush=True)
+        for checkpoint in bench.work.glob(f"{cell.name}-{row.key}*.ckpt"):
+            checkpoint.unlink()
+
+
+def _is_missing(cell: Cell, bench: Bench, path: Path) -> bool:
+    """Whether no row has the cell, or a float cell's weights are gone."""
+    from benchmarks.table1 import results
+    from benchmarks.table1.plan import FLOAT
+
+    done = any(row.key == cell.key(bench.facts) for row in results.read(path))
+    return not done or (cell.arm == FLOAT and not bench.float_file(cell).exists())
+
+
+def _bench(options: argparse.Namespace, size: int) -> Bench:
+    from benchmarks.table1.run import Bench
+    from binarize.training.data import open_dataset, split_train_val
+
+    train_set = _open(options.data, "train")
+    if options.limit and options.limit < len(train_set):
+        _, train_set = split_train_val(train_set, options.limit / len(train_set), seed=0)
+    val_set = _open(options.val, "val") if options.val else open_dataset(options.data[0], split="val")
+    options.work.mkdir(parents=True, exist_ok=True)
+    name = options.data[0].resolve().name if len(options.data) == 1 else options.data[0].resolve().parent.name
+    return Bench(train_set, val_set, size, options.work, name, export=not options.no_export)
+
+
+def _open(paths: list[Path], split: str):  # type: ignore[no-untyped-def]
+    """One data set from a folder, a file, or several parquet files."""
+    from binarize.training.data import ParquetImages, available_splits, open_dataset
+
+    if len(paths) > 1:
+        return ParquetImages(paths)
+    return open_dataset(paths[0], split=split if paths[0].is_dir() and available_splits(paths[0]) else None)
+
+
+def _say(event: ProgressEvent) -> None:
+    if event.milestone:
+        fields = ", ".join(f"{key} {value}" for key, value in event.fields.items())
+        print(f"    {event.task} {event.done}/{event.total}: {fields}", flush=True)
+
+
+def _render(options: argparse.Namespace) -> None:
+    from benchmarks.table1 import render, results
+
+    rows = results.read(options.results)
+    write_text(options.results.with_suffix(".md"), render.markdown(rows))
+    if rows:
+        render.plot(rows, options.results.with_suffix(".svg"))
+    print(f"{len(rows)} rows -> {options.results.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

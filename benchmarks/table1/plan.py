@@ -1,0 +1,143 @@
+"""Which cells there are, and the settings that all of them share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from benchmarks.table1.nets import NETS
+from binarize import api
+from binarize.config import Config
+from binarize.errors import UsageError
+from binarize.recipes import all_recipes
+
+FLOAT = "float"
+
+ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "el/no-link": ("el", ("link.kind=none",)),
+    "el/identity": ("el", ("link.kind=identity",)),
+    "el/pre-bn": ("el", ("link.position=pre_bn",)),
+    "el/scalar-gamma": ("el", ("link.gamma=scalar",)),
+    "el/box-scale": ("el", ("conv.box_scale=true",)),
+    "el/zero-threshold": ("el", ("conv.threshold=zero",)),
+    "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
+    "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
+    "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),
+}
+"""A recipe with one part changed: what that part is worth under equal conditions."""
+
+TELLING = ("binarye", "el", "real-to-bin", "el-dagger")
+"""Recipes whose comparison says most, run first."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Nets, recipes and settings of a run."""
+
+    nets: tuple[str, ...]
+    arms: tuple[str, ...]
+    settings: tuple[str, ...]
+    size: int
+
+
+COMMON = (
+    "surgery.keep=['rule:projection']",  # as in the published nets of every row
+    "training.float_learning_rate=0.1",
+    "training.float_weight_decay=5e-4",
+    "training.warmup=0.05",
+    "training.holdout=0.01",
+    "training.mean=[0.48, 0.45, 0.40]",
+    "training.std=[0.27, 0.26, 0.27]",
+)
+_REST = tuple(name for name in all_recipes() if name not in TELLING)
+
+PRESETS = {
+    "gpu": Preset(
+        nets=("resnet18", "resnet26", "mobilenetv1", "resnet34", "resnet50"),
+        arms=(FLOAT, *TELLING, "el/no-link", *_REST, *(name for name in ABLATIONS if name != "el/no-link")),
+        settings=(*COMMON, "training.epochs=40", "training.float_epochs=40", "training.batch_size=128"),
+        size=64,
+    ),
+    "cpu": Preset(
+        nets=("resnet20-cifar", "mobilenetv1-half-cifar"),
+        arms=(FLOAT, *TELLING),
+        settings=(*COMMON, "training.epochs=8", "training.float_epochs=8", "training.batch_size=64"),
+        size=32,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Args:
+        net: of `NETS`.
+        arm: `float`, a recipe, or one of `ABLATIONS`.
+        seed: of data order, augmentation and initial weights.
+        settings: shared ones, as for `--set`.
+    """
+
+    net: str
+    arm: str
+    seed: int
+    settings: tuple[str, ...]
+
+    @property
+    def config(self) -> Config:
+        recipe, changes = ABLATIONS.get(self.arm, (self.arm, ()))
+        return api.resolve_config("el" if self.arm == FLOAT else recipe, None, [*self._all, *changes])
+
+    @property
+    def _all(self) -> list[str]:
+        return [*self.settings, f"seed={self.seed}"]
+
+    @property
+    def float_cell(self) -> Cell:
+        """The cell that trains this one's float model."""
+        return Cell(self.net, FLOAT, self.seed, self.settings)
+
+    @property
+    def name(self) -> str:
+        return f"{self.net}-{self.arm.replace('/', '_')}-{self.seed}"
+
+    def key(self, data: dict[str, int | str]) -> str:
+        """Identifies net, recipe, seed, every setting that matters and the data, in 16 hex digits."""
+        settled = self.config.to_dict()
+        for setting in ("workers", "compile", "checkpoint_minutes"):
+            settled["training"].pop(setting)
+        if self.arm == FLOAT:
+            floats = ("float_epochs", "float_learning_rate", "float_weight_decay", "batch_size", "warmup", "augment")
+            settled = {"training": {name: settled["training"][name] for name in floats}}
+        facts = json.dumps([self.net, self.arm, self.seed, settled, data], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A selection of cells."""
+
+    preset: Preset
+    nets: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    seeds: int = 2
+    settings: tuple[str, ...] = field(default=())
+
+    def cells(self) -> Iterator[Cell]:
+        """Float models first, then the arms in order of telling, seed after seed."""
+        nets = _known(self.nets or self.preset.nets, NETS, "net")
+        arms = _known(self.arms or self.preset.arms, {FLOAT, *all_recipes(), *ABLATIONS}, "recipe")
+        settings = (*self.preset.settings, *self.settings)
+        for seed in range(self.seeds):
+            for arm in dict.fromkeys((FLOAT, *arms)):
+                yield from (Cell(net, arm, seed, settings) for net in nets)
+
+
+def _known(names: Iterable[str], known: Iterable[str], what: str) -> tuple[str, ...]:
+    names, known = tuple(names), tuple(known)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no {what} {name!r}", hint=f"known: {', '.join(sorted(known))}")
+    return names

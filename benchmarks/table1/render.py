@@ -1,0 +1,121 @@
+"""The results as a Markdown table and a plot, next to the paper's ImageNet numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.table1.nets import NETS, PAPER_COLUMN
+from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS
+from benchmarks.table1.results import Row
+from binarize.recipes import FLOAT_TOP1, TABLE1_NETS, all_recipes
+
+OPEN = "open"
+"""What a cell says that nobody has run yet."""
+
+
+def conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that may be compared: same data, size and budget."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[f"{row.data}, {row.size}x{row.size}, {row.train_images} images, {row.epochs:g} epochs"].append(row)
+    return dict(groups)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table per condition; then the paper's numbers, and which cells are open."""
+    parts = ["# Table 1 in miniature", "", _INTRODUCTION]
+    for title, group in conditions(rows).items():
+        parts += ["", f"## {title}", "", *_table(group)]
+    parts += ["", "## Still open", "", *_open_cells(rows)]
+    return "\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """Top-1 in percent on the validation images: mean over seeds, with the sample's standard deviation
+where there are several, and the number of seeds; in brackets the share of the float net's top-1. Beside it the paper's
+ImageNet top-1 in percent, another task with another budget: compare orders, not numbers. NC: it did not converge. Made
+by `python -m benchmarks.table1 render` from results.csv."""
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    nets = [net for net in NETS if any(row.net == net for row in rows)]
+    arms = [arm for arm in _arms() if any(row.recipe == arm for row in rows)]
+    header = [
+        "recipe",
+        *(text for net in nets for text in (net, *([f"{PAPER_COLUMN[net]}, paper"] if net in PAPER_COLUMN else []))),
+    ]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for arm in arms:
+        cells = [arm]
+        for net in nets:
+            cells.append(summary([r for r in rows if r.net == net and r.recipe == arm]))
+            if net in PAPER_COLUMN:
+                cells.append(paper_number(arm, net))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A cell of the table from its seeds."""
+    if not rows:
+        return OPEN
+    finished = [row for row in rows if row.top1]
+    if not finished:
+        return "NC"
+    values = [float(row.top1) for row in finished]
+    text = f"{statistics.mean(values):.1f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.1f}"
+    text += f" (n={len(values)})"
+    shares = [float(row.top1) / float(row.float_top1) for row in finished if row.float_top1]
+    if shares:
+        text += f" [{100 * statistics.mean(shares):.1f} %]"
+    return text + (f", {len(rows) - len(finished)} NC" if len(finished) < len(rows) else "")
+
+
+def paper_number(arm: str, net: str) -> str:
+    """The paper's ImageNet top-1 of a recipe on a net."""
+    column = TABLE1_NETS.index(PAPER_COLUMN[net])
+    if arm == FLOAT:
+        return f"{FLOAT_TOP1[column]:g}"
+    return all_recipes()[arm].table1[column] if arm in all_recipes() else "-"
+
+
+def _arms() -> tuple[str, ...]:
+    return (FLOAT, *all_recipes(), *ABLATIONS)
+
+
+def _open_cells(rows: Sequence[Row]) -> list[str]:
+    """What of each preset has no result under any condition with its image size."""
+    lines = []
+    for name, preset in PRESETS.items():
+        done = {(row.net, row.recipe) for row in rows if row.size == preset.size}
+        for net in preset.nets:
+            missing = [arm for arm in preset.arms if (net, arm) not in done]
+            if missing:
+                lines.append(f"- preset `{name}`, {net}: {', '.join(missing)}")
+    return lines or ["nothing"]
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bars per recipe and net: share of the float net's top-1, for the condition with the most rows."""
+    from binarize.bench.plot import check_plot, grouped_bars, save_figure
+
+    check_plot(path)
+    from matplotlib import pyplot
+
+    title, group = max(conditions(rows).items(), key=lambda item: len(item[1]))
+    nets = [net for net in NETS if any(row.net == net for row in group)]
+    arms = [arm for arm in _arms() if arm != FLOAT and any(row.recipe == arm for row in group)]
+
+    def share(net: str, arm: str) -> float | None:
+        found = [r for r in group if r.net == net and r.recipe == arm and r.top1 and r.float_top1]
+        return statistics.mean(100 * float(r.top1) / float(r.float_top1) for r in found) if found else None
+
+    figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.25 * len(arms) * len(nets)), layout="constrained")
+    values = {arm: [share(net, arm) for net in nets] for arm in arms}
+    grouped_bars(axes, values, nets, f"% of the float net's top-1; {title}")
+    axes.legend(fontsize=7)
+    save_figure(figure, path)

@@ -1,0 +1,162 @@
+"""The benchmark's machinery on synthetic images: cells are planned, trained, skipped, resumed and shown."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks.table1 import __main__ as cli
+from benchmarks.table1 import plan, render, results, run
+from benchmarks.table1.nets import NETS, PAPER_COLUMN
+from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS, Cell, Wanted
+from binarize.progress import silent
+from binarize.training.trainer import TrainingDiverged
+from tests.models import conv_bn
+from tests.training.test_finetune import images
+
+SETTINGS = (
+    "training.epochs=2",
+    "training.float_epochs=2",
+    "training.batch_size=32",
+    "training.calibration_images=32",
+    "training.holdout=0",
+)
+
+
+def colour(count, seed=0):
+    """`images` in colour."""
+    grey = images(count, seed)
+    grey.images = grey.images.expand(-1, 3, -1, -1).contiguous()
+    return grey
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    def tiny(classes):
+        pool = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, classes))
+        return torch.nn.Sequential(conv_bn(3, 8), conv_bn(8, 8), *pool)
+
+    monkeypatch.setitem(NETS, "tiny", tiny)
+    return run.Bench(colour(128), colour(64, 1), 8, tmp_path, "synthetic")
+
+
+def cells(*arms, settings=SETTINGS):
+    return [Cell("tiny", arm, 0, settings) for arm in arms]
+
+
+def test_a_cell_trains_exports_and_is_recorded(bench, tmp_path):
+    rows = [run.run_cell(cell, bench, silent) for cell in cells(FLOAT, "el")]
+    path = tmp_path / "r.csv"
+    for row in rows:
+        results.append(path, row)
+    assert results.read(path) == rows
+    assert 25 < float(rows[0].top1) <= 100 and rows[1].float_top1 == rows[0].top1
+    assert rows[1].note.startswith("exported") and (rows[1].classes, rows[1].train_images) == (4, 128)
+    assert rows[0].key != rows[1].key
+    text = render.markdown(rows)
+    assert f"| el | {float(rows[1].top1):.1f} (n=1) [" in text
+    assert "preset `gpu`, resnet18: float, binarye" in text  # still open
+
+
+def test_a_finished_cell_is_skipped_and_a_killed_one_goes_on(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_bench", lambda options, size: bench)
+    arguments = ["run", "--data", "x", "--nets", "tiny", "--recipes", "binarye", "--seeds", "1"]
+    arguments += ["--results", str(tmp_path / "r.csv"), *(f"--set={s}" for s in SETTINGS)]
+    arguments += ["--set=training.checkpoint_minutes=0"]
+
+    def killed(event):
+        if event.task.startswith("training (binary)") and event.done >= 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_say", killed)
+    assert cli.main(arguments) == 130
+    assert [r.recipe for r in results.read(tmp_path / "r.csv")] == [FLOAT]
+    seen = []
+    monkeypatch.setattr(cli, "_say", seen.append)
+    assert cli.main(arguments) == 0
+    trained = [e.done for e in seen if e.task.startswith("training")]
+    assert min(trained) >= 5  # of 8
+    assert [r.recipe for r in results.read(tmp_path / "r.csv")] == [FLOAT, "binarye"]
+    assert not list(tmp_path.glob("*.ckpt"))
+    seen.clear()
+    assert cli.main(arguments) == 0
+    assert not seen and "0 to run" in capsys.readouterr().out
+
+
+def test_divergence_is_a_result(bench, monkeypatch):
+    run.run_cell(cells(FLOAT)[0], bench, silent)
+
+    def diverges(*args, **kwargs):
+        raise TrainingDiverged("the loss is nan at step 3")
+
+    monkeypatch.setattr(run.binarize, "finetune", diverges)
+    row = run.run_cell(cells("el")[0], bench, silent)
+    assert row.top1 == "" and "diverged" in row.note
+    assert render.summary([row]) == "NC"
+    good = dataclasses.replace(row, top1="50.00", float_top1="80.00")
+    assert render.summary([row, good, dataclasses.replace(good, top1="52.00")]) == "51.0 ± 1.4 (n=2) [63.7 %], 1 NC"
+
+
+def test_a_net_that_cannot_be_exported_is_still_a_result(bench, monkeypatch):
+    from binarize.errors import UnsupportedModelError
+
+    def fails(*args):
+        raise UnsupportedModelError("no form")
+
+    run.run_cell(cells(FLOAT)[0], bench, silent)
+    monkeypatch.setattr(run.binarize, "export", fails)
+    row = run.run_cell(cells("el")[0], bench, silent)
+    assert row.note == "not exported: no form" and row.top1
+
+
+def test_everything_that_changes_a_result_changes_its_key(bench):
+    base = cells("el")[0]
+    others = [
+        *cells("bireal", "el/no-link"),
+        dataclasses.replace(base, seed=1),
+        dataclasses.replace(base, net="resnet18"),
+        *cells("el", settings=(*SETTINGS, "training.learning_rate=0.001")),
+    ]
+    keys = {cell.key(bench.facts) for cell in (base, *others)}
+    assert len(keys) == 6
+    assert base.key(bench.facts | {"train_images": 64}) not in keys
+    slower = cells("el", settings=(*SETTINGS, "training.workers=3"))[0]
+    assert slower.key(bench.facts) == base.key(bench.facts)
+    longer = cells(FLOAT, settings=(*SETTINGS, "training.epochs=9"))[0]
+    assert cells(FLOAT)[0].key(bench.facts) == longer.key(bench.facts)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_name_what_there_is(name):
+    planned = list(Wanted(PRESETS[name]).cells())
+    assert len(planned) == 2 * len(PRESETS[name].nets) * len(PRESETS[name].arms)
+    assert planned[0].arm == FLOAT and planned[0].seed == 0
+    for cell in planned[:: len(PRESETS[name].nets)]:
+        assert cell.config.surgery.keep == ("rule:projection",)
+    assert set(ABLATIONS) >= {"el/no-link", "el-dagger/no-link"}
+
+
+def test_unknown_names_are_told(capsys):
+    assert cli.main(["run", "--data", "/nowhere"]) == 2
+    assert "no such file" in capsys.readouterr().err.lower()
+    with pytest.raises(Exception, match="no recipe 'elo'"):
+        list(Wanted(PRESETS["cpu"], arms=("elo",)).cells())
+
+
+@pytest.mark.parametrize("name", list(NETS))
+def test_nets_fit_their_images(name):
+    size = 32 if name.endswith("cifar") else 64
+    with torch.device("meta"):
+        net = NETS[name](7)
+        assert net(torch.empty(2, 3, size, size)).shape == (2, 7)
+    convs = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    projections = {"resnet18": 3, "resnet34": 3, "resnet26": 4, "resnet50": 4}.get(name, 0)
+    layers = {"resnet18": 18, "resnet26": 26, "resnet34": 34, "resnet50": 50, "mobilenetv1": 28}
+    layers |= {"resnet20-cifar": 20, "mobilenetv1-half-cifar": 28}
+    assert convs - projections + 1 == layers[name]
+
+
+def test_the_paper_is_beside_it():
+    assert [render.paper_number("el-dagger", net) for net in PAPER_COLUMN] == ["67.1", "68.9", "61.2", "65.7", "66.5"]
+    assert render.paper_number(FLOAT, "resnet18") == "69.3" and render.paper_number("el/no-link", "resnet18") == "-"
+    assert plan.PRESETS["gpu"].size == 64
