@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
@@ -46,7 +45,7 @@ class Conversion:
         run: the folder beside it: configuration, report, history, versions, checkpoints.
     """
 
-    module: GraphModule
+    module: nn.Module
     report: Report
     path: Path
     run: Path
@@ -79,24 +78,28 @@ def apply(
     example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     recipe: str | None = None,
     config: Config | str | Path | None = None,
-) -> GraphModule:
+    *,
+    inplace: bool = False,
+) -> nn.Module:
     """A trainable binary copy of `model`: every conv but the planned exceptions binary, Elastic Links inserted.
 
     Args:
-        model: the float CNN; it stays as it is.
+        model: the float CNN; it stays as it is, unless `inplace`.
         example_inputs: what `model` takes, batch first; by default two random images of 224 x 224.
         recipe: name of a published system, see `binarize.recipes`; by default `config`'s own, or `el`.
         config: a `Config`, or a TOML file that goes on top of the recipe.
+        inplace: change `model` itself instead of a copy, and return it.
 
     Returns:
-        An fx `GraphModule` with the original's parameter names where they survive, and a `.report`.
+        The module, with the original's parameter names and a `.report`. Where fx can trace the whole model it is a
+        `GraphModule`; else a module of the model's own class that calls one `GraphModule` for each part it can.
 
     Raises:
-        UnsupportedModelError: the model cannot be traced, has no conv, or holds NaN.
+        UnsupportedModelError: the model has no conv, or holds NaN.
         UsageError: the inputs do not fit, or the configuration is wrong.
     """
     settled = resolve_config(recipe, config)
-    return binarize_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled)
+    return binarize_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled, inplace=inplace)
 
 
 def inspect(model: nn.Module, config: Config, example_inputs: tuple[Tensor, ...] | None = None) -> Report:
@@ -105,7 +108,7 @@ def inspect(model: nn.Module, config: Config, example_inputs: tuple[Tensor, ...]
 
 
 def finetune(
-    module: GraphModule,
+    module: nn.Module,
     teacher: nn.Module,
     data: str | Path | Any,
     *,
@@ -114,7 +117,7 @@ def finetune(
     input_size: InputSize | None = None,
     checkpoint: str | Path | None = None,
     progress: Listener = silent,
-) -> GraphModule:
+) -> nn.Module:
     """Fine-tune a freshly binarized `module` in place, with the float model as teacher.
 
     Args:
@@ -149,7 +152,7 @@ def finetune(
 
 
 def export(
-    module: GraphModule,
+    module: nn.Module,
     path: str | Path,
     example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     *,
@@ -258,7 +261,7 @@ def distill(
     *,
     input_size: InputSize | None = None,
     progress: Listener = silent,
-) -> GraphModule:
+) -> nn.Module:
     """The middle of `convert`: adapt the float model if the configuration says so, binarize it, fine-tune.
 
     Args:
@@ -280,12 +283,12 @@ def distill(
     return module
 
 
-def as_inputs(example_inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     """`example_inputs` as a tuple; a batch of one is doubled, because a traced batch of one would stay one."""
     if example_inputs is None:
         return None
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    return tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in inputs)
+    return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 else x for x in inputs)
 
 
 def _adapt(
@@ -338,7 +341,7 @@ def _dataset(data: Any, split: str) -> Any:
     return open_dataset(data, split=split if split in available_splits(data) else None)
 
 
-def some_images(data: Any, module: GraphModule, count: int = INT8_IMAGES) -> Tensor:
+def some_images(data: Any, module: nn.Module, count: int = INT8_IMAGES) -> Tensor:
     """At most `count` images of `data`, spread evenly over it, as `module` takes them in evaluation."""
     from binarize.training.finetune import Feed
 
@@ -365,7 +368,7 @@ def _int8_ends(
     return quantized
 
 
-def _inputs_like(module: GraphModule) -> tuple[Tensor, ...]:
+def _inputs_like(module: nn.Module) -> tuple[Tensor, ...]:
     like = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
     shapes: Any = module.example_shapes

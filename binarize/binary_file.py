@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch import nn
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
@@ -17,7 +17,7 @@ from binarize.surgery import binarize_model, report_of
 FORMAT = "binarize-module"
 
 
-def save_binary(path: str | Path, module: GraphModule, source: Loaded) -> None:
+def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
     """Write a binary `module` made from `source`; it can be loaded again if the architecture has a name."""
     report = report_of(module)
     state = {
@@ -42,7 +42,7 @@ def is_binary_file(path: str | Path) -> bool:
     return isinstance(state, dict) and state.get("format") == FORMAT
 
 
-def load_binary(path: str | Path, arch: str | None = None) -> GraphModule:
+def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
     """The binary module at `path`, in eval mode.
 
     Args:

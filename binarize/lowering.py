@@ -70,7 +70,7 @@ def lower(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Lowered:
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(Config()))
     fused.graph.eliminate_dead_code()
     fused.recompile()
-    return Lowered(original, fused.eval(), done)
+    return Lowered(original, fused.eval(), [f"{name}: {changes}" for name, changes in done.items()])
 
 
 def float_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

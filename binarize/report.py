@@ -86,6 +86,8 @@ class Report:
         config: the whole configuration as plain data.
         decisions: one per convolution, in order of execution; linear layers that count as convs among them.
         passes: names of the passes that ran, in order.
+        untraced: the modules whose own code no graph holds, each with the reason and the source line; the
+            convolutions they call are decided upon all the same.
         results: what later stations measured: accuracies, sizes, times, verification.
         float_linear_macs: multiply-accumulates of linear layers on feature maps that were not counted as convs.
     """
@@ -94,6 +96,7 @@ class Report:
     config: dict[str, Any]
     decisions: list[Decision]
     passes: list[str] = field(default_factory=list)
+    untraced: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     float_linear_macs: int = 0
 
@@ -127,6 +130,7 @@ class Report:
             "float_linear_macs": self.float_linear_macs,
             "decisions": [d.to_dict() for d in self.decisions],
             "passes": self.passes,
+            "untraced": self.untraced,
             "results": self.results,
         }
 

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from binarize.config import Config
 from binarize.errors import UsageError
+from binarize.nn import BinaryConv2d
 from binarize.passes.balance_residuals import BalanceResiduals
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.capture import capture
 from binarize.passes.convert_linears import ConvertLinears
 from binarize.passes.insert_batch_norm import InsertBatchNorm
 from binarize.passes.insert_elastic_links import InsertElasticLinks
-from binarize.passes.plan import Plan, check_strict
+from binarize.passes.plan import check_strict, plan
 from binarize.passes.probe import Probe
 from binarize.passes.replace_activations import ReplaceActivations
 from binarize.passes.replace_convs import ReplaceConvs
 from binarize.report import Report
 
 SURGERY_PASSES: tuple[Pass, ...] = (
-    Plan(),
     ConvertLinears(),
     ReplaceActivations(),
     ReplaceConvs(),
@@ -46,25 +48,40 @@ def report_of(module: nn.Module) -> Report:
     return report
 
 
-def binarize_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config) -> GraphModule:
-    """A binary copy of `model`, an fx `GraphModule` with the original's parameter names and a `.report`."""
+def binarize_model(
+    model: nn.Module, example_inputs: tuple[Any, ...], config: Config, *, inplace: bool = False
+) -> nn.Module:
+    """`model`, or a copy of it, made binary: the original's parameter names, and a `.report`.
+
+    What one graph can hold is a `Region` (an fx `GraphModule`) in the place of its module: usually the model itself.
+    """
+    if any(isinstance(module, BinaryConv2d) for module in model.modules()):
+        raise UsageError("the model is already binarized", hint="apply() takes the float model")
+    model = model if inplace else copy.deepcopy(model)
     like = next(model.parameters(), torch.zeros(1))
-    example_inputs = tuple(x.to(like.device) for x in example_inputs)
-    model = copy.deepcopy(model)
-    context = PassContext(config, probe=Probe(model, example_inputs))
+    example_inputs = tree_map_only(Tensor, lambda x: x.to(like.device), example_inputs)
     captured = capture(model, example_inputs)
+    context = PassContext(config, captured.recording, probe=Probe(model, example_inputs))
+    plan(model, captured.recording.graph, context)
+    if config.surgery.strict:
+        check_strict(context.decisions.values())
+    done: Counter[str] = Counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # layers that surgery adds start alike in every process
-        module, done = run_passes(SURGERY_PASSES, captured, context)
-    decisions = list(context.decisions.values())
-    if config.surgery.strict:
-        check_strict(decisions)
+        for region in captured.regions.values():
+            done.update(run_passes(SURGERY_PASSES, region, context)[1])
     report = Report(
-        type(model).__name__, config.to_dict(), decisions, done, float_linear_macs=context.float_linear_macs
+        model=type(model).__name__,
+        config=config.to_dict(),
+        decisions=list(context.decisions.values()),
+        passes=[f"{step}: {changes}" for step, changes in done.items()],
+        untraced=list(captured.untraced.values()),
+        float_linear_macs=context.float_linear_macs,
     )
-    module.report = report  # type: ignore[assignment]
-    module.example_shapes = [list(x.shape) for x in example_inputs]  # type: ignore[assignment]
-    return module
+    captured.put_back()
+    model.report = report  # type: ignore[assignment]
+    model.example_shapes = [list(x.shape) for x in tree_leaves(example_inputs) if isinstance(x, Tensor)]  # type: ignore
+    return model
 
 
 def default_example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:

@@ -32,6 +32,7 @@ from binarize.passes.graph_tools import (
     calls_module,
     dataflow,
     is_activation,
+    path_of,
     shape_of,
 )
 from binarize.passes.insert_batch_norm import batch_norm_after
@@ -117,7 +118,7 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
     convs = tuple(
         node
         for node in end.graph.nodes
-        if node in between and calls_module(node, _ConvNd) and context.decisions[str(node.target)].rule != "gate"
+        if node in between and calls_module(node, _ConvNd) and context.decisions[path_of(node)].rule != "gate"
     )
     binary = [node for node in convs if calls_module(node, BinaryConv2d)]
     pure = all(calls_module(n, (BinaryConv2d, nn.BatchNorm2d, RPReLU)) or is_activation(n) for n in between)
@@ -127,7 +128,7 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
         linked=len(binary) == len(convs) and all(is_linked(node, context) for node in binary),
         pure=pure and bool(convs) and convs[0].all_input_nodes[0] is fork,
         identity=all(_keeps_values(node) for node in between),
-        narrowest=min((context.decisions[str(node.target)].out_channels for node in convs), default=0),
+        narrowest=min((context.decisions[path_of(node)].out_channels for node in convs), default=0),
     )
 
 
@@ -161,8 +162,8 @@ def _move_projection(
     end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     join.replace_all_uses_with(main.end)
     graph_module.graph.erase_node(join)
-    context.unlinked.add(str(first.target))
-    context.amend(str(first.target), residual="projection")
+    context.unlinked.add(path_of(first))
+    context.amend(path_of(first), residual="projection")
     return 1
 
 
@@ -172,10 +173,10 @@ def _keeps_values(node: Node) -> bool:
 
 
 def _start_at_zero(branch: Branch, context: PassContext) -> int:
-    context.closed_links.add(str(branch.convs[-1].target))
+    context.closed_links.add(path_of(branch.convs[-1]))
     return 1
 
 
 def _record(branch: Branch, what: str, context: PassContext) -> None:
     for conv in branch.convs:
-        context.amend(str(conv.target), residual=what)
+        context.amend(path_of(conv), residual=what)

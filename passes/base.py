@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from binarize.config import Config
 from binarize.errors import BinarizeError
 from binarize.passes.probe import Probe
+from binarize.passes.recording import Recording
 from binarize.report import Decision
 
 
@@ -20,6 +21,7 @@ class PassContext:
 
     Attributes:
         config: the conversion's configuration.
+        recording: the dataflow of the whole model, for what one graph module cannot see; lowering has none.
         decisions: the plan, by conv path; `plan` fills it, later passes complete it.
         unlinked: paths of convs that have a projection for a shortcut (`balance_residuals` again).
         closed_links: paths of convs whose link starts at 0 (`balance_residuals` says why).
@@ -28,6 +30,7 @@ class PassContext:
     """
 
     config: Config
+    recording: Recording | None = None
     decisions: dict[str, Decision] = field(default_factory=dict)
     closed_links: set[str] = field(default_factory=set)
     unlinked: set[str] = field(default_factory=set)
@@ -61,16 +64,16 @@ class PassError(BinarizeError):
 
 def run_passes(
     passes: Sequence[Pass], graph_module: GraphModule, context: PassContext
-) -> tuple[GraphModule, list[str]]:
+) -> tuple[GraphModule, dict[str, int]]:
     """Run `passes` in order; after each, the graph is linted and recompiled.
 
     Returns:
-        The graph and a line per pass: its name and how many places it changed.
+        The graph, and in how many places each pass changed it.
 
     Raises:
         PassError: names the pass and those before it.
     """
-    done: list[str] = []
+    done: dict[str, int] = {}
     for step in passes:
         try:
             result = step.run(graph_module, context)
@@ -85,5 +88,5 @@ def run_passes(
                 f"pass {step.name} failed: {type(error).__name__}: {error} (passes before it: {before})",
                 hint="this is a bug of binarize; please report it with the model",
             ) from error
-        done.append(f"{step.name}: {result.changed}")
+        done[step.name] = result.changed
     return graph_module, done

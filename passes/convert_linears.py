@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from binarize.nn.functional import to_map, to_rows
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import calls_function, calls_module, is_activation, module_of, shape_of
+from binarize.passes.graph_tools import calls_function, calls_module, is_activation, module_of, path_of, shape_of
 
 _DROPS = (nn.Dropout, nn.Identity)
 
@@ -39,7 +39,7 @@ class ConvertLinears:
 
 
 def _is_planned(node: Node, context: PassContext) -> bool:
-    decision = context.decisions.get(str(node.target))
+    decision = context.decisions.get(path_of(node))
     return decision is not None and decision.binarized
 
 

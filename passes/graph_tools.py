@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import networkx as nx
@@ -74,13 +75,33 @@ GATE_MODULES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Soft
 GATE_FUNCTIONS = {F.sigmoid, F.hardsigmoid, F.softmax, torch.sigmoid, torch.softmax, "sigmoid", "softmax"}
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode inside; afterwards each of its modules in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def module_of(node: Node) -> nn.Module | None:
     """The module a `call_module` node calls, else None."""
     if node.op != "call_module":
         return None
+    if "module" in node.meta:
+        recorded: nn.Module = node.meta["module"]
+        return recorded
     owner = node.graph.owning_module
     assert owner is not None
     return owner.get_submodule(str(node.target))
+
+
+def path_of(node: Node) -> str:
+    """The path, in the whole model, of the module that a `call_module` node calls."""
+    return str(node.meta.get("path", node.target))
 
 
 def calls_module(node: Node, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:

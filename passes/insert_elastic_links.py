@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from binarize.nn import BinaryConv2d, ElasticLink
 from binarize.nn.geometry import ConvGeometry
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, module_of
+from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, module_of, path_of
 from binarize.passes.insert_batch_norm import batch_norm_after
 
 SUFFIX = "_link"
@@ -28,11 +28,13 @@ class InsertElasticLinks:
             path = str(node.target)
             conv = graph_module.get_submodule(path)
             assert isinstance(conv, BinaryConv2d)
-            if not is_linked(node, context) or (context.config.link.gamma == "one" and path in context.closed_links):
+            if not is_linked(node, context) or (
+                context.config.link.gamma == "one" and path_of(node) in context.closed_links
+            ):
                 continue
             if path not in links:
-                links[path] = add_module(graph_module, path + SUFFIX, _link_for(conv, path, context))
-                context.amend(path, link=conv.geometry.link_form)
+                links[path] = add_module(graph_module, path + SUFFIX, _link_for(conv, path_of(node), context))
+                context.amend(path_of(node), link=conv.geometry.link_form)
             _bridge(graph_module, node, links[path], context.config.link.position)
         return PassResult(graph_module, len(links))
 
@@ -41,7 +43,7 @@ def is_linked(conv: Node, context: PassContext) -> bool:
     """Whether the configuration wants a link around the binary conv that `conv` calls."""
     module = module_of(conv)
     assert isinstance(module, BinaryConv2d)
-    return str(conv.target) not in context.unlinked and _REACH[context.config.link.kind](module.geometry)
+    return path_of(conv) not in context.unlinked and _REACH[context.config.link.kind](module.geometry)
 
 
 _REACH: dict[str, Callable[[ConvGeometry], bool]] = {
@@ -62,9 +64,8 @@ def _link_for(conv: BinaryConv2d, path: str, context: PassContext) -> ElasticLin
 
 def _bridge(graph_module: GraphModule, conv: Node, path: str, position: str) -> None:
     """Add the link's value to the conv's (`pre_bn`) or to its batch norm's (`post_bn`)."""
-    norm = batch_norm_after(conv)
-    assert norm is not None  # insert_batch_norm ran before
-    end = conv if position == "pre_bn" else norm
+    norm = batch_norm_after(conv)  # none: code that no graph holds has it
+    end = conv if position == "pre_bn" or norm is None else norm
     link = insert_module_call(graph_module, end, path, conv.all_input_nodes[0])
     with graph_module.graph.inserting_after(link):
         total = graph_module.graph.call_function(operator.add, (end, link))

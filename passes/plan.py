@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
-from binarize.errors import UnsupportedModelError, UsageError
-from binarize.nn.binary_conv import BinaryConv2d
-from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import CONV_FUNCTIONS, calls_function, calls_module, module_of, shape_of
+from binarize.errors import UnsupportedModelError
+from binarize.passes.base import PassContext
+from binarize.passes.graph_tools import CONV_FUNCTIONS, calls_function, calls_module, module_of, path_of, shape_of
 from binarize.passes.rules import (
     DYNAMIC,
     ELIGIBLE,
@@ -23,34 +22,36 @@ from binarize.passes.rules import (
     RULE_PREFIX,
     RULES,
     SELECTABLE,
+    UNUSED,
     GraphFacts,
+    Rule,
     Site,
     check_patterns,
 )
 from binarize.report import Decision
 
 
-class Plan:
-    """Fills `context.decisions`; changes no graph."""
-
-    name = "plan"
-
-    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
-        surgery = context.config.surgery
-        facts = GraphFacts(graph_module.graph, surgery, context.probe)
-        sites = find_sites(facts)
-        if not sites:
-            raise UnsupportedModelError("the model has no convolution, so there is nothing to binarize")
-        check_weights(graph_module)
-        check_patterns((*surgery.keep, *surgery.only), sites)
-        for site in sites:
-            context.decisions[site.path] = decide(site)
-        for node in graph_module.graph.nodes:
-            if calls_function(node, CONV_FUNCTIONS):
-                context.decisions[node.name] = _functional_decision(node, facts)
-        if surgery.linear == "keep":
-            context.float_linear_macs = _linear_macs_on_maps(facts)
-        return PassResult(graph_module, 0)
+def plan(model: nn.Module, graph: Graph, context: PassContext) -> None:
+    """Fill `context.decisions` for every convolution of `model`, of which `graph` is the recorded dataflow."""
+    surgery = context.config.surgery
+    facts = GraphFacts(graph, surgery, context.probe)
+    sites = find_sites(facts)
+    convs = {path: module for path, module in model.named_modules() if isinstance(module, _ConvNd)}
+    if not sites:
+        called = " that the example inputs reach" if convs else ""
+        raise UnsupportedModelError(f"the model has no convolution{called}, so there is nothing to binarize")
+    check_weights(model)
+    check_patterns((*surgery.keep, *surgery.only), sites)
+    for site in sites:
+        context.decisions[site.path] = decide(site)
+    for node in graph.nodes:
+        if calls_function(node, CONV_FUNCTIONS):
+            context.decisions[node.name] = _functional_decision(node, facts)
+    for path, conv in convs.items():
+        if path not in context.decisions:
+            context.decisions[path] = _decision(Site(path, conv, (), facts), UNUSED)
+    if surgery.linear == "keep":
+        context.float_linear_macs = _linear_macs_on_maps(facts)
 
 
 def check_strict(decisions: Iterable[Decision]) -> None:
@@ -73,12 +74,8 @@ def find_sites(facts: GraphFacts) -> list[Site]:
     kinds: tuple[type[nn.Module], ...] = (_ConvNd,) if facts.surgery.linear == "keep" else (_ConvNd, nn.Linear)
     calls: dict[str, list[Node]] = {}
     for node in facts.graph.nodes:
-        if calls_module(node, BinaryConv2d):
-            raise UsageError(
-                "the model is already binarized", layer=str(node.target), hint="apply() takes the float model"
-            )
         if calls_module(node, kinds):
-            calls.setdefault(str(node.target), []).append(node)
+            calls.setdefault(path_of(node), []).append(node)
     sites = (Site(path, _module(nodes[0]), tuple(nodes), facts) for path, nodes in calls.items())
     return [site for site in sites if not site.is_linear or _counts(site)]
 
@@ -102,7 +99,7 @@ def _module(node: Node) -> nn.Module:
 def check_weights(module: nn.Module) -> None:
     """Raise UnsupportedModelError if a parameter or buffer holds NaN or infinity."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    bad = [name for name, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
+    bad = [name for name, t in tensors if t.is_floating_point() and not t.is_meta and not torch.isfinite(t).all()]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UnsupportedModelError(
@@ -114,7 +111,10 @@ def check_weights(module: nn.Module) -> None:
 
 def decide(site: Site) -> Decision:
     """The first rule that applies decides."""
-    rule = next((rule for rule in RULES if rule.applies(site)), None)
+    return _decision(site, next((rule for rule in RULES if rule.applies(site)), None))
+
+
+def _decision(site: Site, rule: Rule | None) -> Decision:
     block = site.block
     inputs, outputs = site.channels
     module = site.module
@@ -134,7 +134,7 @@ def decide(site: Site) -> Decision:
         stride=tuple(getattr(module, "stride", (1, 1))),
         dilation=tuple(getattr(module, "dilation", (1, 1))),
         groups=getattr(module, "groups", 1),
-        output_size=tuple(sizes[0]),
+        output_size=tuple(sizes[0]) if sizes else (),
         macs=sum(_macs(site, call) for call in site.calls),
         weight_bytes=weight.numel() * 4,
         block=block.path if block else "",
@@ -184,10 +184,10 @@ def _functional_decision(node: Node, facts: GraphFacts) -> Decision:
 def binarized_convs(graph_module: GraphModule, context: PassContext) -> list[tuple[Node, str]]:
     """Call sites and paths of the convs that the plan binarizes."""
     return [
-        (node, str(node.target))
+        (node, path_of(node))
         for node in graph_module.graph.nodes
         if node.op == "call_module"
-        and (decision := context.decisions.get(str(node.target))) is not None
+        and (decision := context.decisions.get(path_of(node))) is not None
         and decision.binarized
         and isinstance(module_of(node), nn.Conv2d)
     ]

@@ -10,6 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
+from binarize.passes.graph_tools import evaluating
+
 
 class Probe:
     """Where a model's maps end up when its inputs are more than twice as large."""
@@ -45,15 +47,12 @@ def _map_sizes(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, list[t
         return module.register_forward_hook(note)
 
     handles = [watch(path, module) for path, module in model.named_modules() if isinstance(module, _ConvNd)]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             model(*inputs)
         return sizes
     except Exception:
         return None
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()

@@ -16,8 +16,10 @@ from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import (
     add_module,
     calls_module,
+    insert_module_call,
     is_activation,
     moves_channels,
+    path_of,
     shape_of,
     walk_forward,
 )
@@ -39,7 +41,6 @@ class ReplaceActivations:
                 continue
             _replace(graph_module, node, _replacement(shape[1], surgery))
             changed += 1
-        graph_module.delete_all_unused_submodules()
         return PassResult(graph_module, changed)
 
 
@@ -50,8 +51,11 @@ def _meets_sign(node: Node, context: PassContext) -> bool:
         stops = calls_module(user, (_ConvNd, nn.Linear, RPReLU)) or is_activation(user) or moves_channels(user)
         return not stops
 
-    reached = (user for user in walk_forward(node, passes_on) if user.op == "call_module")
-    decisions = (context.decisions.get(str(user.target)) for user in reached)
+    reached = list(walk_forward(node, passes_on))
+    if context.recording is not None and any(user.op == "output" for user in reached):
+        outside = (user for run in context.recording.of(node) for user in walk_forward(run, passes_on))
+        reached += [user for user in outside if calls_module(user, _ConvNd)]
+    decisions = (context.decisions.get(path_of(user)) for user in reached if user.op == "call_module")
     return any(decision is not None and decision.binarized for decision in decisions)
 
 
@@ -66,16 +70,13 @@ def _replacement(channels: int, surgery: SurgeryConfig) -> nn.Module | None:
 
 def _replace(graph_module: GraphModule, node: Node, module: nn.Module | None) -> None:
     """Put `module` at `node`'s call site only: activation modules are often shared between sites."""
-    source = node.all_input_nodes[0]
-    if module is None:
-        node.replace_all_uses_with(source)
-        graph_module.graph.erase_node(node)
-        return
-    like = next(graph_module.parameters())
-    base = str(node.target) if node.op == "call_module" else node.name
-    path = add_module(graph_module, f"{base}_{type(module).__name__.lower()}", module.to(like.device, like.dtype))
-    with graph_module.graph.inserting_after(node):
-        call = graph_module.graph.call_module(path, (source,))
-    call.meta.update(node.meta)
-    node.replace_all_uses_with(call)
+    value = source = node.all_input_nodes[0]
+    if module is not None:
+        like = next(graph_module.parameters())
+        base = str(node.target) if node.op == "call_module" else node.name
+        path = add_module(graph_module, f"{base}_{type(module).__name__.lower()}", module.to(like.device, like.dtype))
+        value = insert_module_call(graph_module, node, path, source)
+    node.replace_all_uses_with(value)
     graph_module.graph.erase_node(node)
+    if node.op == "call_module" and all(other.target != node.target for other in graph_module.graph.nodes):
+        graph_module.delete_submodule(str(node.target))

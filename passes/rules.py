@@ -131,7 +131,7 @@ class Site:
 
     @property
     def block(self) -> Block | None:
-        return self.facts.blocks.get(self.calls[0])
+        return self.facts.blocks.get(self.calls[0]) if self.calls else None
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,13 @@ def thin(site: Site) -> bool:
     return min(site.channels) == 1 or (rank == 3 and site.facts.image_rank > 3)
 
 
+def untraceable(site: Site) -> bool:
+    """Code that no graph holds calls it, so that no pass can edit what is around it; capture says where and why."""
+    return not site.all_calls(lambda call: "region_node" in call.meta)
+
+
 RULES: tuple[Rule, ...] = (
+    Rule("untraceable", "called by code that no graph holds", untraceable),
     Rule("transposed", "transposed conv: no binary form", transposed),
     Rule("dimension", "not a 2-d conv", dimension),
     Rule("subclass", "its class computes its own convolution", subclass),
@@ -237,8 +243,10 @@ ELIGIBLE = "eligible"
 FUNCTIONAL = Rule("functional", "called as a function, so its weight belongs to no conv module", lambda _: True)
 DYNAMIC = Rule("dynamic", "its weight is computed at run time, so there is nothing fixed to pack", lambda _: True)
 """Of convolutions that have no module; `plan` knows them by their call."""
+UNUSED = Rule("unused", "not called for the example inputs, in eval mode", lambda _: True, planned=True)
+"""Of auxiliary heads and the like."""
 
-PLANNED = frozenset(rule.name for rule in RULES if rule.planned) | {ELIGIBLE}
+PLANNED = frozenset(rule.name for rule in RULES if rule.planned) | {ELIGIBLE, UNUSED.name}
 """What `--strict` accepts."""
 
 

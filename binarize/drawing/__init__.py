@@ -24,7 +24,8 @@ def draw_surgery(model: nn.Module, module: nn.Module, example_inputs: tuple[Tens
     report = module.report
     assert isinstance(report, Report)
     decisions = {decision.layer: decision for decision in report.decisions}
-    original = [("", capture(copy.deepcopy(model), example_inputs).graph)]
+    captured = capture(copy.deepcopy(model), example_inputs)
+    original = [(path, region.graph) for path, region in captured.regions.items()]
     binary = [(path, part.graph) for path, part in module.named_modules() if isinstance(part, GraphModule)]
     columns = (
         Column("original", sketch(original, decisions), "macs"),

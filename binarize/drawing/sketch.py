@@ -129,7 +129,7 @@ def _box(node: Node, joins: bool, decisions: Mapping[str, Decision], prefix: str
         shape = "x".join(str(size) for size in (shape_of(node) or ())[1:])
         return Box(f"{prefix}:{node.name}", "end", ["input " + shape if node.op == "placeholder" else "output"])
     if is_weighted(node):
-        path = f"{prefix}.{node.target}".strip(".") if node.op == "call_module" else node.name
+        path = node.meta.get("path", f"{prefix}.{node.target}".strip(".")) if node.op == "call_module" else node.name
         calls[path] += 1
         key = path if calls[path] == 1 else f"{path} (call {calls[path]})"
         decision = decisions.get(path)

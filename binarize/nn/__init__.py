@@ -5,6 +5,7 @@ from binarize.nn.activation_binarizer import ActivationBases, SignActivation, Te
 from binarize.nn.binary_conv import BinaryConv2d
 from binarize.nn.elastic_link import ElasticLink
 from binarize.nn.interaction import ChannelInteraction
+from binarize.nn.region import Region, TrainingFlag
 from binarize.nn.scale import BoxScale, ChannelGate, LearnedScale, MeanAbsScale, SpatialScale, UnitScale
 from binarize.nn.weight_binarizer import SignWeight, WeightBases
 
@@ -18,10 +19,12 @@ __all__ = [
     "LearnedScale",
     "MeanAbsScale",
     "RPReLU",
+    "Region",
     "SignActivation",
     "SignWeight",
     "SpatialScale",
     "TernaryActivation",
+    "TrainingFlag",
     "UnitScale",
     "WeightBases",
 ]

@@ -36,6 +36,7 @@ class BinaryConv2d(nn.Conv2d):
         interaction: corrects the accumulator, or None; `scale` multiplies it per channel, the parts of `modulation`
             in turn by something finer.
         activation_bits: 1, or 32 for `tanh` instead of signs in a first stage of training.
+        tail: what surgery put behind a conv that is called by code no graph holds, as `tail(input, output)`.
         weight_bits: 1, or 32 for the latent weights themselves.
 
     Shapes: `[N, C, H, W] -> [N, O, Ho, Wo]`.
@@ -49,9 +50,12 @@ class BinaryConv2d(nn.Conv2d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        parts = parts or ConvConfig()
+        self._become_binary(parts or ConvConfig(), output_size)
+
+    def _become_binary(self, parts: ConvConfig, output_size: tuple[int, ...] | None) -> None:
         self.threshold = nn.Parameter(torch.zeros(self.in_channels), requires_grad=parts.threshold != "none")
         self.activation_bits = self.weight_bits = 1
+        self.tail: nn.Module | None = None
         self.geometry = conv_geometry(self)
         self.binarize_input = activation_binarizer(parts)
         self.binarize_weight = weight_binarizer(parts)
@@ -60,35 +64,25 @@ class BinaryConv2d(nn.Conv2d):
         self.modulation = modulation(parts, self.geometry, output_size)
 
     @classmethod
-    def from_float(
+    def adopt(
         cls, conv: nn.Conv2d, parts: ConvConfig | None = None, output_size: tuple[int, ...] | None = None
     ) -> BinaryConv2d:
-        """The binary twin of `conv`, sharing its weight and bias tensors' values, device and dtype."""
-        binary = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            parts=parts,
-            output_size=output_size,
-        ).to(conv.weight.device, conv.weight.dtype)
-        with torch.no_grad():
-            binary.weight.copy_(conv.weight)
-            if conv.bias is not None and binary.bias is not None:
-                binary.bias.copy_(conv.bias)
-        binary.scale = weight_scale(parts or ConvConfig(), binary.weight)
-        return binary.train(conv.training)
+        """Turn the object `conv` into a binary conv: its parameters, hooks, device, dtype and mode stay."""
+        conv.__class__ = cls
+        assert isinstance(conv, BinaryConv2d)
+        conv._become_binary(parts or ConvConfig(), output_size)
+        return conv.to(conv.weight.device, conv.weight.dtype).train(conv.training)
 
     def weight_factor(self) -> Tensor:
         """The scaling factor per output channel, `[O]`."""
         return self.scale(self.binarize_weight.latent(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self.convolve(x)
+        return y if self.tail is None else self.tail(x, y)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
         z = x - _channelwise(self.threshold)
         activations = self.binarize_input(z) if self.activation_bits == 1 else torch.tanh(z)
         if self.weight_bits == 1:

@@ -17,6 +17,7 @@ from binarize.drawing import draw_surgery
 from binarize.drawing.layout import HEIGHT, Place, place
 from binarize.drawing.sketch import Box, Sketch, sketch
 from binarize.drawing.svg import LINK
+from binarize.nn import Region
 from binarize.passes.capture import capture
 from tests.models import EveryConv, PreActivation
 
@@ -51,10 +52,11 @@ def test_names_of_layers_cannot_break_the_document() -> None:
 
 
 def sketches(model: nn.Module) -> list[Sketch]:
-    original = capture(model.eval(), (X,)).graph
-    binary = binarize.apply(model, X)
-    decisions = {d.layer: d for d in binary.report.decisions}
-    return [sketch([("", original)], decisions), sketch([("", binary.graph)], decisions)]
+    original = capture(model.eval(), (X,)).regions
+    module = binarize.apply(model, X)
+    binary = {path: part for path, part in module.named_modules() if isinstance(part, Region)}
+    decisions = {d.layer: d for d in module.report.decisions}
+    return [sketch([(path, part.graph) for path, part in parts.items()], decisions) for parts in (original, binary)]
 
 
 @pytest.mark.parametrize("name", ["own", "googlenet"])

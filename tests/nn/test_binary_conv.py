@@ -1,5 +1,7 @@
 """The binary conv against float convolution of signs, and its gradients."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ def test_padded_taps_contribute_nothing():
 
 def test_from_float_keeps_weights_geometry_and_mode():
     conv = nn.Conv2d(4, 8, (3, 2), (2, 1), "valid", (1, 2), 2).double().eval()
-    binary = BinaryConv2d.from_float(conv)
+    binary = BinaryConv2d.adopt(copy.deepcopy(conv))
     assert torch.equal(binary.weight, conv.weight) and torch.equal(binary.bias, conv.bias)
     assert not binary.training and binary.threshold.dtype == torch.float64
     x = torch.randn(1, 4, 7, 7, dtype=torch.float64)
@@ -40,7 +42,7 @@ def test_from_float_keeps_weights_geometry_and_mode():
 @pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
 def test_same_padding_matches_the_float_conv(kernel):
     conv = nn.Conv2d(3, 5, kernel, padding="same")
-    assert BinaryConv2d.from_float(conv)(torch.randn(1, 3, 6, 6)).shape == (1, 5, 6, 6)
+    assert BinaryConv2d.adopt(conv)(torch.randn(1, 3, 6, 6)).shape == (1, 5, 6, 6)
 
 
 def test_every_parameter_gets_a_gradient():

@@ -15,7 +15,7 @@ from binarize.nn import BinaryConv2d, ElasticLink, RPReLU
 from binarize.passes.base import PassContext
 from binarize.passes.capture import capture
 from binarize.passes.convert_linears import ConvertLinears
-from binarize.passes.plan import Plan
+from binarize.passes.plan import plan
 from binarize.training.calibration import calibrate
 from tests.models import conv_bn
 
@@ -61,10 +61,10 @@ def settings(linear: str, *more: str) -> Config:
 
 def converted(model: nn.Module, x: Tensor) -> GraphModule:
     """After planning and converting, before anything becomes binary."""
-    context = PassContext(settings("all"))
-    graph_module = capture(model, (x,))
-    for step in (Plan(), ConvertLinears()):
-        graph_module = step.run(graph_module, context).graph_module
+    captured = capture(model, (x,))
+    context = PassContext(settings("all"), captured.recording)
+    plan(model, captured.recording.graph, context)
+    graph_module = ConvertLinears().run(captured.regions[""], context).graph_module
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module

@@ -181,19 +181,6 @@ def test_untraceable_parts_without_convs_become_leaves():
     assert len(module.report.binarized) == 1
 
 
-def test_an_untraceable_model_names_the_spot():
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 8, 3)
-
-        def forward(self, x):
-            return self.conv(x) if float(x.sum()) > 0 else x
-
-    with pytest.raises(UnsupportedModelError, match=r"test_surgery\.py:\d+"):
-        binarize.apply(Branching(), X)
-
-
 def test_clear_refusals():
     with pytest.raises(UnsupportedModelError, match="no convolution"):
         binarize.apply(nn.Linear(3, 2), torch.randn(2, 3))

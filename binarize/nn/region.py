@@ -1,0 +1,48 @@
+"""What the traceable part of a model is after surgery: a module that runs an fx graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.fx.graph_module import reduce_graph_module
+
+
+class Region(GraphModule):
+    """A `GraphModule` that keeps, copied and pickled too, also what its graph does not use: auxiliary heads, say."""
+
+    def become(self, module: nn.Module) -> None:
+        """Turn the object `module` into this region, with its hooks and plain attributes kept."""
+        hooks = {name: value for name, value in vars(module).items() if "hooks" in name}
+        module.__class__ = type(self)
+        object.__setattr__(module, "__dict__", vars(module) | vars(self) | hooks)
+        assert isinstance(module, Region)
+        module.graph.owning_module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Region:
+        twin = Region.__new__(Region)
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_graph"}, memo))
+        twin.graph = copy.deepcopy(self.graph, memo)
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, arguments = super().__reduce__()
+        return _rebuild, arguments
+
+
+def _rebuild(body: dict[str, Any], imports: str) -> Region:
+    graph = reduce_graph_module(dict(body), imports).graph
+    region = Region.__new__(Region)
+    vars(region).update(body)
+    region.graph = graph  # type: ignore[assignment]
+    return region
+
+
+class TrainingFlag(nn.Module):
+    """Tells functions inside a graph whether it runs in train mode, as `self.training` does in a `forward`."""
+
+    def forward(self) -> bool:
+        return self.training
