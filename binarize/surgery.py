@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from binarize.config import Config
 from binarize.errors import UsageError
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.passes.balance_residuals import BalanceResiduals
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.capture import capture
@@ -55,7 +55,7 @@ def binarize_model(
 
     What one graph can hold is a `Region` (an fx `GraphModule`) in the place of its module: usually the model itself.
     """
-    if any(isinstance(module, BinaryConv2d) for module in model.modules()):
+    if any(isinstance(module, BinaryConv) for module in model.modules()):
         raise UsageError("the model is already binarized", hint="apply() takes the float model")
     model = model if inplace else copy.deepcopy(model)
     like = next(model.parameters(), torch.zeros(1))

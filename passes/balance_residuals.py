@@ -21,9 +21,10 @@ import networkx as nx
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from binarize.nn import BinaryConv2d, RPReLU
+from binarize.nn import BinaryConv, RPReLU
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.blocks import fork_of
 from binarize.passes.graph_tools import (
@@ -38,7 +39,7 @@ from binarize.passes.graph_tools import (
 from binarize.passes.insert_batch_norm import batch_norm_after
 from binarize.passes.insert_elastic_links import is_linked
 
-_MOVES_MODULES = (nn.Identity, nn.Dropout, nn.AvgPool2d, nn.MaxPool2d, nn.ZeroPad2d)
+_MOVES_MODULES = (nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool2d, nn.MaxPool3d, nn.ZeroPad2d)
 _MOVES_FUNCTIONS = {operator.getitem, F.pad, F.avg_pool2d, F.max_pool2d, F.dropout, "contiguous"}
 
 
@@ -80,7 +81,7 @@ def _is_residual_join(node: Node) -> bool:
         calls_function(node, ADD_TARGETS)
         and len(operands) == 2
         and not node.kwargs  # alpha=...
-        and len(shape_of(operands[0]) or ()) == 4
+        and len(shape_of(operands[0]) or ()) > 2
         and shape_of(operands[0]) == shape_of(operands[1])
     )
 
@@ -120,8 +121,8 @@ def _branch(flow: nx.DiGraph, fork: Node, end: Node, context: PassContext) -> Br
         for node in end.graph.nodes
         if node in between and calls_module(node, _ConvNd) and context.decisions[path_of(node)].rule != "gate"
     )
-    binary = [node for node in convs if calls_module(node, BinaryConv2d)]
-    pure = all(calls_module(n, (BinaryConv2d, nn.BatchNorm2d, RPReLU)) or is_activation(n) for n in between)
+    binary = [node for node in convs if calls_module(node, BinaryConv)]
+    pure = all(calls_module(n, (BinaryConv, _BatchNorm, RPReLU)) or is_activation(n) for n in between)
     return Branch(
         end=end,
         convs=convs,
@@ -139,9 +140,9 @@ def _projects_for_one_conv(shortcut: Branch, main: Branch, join: Node, context: 
         and not shortcut.linked
         and main.pure
         and len(main.convs) > 1
-        and calls_module(main.convs[0], BinaryConv2d)
+        and calls_module(main.convs[0], BinaryConv)
         and shape_of(main.convs[0]) == shape_of(join)
-        and all(is_linked(conv, context) for conv in main.convs[1:] if calls_module(conv, BinaryConv2d))
+        and all(is_linked(conv, context) for conv in main.convs[1:] if calls_module(conv, BinaryConv))
     )
 
 

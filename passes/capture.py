@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from binarize.errors import UsageError
-from binarize.nn import BinaryConv2d, Region
+from binarize.nn import BinaryConv, Region
 from binarize.passes.graph_tools import evaluating
 from binarize.passes.recording import Recording
 from binarize.passes.trace import Untraceable, first_line, holds, is_leaf, trace
@@ -220,7 +220,7 @@ def _arguments(module: nn.Module, args: Any, kwargs: Any) -> tuple[dict[str, Any
 
 def _attach(conv: _ConvNd, region: Region) -> None:
     """Give a binary conv what passes put behind it; code that cannot be traced goes on calling the conv."""
-    if not isinstance(conv, BinaryConv2d):
+    if not isinstance(conv, BinaryConv):
         return
     graph = region.graph
     placeholder, call = (next(n for n in graph.nodes if n.op == op) for op in ("placeholder", "call_module"))

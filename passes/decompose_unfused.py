@@ -20,7 +20,7 @@ from binarize.passes.lower_tools import OPS
 
 def elastic_link(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
     """What the custom op of this name computes, in torch functions that the next export sees through."""
-    return gamma.view(1, -1, 1, 1) * functional.elastic_link(x, geometry_from_ints(geometry))
+    return functional.channelwise(gamma, x) * functional.elastic_link(x, geometry_from_ints(geometry))
 
 
 PLAIN: dict[Any, Callable[..., Tensor]] = {

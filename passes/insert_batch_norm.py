@@ -10,12 +10,14 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, path_of
 
 SUFFIX = "_bn"
 """What an inserted batch norm's path adds to its conv's; a model's own may end alike."""
+
+_BATCH_NORMS: dict[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 MARK = "inserted_after"
 """Attribute of an inserted batch norm: its conv's path."""
@@ -26,16 +28,18 @@ class InsertBatchNorm:
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         inserted: dict[str, str] = {}
-        calls = [node for node in graph_module.graph.nodes if calls_module(node, BinaryConv2d)]
+        calls = [node for node in graph_module.graph.nodes if calls_module(node, BinaryConv)]
         for node in calls:
             if batch_norm_after(node) is not None or _normalised_elsewhere(node, context):
                 continue
             path = str(node.target)
             if path not in inserted:
                 conv = graph_module.get_submodule(path)
-                assert isinstance(conv, BinaryConv2d)
+                assert isinstance(conv, BinaryConv)
                 like = conv.weight
-                norm = nn.BatchNorm2d(conv.out_channels, device=like.device, dtype=like.dtype).train(conv.training)
+                norm = _BATCH_NORMS[conv.dims](conv.out_channels, device=like.device, dtype=like.dtype).train(
+                    conv.training
+                )
                 setattr(norm, MARK, path_of(node))
                 inserted[path] = add_module(graph_module, path + SUFFIX, norm)
             call = insert_module_call(graph_module, node, inserted[path], node)

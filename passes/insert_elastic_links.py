@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch.fx import GraphModule, Node
 
-from binarize.nn import BinaryConv2d, ElasticLink
+from binarize.nn import BinaryConv, ElasticLink
 from binarize.nn.geometry import ConvGeometry
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, module_of, path_of
@@ -23,11 +23,11 @@ class InsertElasticLinks:
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         links: dict[str, str] = {}
         for node in list(graph_module.graph.nodes):
-            if not calls_module(node, BinaryConv2d) or link_of(node) is not None:
+            if not calls_module(node, BinaryConv) or link_of(node) is not None:
                 continue
             path = str(node.target)
             conv = graph_module.get_submodule(path)
-            assert isinstance(conv, BinaryConv2d)
+            assert isinstance(conv, BinaryConv)
             if not is_linked(node, context) or (
                 context.config.link.gamma == "one" and path_of(node) in context.closed_links
             ):
@@ -42,7 +42,7 @@ class InsertElasticLinks:
 def is_linked(conv: Node, context: PassContext) -> bool:
     """Whether the configuration wants a link around the binary conv that `conv` calls."""
     module = module_of(conv)
-    assert isinstance(module, BinaryConv2d)
+    assert isinstance(module, BinaryConv)
     return path_of(conv) not in context.unlinked and _REACH[context.config.link.kind](module.geometry)
 
 
@@ -55,7 +55,7 @@ _REACH: dict[str, Callable[[ConvGeometry], bool]] = {
 }
 
 
-def _link_for(conv: BinaryConv2d, path: str, context: PassContext) -> ElasticLink:
+def _link_for(conv: BinaryConv, path: str, context: PassContext) -> ElasticLink:
     link = context.config.link
     start = 0.0 if path in context.closed_links else link.gamma_init
     module = ElasticLink(conv.geometry, gamma=link.gamma, gamma_init=start, pool=link.pool)

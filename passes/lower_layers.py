@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.errors import UsageError
-from binarize.nn import BinaryConv2d, ChannelInteraction, ElasticLink, RPReLU
-from binarize.nn.ops import binary_conv2d, elastic_link, geometry_to_ints, rprelu
+from binarize.nn import BinaryConv, ChannelInteraction, ElasticLink, RPReLU
+from binarize.nn.functional import CONV
+from binarize.nn.ops import elastic_link, geometry_to_ints, rprelu
+from binarize.passes.lower_dimensions import binary_conv, planes
 
 
 class _BinaryConv(nn.Module):
@@ -19,21 +20,32 @@ class _BinaryConv(nn.Module):
 
     scale: Tensor | None
     bias: Tensor | None
+    one: Tensor
+    zero: Tensor
 
-    def __init__(self, conv: BinaryConv2d) -> None:
+    def __init__(self, conv: BinaryConv) -> None:
         super().__init__()
-        self.geometry = geometry_to_ints(conv.geometry)
+        self.geometry = conv.tap_geometry
+        self.features = conv.features
         self.modulation = conv.modulation
         edges = conv.interaction
         self.interaction = _Interaction(edges) if edges is not None and edges.sign.any() else None
         scale = conv.weight_factor().detach()
         bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach()
+        weight = conv.effective_weight().detach()
+        spatial = [1] * conv.dims
+
+        def per_channel(values: Tensor) -> Tensor:
+            return values.view(-1, *spatial)
+
         plain = self.interaction is None and not len(self.modulation)
-        self.register_buffer("scale", None if self.interaction is None else scale.view(-1, 1, 1))
-        self.register_buffer("bias", None if plain or conv.bias is None else bias.view(-1, 1, 1))
+        self.register_buffer("scale", None if self.interaction is None else per_channel(scale))
+        self.register_buffer("bias", None if plain or conv.bias is None else per_channel(bias))
+        self.register_buffer("one", torch.ones_like(scale))
+        self.register_buffer("zero", torch.zeros_like(scale))
         self.terms = 0
         for offset, beta in conv.binarize_input.planes():
-            for latent, alpha in conv.binarize_weight.bases(conv.weight):
+            for latent, alpha in conv.binarize_weight.bases(weight):
                 self._add_term(
                     conv.threshold.detach() + offset,
                     latent,
@@ -41,15 +53,21 @@ class _BinaryConv(nn.Module):
                     bias if plain and self.terms == 0 else torch.zeros_like(bias),
                 )
 
-    def _add_term(self, *tensors: Tensor) -> None:
-        for name, tensor in zip(_TERM, tensors, strict=True):
-            self.register_buffer(f"{name}_{self.terms}", tensor)
+    def _add_term(self, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
+        weights = planes(weight)
+        self.taps = len(weights)
+        named = {"threshold": threshold, "scale": scale, "bias": bias}
+        named |= {f"weight_{tap}": plane for tap, plane in enumerate(weights)}
+        for name, tensor in named.items():
+            self.register_buffer(f"{name}_of_{self.terms}", tensor)
         self.terms += 1
 
     def forward(self, x: Tensor) -> Tensor:
-        out = None
+        out, features = None, self.features(x)
         for k in range(self.terms):
-            term = binary_conv2d(x, *(getattr(self, f"{name}_{k}") for name in _TERM), self.geometry)
+            weights = [getattr(self, f"weight_{tap}_of_{k}") for tap in range(self.taps)]
+            threshold, scale, bias = (getattr(self, f"{name}_of_{k}") for name in ("threshold", "scale", "bias"))
+            term = binary_conv(features, threshold, weights, scale, bias, self.geometry, (self.one, self.zero))
             out = term if out is None else out + term
         assert out is not None
         if self.interaction is not None:
@@ -57,9 +75,6 @@ class _BinaryConv(nn.Module):
         for part in self.modulation:
             out = part(out, x)
         return out if self.bias is None else out + self.bias
-
-
-_TERM = ("threshold", "weight", "scale", "bias")
 
 
 class _Interaction(nn.Module):
@@ -73,23 +88,24 @@ class _Interaction(nn.Module):
         self.limit = interaction.limit
         source, weights = interaction.matrix()
         self.register_buffer("source", source)
-        self.register_buffer("weights", weights[:, :, None, None])
+        self.register_buffer("weights", weights)
 
     def forward(self, acc: Tensor) -> Tensor:
         sources = acc.index_select(1, self.source)
         votes = (sources >= self.limit).to(acc) - (sources <= -self.limit).to(acc)
-        return acc + F.conv2d(votes, self.weights)
+        return acc + CONV[acc.dim() - 2](votes, self.weights[(..., *[None] * (acc.dim() - 2))])
 
 
 class _Link(nn.Module):
     def __init__(self, link: ElasticLink) -> None:
         super().__init__()
-        self.max_pool = link._max_pool if link.pool == "max" and link.geometry.stride != (1, 1) else None
-        self.geometry = geometry_to_ints(link.geometry if self.max_pool is None else link.pooled_geometry)
+        self.max_pool = link._max_pool if link.pool == "max" and not link.geometry.unit_stride else None
+        self.geometry = link.geometry if self.max_pool is None else link.pooled_geometry
         self.register_buffer("gamma", link.gamma.detach().expand(link.geometry.out_channels).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        return elastic_link(x if self.max_pool is None else self.max_pool(x), self.gamma, self.geometry)
+        ints = geometry_to_ints(self.geometry.at(*x.shape[2:]))
+        return elastic_link(x if self.max_pool is None else self.max_pool(x), self.gamma, ints)
 
 
 class _RPReLU(nn.Module):
@@ -109,7 +125,7 @@ def lower_layers(module: nn.Module) -> int:
     """Swap every binary conv, link and RPReLU of `module` in place; returns how many."""
     swapped = 0
     for name, layer in list(module.named_modules(remove_duplicate=False)):
-        if isinstance(layer, BinaryConv2d):
+        if isinstance(layer, BinaryConv):
             if layer.weight_bits != 1 or layer.activation_bits != 1:
                 raise UsageError(
                     "it is not binary yet: training stopped in an early stage",

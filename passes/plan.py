@@ -189,5 +189,5 @@ def binarized_convs(graph_module: GraphModule, context: PassContext) -> list[tup
         if node.op == "call_module"
         and (decision := context.decisions.get(path_of(node))) is not None
         and decision.binarized
-        and isinstance(module_of(node), nn.Conv2d)
+        and isinstance(module_of(node), _ConvNd)
     ]

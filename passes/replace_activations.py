@@ -35,7 +35,7 @@ class ReplaceActivations:
         changed = 0
         for node in list(graph_module.graph.nodes):
             shape = shape_of(node)
-            if not is_activation(node) or shape is None or len(shape) != 4 or not _meets_sign(node, context):
+            if not is_activation(node) or shape is None or len(shape) < 3 or not _meets_sign(node, context):
                 continue
             if surgery.activation == "hardtanh" and calls_module(node, nn.Hardtanh):
                 continue

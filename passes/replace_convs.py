@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn.modules.conv import _ConvNd
 
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import module_of
 from binarize.passes.plan import binarized_convs
@@ -22,20 +23,20 @@ class ReplaceConvs:
         changed = 0
         for node, path in calls:
             conv = module_of(node)
-            assert isinstance(conv, nn.Conv2d)
-            if isinstance(conv, BinaryConv2d):
+            assert isinstance(conv, _ConvNd)
+            if isinstance(conv, BinaryConv):
                 continue
             decision = context.decisions[path]
             if widen_groups(conv, context.config.surgery.depthwise_inputs):
                 grown, numel = decision.groups // conv.groups, conv.weight.numel()
                 changes = {"groups": conv.groups, "macs": decision.macs * grown, "weight_bytes": 4 * numel}
                 context.amend(path, kind="grouped", **changes)
-            BinaryConv2d.adopt(conv, context.config.conv, decision.output_size)
+            BinaryConv.adopt(conv, context.config.conv, decision.output_size)
             changed += 1
         return PassResult(graph_module, changed)
 
 
-def widen_groups(conv: nn.Conv2d, inputs: int) -> bool:
+def widen_groups(conv: _ConvNd, inputs: int) -> bool:
     """Make a depthwise `conv` a grouped one in which each output sees about `inputs` channels; whether it did.
 
     The new weights start as noise of a tenth of the old ones' size, so that signs, which alone count, are random.

@@ -21,7 +21,8 @@ from torch.fx import Graph, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from binarize.config import SurgeryConfig
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
+from binarize.nn.binary_conv import conv_geometry
 from binarize.passes.blocks import Block, enclosing_blocks
 from binarize.passes.graph_tools import (
     MUL_TARGETS,
@@ -156,22 +157,15 @@ def transposed(site: Site) -> bool:
     return isinstance(site.module, _ConvTransposeNd)
 
 
-def dimension(site: Site) -> bool:
-    """The packed operator is two-dimensional."""
-    return isinstance(site.module, _ConvNd) and not isinstance(site.module, nn.Conv2d)
-
-
 def subclass(site: Site) -> bool:
-    """A class of its own may pad or transform its weight as it likes."""
-    conv = type(site.module)
-    return isinstance(site.module, nn.Conv2d) and (
-        getattr(conv, "_conv_forward", None) is not nn.Conv2d._conv_forward or conv.forward is not nn.Conv2d.forward
-    )
-
-
-def padding(site: Site) -> bool:
-    """Reflected or repeated borders are no zeros."""
-    return isinstance(site.module, _ConvNd) and site.module.padding_mode != "zeros"
+    """A class of its own may pad, or change its input or its geometry, by rules that have no packed form."""
+    if site.is_linear or transposed(site):
+        return False
+    try:
+        conv_geometry(site.module)  # type: ignore[arg-type]
+    except UnsupportedModelError:
+        return True
+    return False
 
 
 def keep(site: Site) -> bool:
@@ -225,9 +219,7 @@ def untraceable(site: Site) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule("untraceable", "called by code that no graph holds", untraceable),
     Rule("transposed", "transposed conv: no binary form", transposed),
-    Rule("dimension", "not a 2-d conv", dimension),
     Rule("subclass", "its class computes its own convolution", subclass),
-    Rule("padding", "only zero padding has a packed form", padding),
     Rule("keep", "kept by --keep or the recipe", keep, planned=True),
     Rule("only", "not among what the user wants binary", only, planned=True),
     Rule("gate", "gate: its map is 1x1 or it becomes a factor of other features", gate, planned=True),

@@ -2,7 +2,7 @@
 
 from binarize.nn.activation import RPReLU
 from binarize.nn.activation_binarizer import ActivationBases, SignActivation, TernaryActivation
-from binarize.nn.binary_conv import BinaryConv2d
+from binarize.nn.binary_conv import BinaryConv, BinaryConv1d, BinaryConv2d, BinaryConv3d
 from binarize.nn.elastic_link import ElasticLink
 from binarize.nn.interaction import ChannelInteraction
 from binarize.nn.region import Region, TrainingFlag
@@ -11,7 +11,10 @@ from binarize.nn.weight_binarizer import SignWeight, WeightBases
 
 __all__ = [
     "ActivationBases",
+    "BinaryConv",
+    "BinaryConv1d",
     "BinaryConv2d",
+    "BinaryConv3d",
     "BoxScale",
     "ChannelGate",
     "ChannelInteraction",

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from binarize.config import ConvConfig
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn.activation_binarizer import activation_binarizer
+from binarize.nn.dissection import CONV_CLASSES, computes_itself, dissect, effective_weight
+from binarize.nn.functional import channelwise, convolve
 from binarize.nn.geometry import ConvGeometry
 from binarize.nn.interaction import ChannelInteraction
 from binarize.nn.scale import modulation, weight_scale
 from binarize.nn.weight_binarizer import weight_binarizer
 
 
-class BinaryConv2d(nn.Conv2d):
+class BinaryConv(_ConvNd):
     """`scale * conv(q(x - threshold), q(weight)) + bias`, with straight-through gradients.
 
-    Takes `nn.Conv2d`'s arguments in its order. `weight` is the latent weight that the optimizer moves; only its
-    signs and, through the scale, its size reach the output. A padded tap contributes 0. With signs on both sides
-    the accumulator is an exact integer; everything else multiplies it afterwards.
+    In one, two and three dimensions: `BinaryConv1d`, `BinaryConv2d`, `BinaryConv3d` take the arguments of torch's
+    classes in their order. A conv of another class keeps that class as a second base, and with it what its `forward`
+    makes of the weight. Padding other than with zeros pads the float features, which is exact.
+
+    `weight` is the latent weight that the optimizer moves; only its signs and, through the scale, its size reach the
+    output. A zero-padded tap contributes 0. With signs on both sides the accumulator is an exact integer; everything
+    else multiplies it afterwards.
 
     Args:
         parts: what the conv is made of (the configuration's table `conv`).
@@ -33,14 +40,21 @@ class BinaryConv2d(nn.Conv2d):
     Attributes:
         threshold: learnable, per input channel `[C]` (RSign of ReActNet).
         binarize_input, binarize_weight: the parts that quantize.
-        interaction: corrects the accumulator, or None; `scale` multiplies it per channel, the parts of `modulation`
-            in turn by something finer.
+        interaction: corrects the accumulator, or None; `weight_scale` multiplies it per channel, the parts
+            of `modulation` in turn by something finer.
         activation_bits: 1, or 32 for `tanh` instead of signs in a first stage of training.
         tail: what surgery put behind a conv that is called by code no graph holds, as `tail(input, output)`.
         weight_bits: 1, or 32 for the latent weights themselves.
 
-    Shapes: `[N, C, H, W] -> [N, O, Ho, Wo]`.
+    Shapes: `[N, C, ...] -> [N, O, ...]`.
     """
+
+    in_channels: int
+    binarize_input: Any
+    binarize_weight: Any
+    weight_scale: Any
+    modulation: Any
+    threshold: nn.Parameter
 
     def __init__(
         self,
@@ -59,23 +73,47 @@ class BinaryConv2d(nn.Conv2d):
         self.geometry = conv_geometry(self)
         self.binarize_input = activation_binarizer(parts)
         self.binarize_weight = weight_binarizer(parts)
-        self.scale = weight_scale(parts, self.weight)
+        self.weight_scale = weight_scale(parts, self.effective_weight().detach())
         self.interaction = _interaction(parts, self.geometry)
         self.modulation = modulation(parts, self.geometry, output_size)
 
-    @classmethod
-    def adopt(
-        cls, conv: nn.Conv2d, parts: ConvConfig | None = None, output_size: tuple[int, ...] | None = None
-    ) -> BinaryConv2d:
-        """Turn the object `conv` into a binary conv: its parameters, hooks, device, dtype and mode stay."""
-        conv.__class__ = cls
-        assert isinstance(conv, BinaryConv2d)
+    @staticmethod
+    def adopt(conv: _ConvNd, parts: ConvConfig | None = None, output_size: tuple[int, ...] | None = None) -> BinaryConv:
+        """Turn the object `conv` into a binary conv: its parameters, hooks, device, dtype and mode stay.
+
+        Raises:
+            UnsupportedModelError: see `conv_geometry`.
+        """
+        conv_geometry(conv)
+        conv.__class__ = binary_class(type(conv))
+        assert isinstance(conv, BinaryConv)
         conv._become_binary(parts or ConvConfig(), output_size)
-        return conv.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+        like = next(conv.parameters())
+        return conv.to(like.device, like.dtype).train(conv.training)
+
+    @property
+    def tap_geometry(self) -> ConvGeometry:
+        """Of the convolution of signs: without the padding that the float features get."""
+        return self.geometry if self.padding_mode == "zeros" else replace(self.geometry, pads=(0,) * 2 * self.dims)
+
+    @property
+    def dims(self) -> int:
+        return self.geometry.dims
+
+    def effective_weight(self) -> Tensor:
+        """What the latent weight is before it is binarized: itself, or what the conv's own class makes of it."""
+        own = float_class(type(self))
+        return effective_weight(self, own) if computes_itself(own) else self.weight
+
+    def features(self, x: Tensor) -> Tensor:
+        """The float features whose signs are taken: `x`, padded where the padding is not with zeros."""
+        if self.padding_mode == "zeros":
+            return x
+        return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
 
     def weight_factor(self) -> Tensor:
         """The scaling factor per output channel, `[O]`."""
-        return self.scale(self.binarize_weight.latent(self.weight))
+        return self.weight_scale(self.binarize_weight.latent(self.effective_weight()))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.convolve(x)
@@ -83,32 +121,62 @@ class BinaryConv2d(nn.Conv2d):
 
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone."""
-        z = x - _channelwise(self.threshold)
+        z = self.features(x)
+        z = z - channelwise(self.threshold, x)
         activations = self.binarize_input(z) if self.activation_bits == 1 else torch.tanh(z)
+        weight = self.effective_weight()
         if self.weight_bits == 1:
-            out = self._convolve(activations, self.binarize_weight(self.weight))
+            out = convolve(activations, self.binarize_weight(weight), self.tap_geometry)
             out = out if self.interaction is None else self.interaction(out)
-            out = out * _channelwise(self.weight_factor())
+            out = out * channelwise(self.weight_scale(self.binarize_weight.latent(weight)), out)
         else:
-            out = self._convolve(activations, self.weight)
+            out = convolve(activations, weight, self.tap_geometry)
         for part in self.modulation:
             out = part(out, x)
-        return out if self.bias is None else out + _channelwise(self.bias)
+        return out if self.bias is None else out + channelwise(self.bias, out)
 
-    def _convolve(self, activations: Tensor, weight: Tensor) -> Tensor:
-        top, left, bottom, right = self.geometry.pads
-        if (top, left) != (bottom, right):
-            activations, top, left = F.pad(activations, (left, right, top, bottom)), 0, 0
-        return F.conv2d(
-            activations, weight, None, self.geometry.stride, (top, left), self.geometry.dilation, self.groups
-        )
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (float_class(type(self)),), vars(self)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation_bits={self.activation_bits}, weight_bits={self.weight_bits}"
 
 
-def _channelwise(values: Tensor) -> Tensor:
-    return values.view(1, -1, 1, 1)
+class BinaryConv1d(BinaryConv, nn.Conv1d):
+    """`BinaryConv` on `[N, C, L]`."""
+
+
+class BinaryConv2d(BinaryConv, nn.Conv2d):
+    """`BinaryConv` on `[N, C, H, W]`."""
+
+
+class BinaryConv3d(BinaryConv, nn.Conv3d):
+    """`BinaryConv` on `[N, C, D, H, W]`."""
+
+
+_BINARY: dict[type[nn.Module], type[BinaryConv]] = {
+    nn.Conv1d: BinaryConv1d,
+    nn.Conv2d: BinaryConv2d,
+    nn.Conv3d: BinaryConv3d,
+}
+
+
+def binary_class(kind: type[nn.Module]) -> type[BinaryConv]:
+    """The binary class for convs of `kind`, which stays a base of it."""
+    if kind not in _BINARY:
+        base = next(_BINARY[plain] for plain in CONV_CLASSES if issubclass(kind, plain))
+        _BINARY[kind] = type(f"Binary{kind.__name__}", (base, kind), {"__module__": __name__})
+    return _BINARY[kind]
+
+
+def float_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The inverse of `binary_class`."""
+    return next(plain for plain, binary in _BINARY.items() if binary is kind)
+
+
+def _rebuild(kind: type[nn.Module]) -> BinaryConv:
+    cls = binary_class(kind)
+    return cls.__new__(cls)
 
 
 def _interaction(parts: ConvConfig, geometry: ConvGeometry) -> ChannelInteraction | None:
@@ -123,20 +191,23 @@ def _interaction(parts: ConvConfig, geometry: ConvGeometry) -> ChannelInteractio
     return ChannelInteraction(geometry.out_channels, fan_in, parts.interactions)
 
 
-def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:
-    """The geometry of a zero-padded `nn.Conv2d`, `padding="same"` and `"valid"` spelled out."""
-    kernel, stride, dilation = _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation)
+def conv_geometry(conv: _ConvNd) -> ConvGeometry:
+    """The geometry of a convolution, `padding="same"` and `"valid"` spelled out.
+
+    Raises:
+        UnsupportedModelError: it is transposed, or its class computes something that has no binary form.
+    """
+    kind = float_class(type(conv)) if isinstance(conv, BinaryConv) else type(conv)
+    if conv.transposed or not issubclass(kind, tuple(CONV_CLASSES)):
+        raise UnsupportedModelError(f"{kind.__name__} has no binary form")
+    if computes_itself(kind):
+        return dissect(conv, kind)
+    n, kernel, dilation = len(conv.kernel_size), tuple(conv.kernel_size), tuple(conv.dilation)
     if conv.padding == "valid":
-        pads = (0, 0, 0, 0)
+        pads: tuple[int, ...] = (0,) * 2 * n
     elif conv.padding == "same":
-        total = (dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1))
-        begin = (total[0] // 2, total[1] // 2)
-        pads = (begin[0], begin[1], total[0] - begin[0], total[1] - begin[1])
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        pads = (*[total // 2 for total in totals], *[total - total // 2 for total in totals])
     else:
-        rows, columns = _pair(conv.padding)  # type: ignore[arg-type]
-        pads = (rows, columns, rows, columns)
-    return ConvGeometry(conv.in_channels, conv.out_channels, kernel, stride, pads, dilation, conv.groups)
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+        pads = tuple(int(pad) for pad in conv.padding) * 2
+    return ConvGeometry(conv.in_channels, conv.out_channels, kernel, tuple(conv.stride), pads, dilation, conv.groups)

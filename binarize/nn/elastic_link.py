@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binarize.nn.functional import elastic_link
+from binarize.nn.functional import MAX_POOL, channelwise, elastic_link, fit_windows
 from binarize.nn.geometry import ConvGeometry
 
 
@@ -25,7 +24,8 @@ class ElasticLink(nn.Module):
         gamma_init: start of gamma; a squeeze of r channels starts at `gamma_init / r`, that is at the mean.
         pool: `avg` (fused into the packed convolution) or `max` (a separate node).
 
-    Shapes: `[N, C, H, W] -> [N, O, Ho, Wo]`. Source: Elastic-Link for Binarized Neural Network (AAAI 2022).
+    Shapes: `[N, C, ...] -> [N, O, ...]` in 1 to 3 dimensions.
+    Source: Elastic-Link for Binarized Neural Network (AAAI 2022).
     """
 
     def __init__(
@@ -49,24 +49,20 @@ class ElasticLink(nn.Module):
         return terms.repeat(self.geometry.groups).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        gamma = self.gamma.view(1, -1, 1, 1)
-        if self.pool == "max" and self.geometry.stride != (1, 1):
+        gamma = channelwise(self.gamma, x)
+        if self.pool == "max" and not self.geometry.unit_stride:
             return gamma * elastic_link(self._max_pool(x), self.pooled_geometry)
         return gamma * elastic_link(x, self.geometry)
 
     @property
     def pooled_geometry(self) -> ConvGeometry:
         """The link's geometry once max pooling has brought the map to the output's size."""
-        return replace(self.geometry, kernel=(1, 1), stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1))
+        ones, n = (1,) * self.geometry.dims, self.geometry.dims
+        return replace(self.geometry, kernel=ones, stride=ones, pads=(0,) * 2 * n, dilation=ones, same=False)
 
     def _max_pool(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        rows, columns = self.geometry.output_size(height, width)
-        top, left = -self.geometry.link_offset(0), -self.geometry.link_offset(1)
-        bottom = rows * self.geometry.stride[0] - height - top
-        right = columns * self.geometry.stride[1] - width - left
         lowest = torch.finfo(x.dtype).min
-        pooled = F.max_pool2d(F.pad(x, (left, right, top, bottom), value=lowest), self.geometry.stride)
+        pooled = MAX_POOL[self.geometry.dims](fit_windows(x, self.geometry, lowest)[0], self.geometry.stride)
         return torch.where(pooled > lowest, pooled, 0.0)
 
     def extra_repr(self) -> str:

@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """Everything about a 2-d convolution but its weights.
+    """Everything about a convolution in n dimensions but its weights.
 
     Args:
         in_channels, out_channels: C and O.
-        kernel, stride, dilation: (rows, columns), each >= 1.
-        pads: zero padding (top, left, bottom, right), each >= 0.
+        kernel, stride, dilation: per spatial dimension, each >= 1.
+        pads: zero padding, all begins, then all ends: (top, left, bottom, right) in two dimensions.
         groups: divides C and O.
+        same: the padding follows the input so that the output has `ceil(size / stride)` positions (TensorFlow's
+            rule, the odd one at the end); `pads` is then what `at` a size makes of it.
     """
 
     in_channels: int
     out_channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pads: tuple[int, int, int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
+    same: bool = False
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the output for an input of `height` x `width`."""
-        return (
-            (height + self.pads[0] + self.pads[2] - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1,
-            (width + self.pads[1] + self.pads[3] - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
+    @property
+    def dims(self) -> int:
+        """n: 1, 2 or 3."""
+        return len(self.kernel)
+
+    def at(self, *size: int) -> ConvGeometry:
+        """The geometry for an input of `size`, with its padding settled."""
+        if not self.same:
+            return self
+        totals = [
+            max((-(-extent // self.stride[a]) - 1) * self.stride[a] + self.span(a) + 1 - extent, 0)
+            for a, extent in enumerate(size)
+        ]
+        begins = [total // 2 for total in totals]
+        ends = [total - begin for total, begin in zip(totals, begins, strict=True)]
+        return replace(self, pads=(*begins, *ends), same=False)
+
+    def span(self, axis: int) -> int:
+        """Distance between the first and the last tap."""
+        return self.dilation[axis] * (self.kernel[axis] - 1)
+
+    def output_size(self, *size: int) -> tuple[int, ...]:
+        """Extents of the output for an input of `size`."""
+        pads = self.at(*size).pads
+        return tuple(
+            (extent + pads[a] + pads[a + self.dims] - self.span(a) - 1) // self.stride[a] + 1
+            for a, extent in enumerate(size)
         )
 
     def link_offset(self, axis: int) -> int:
-        """First row (axis 0) or column (axis 1) that the link of output 0 looks at; may be negative.
+        """First position along `axis` that the link of output 0 looks at; may be negative.
 
-        The link of output `i` averages `stride` rows from `i * stride + offset`: the window of the stride's size
+        The link of output `i` averages `stride` positions from `i * stride + offset`: the window of the stride's size
         around the centre of the conv's own receptive field (docs/ops.md).
         """
-        span = self.dilation[axis] * (self.kernel[axis] - 1)
-        return -((2 * self.pads[axis] + self.stride[axis] - 1 - span) // 2)
+        return -((2 * self.pads[axis] + self.stride[axis] - 1 - self.span(axis)) // 2)
+
+    @property
+    def unit_stride(self) -> bool:
+        return set(self.stride) == {1}
 
     @property
     def link_form(self) -> str:
@@ -50,11 +79,11 @@ class ConvGeometry:
     @property
     def keeps_shape(self) -> bool:
         """Whether an input of any size leaves with the same channels and size."""
-        return (
-            self.link_form == "identity"
-            and self.stride == (1, 1)
-            and all(
-                self.pads[axis] + self.pads[axis + 2] == self.dilation[axis] * (self.kernel[axis] - 1)
-                for axis in (0, 1)
-            )
-        )
+        n = self.dims
+        fits = self.same or all(self.pads[a] + self.pads[a + n] == self.span(a) for a in range(n))
+        return self.link_form == "identity" and self.unit_stride and fits
+
+
+def padding_pairs(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The order that `torch.nn.functional.pad` wants: last dimension first, begin and end."""
+    return [value for pair in zip(reversed(begins), reversed(ends), strict=True) for value in pair]

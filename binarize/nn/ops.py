@@ -7,6 +7,8 @@ Python and can be compared with the trained module and with ONNX Runtime.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,10 @@ WORD = 64
 
 def geometry_from_ints(values: list[int]) -> ConvGeometry:
     """The inverse of `geometry_to_ints`."""
-    c, o, kh, kw, sh, sw, top, left, bottom, right, dh, dw, groups = values
-    return ConvGeometry(c, o, (kh, kw), (sh, sw), (top, left, bottom, right), (dh, dw), groups)
+    n = (len(values) - 3) // 5
+    rest = iter(values)
+    take = [tuple(itertools.islice(rest, count)) for count in (2, n, n, 2 * n, n, 1)]
+    return ConvGeometry(*take[0], *take[1:5], *take[5])  # type: ignore[arg-type]
 
 
 def geometry_to_ints(g: ConvGeometry) -> list[int]:
@@ -58,14 +62,14 @@ def _(x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor,
 
 @torch.library.custom_op("binarize::elastic_link", mutates_args=())
 def elastic_link(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
-    """`gamma * EL(x)` on NCHW float32."""
-    return _channelwise(gamma) * functional.elastic_link(x, geometry_from_ints(geometry))
+    """`gamma * EL(x)` on NC... float32."""
+    return functional.channelwise(gamma, x) * functional.elastic_link(x, geometry_from_ints(geometry))
 
 
 @elastic_link.register_fake
 def _(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
     g = geometry_from_ints(geometry)
-    return x.new_empty(x.shape[0], g.out_channels, *g.output_size(x.shape[2], x.shape[3]))
+    return x.new_empty(x.shape[0], g.out_channels, *g.output_size(*x.shape[2:]))
 
 
 @torch.library.custom_op("binarize::rprelu", mutates_args=())

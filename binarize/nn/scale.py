@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.config import ConvConfig
 from binarize.errors import UsageError
+from binarize.nn.functional import convolve
 from binarize.nn.geometry import ConvGeometry
 
 
@@ -101,15 +105,12 @@ class BoxScale(nn.Module):
 
     def __init__(self, geometry: ConvGeometry) -> None:
         super().__init__()
-        rows, columns = geometry.kernel
-        self.geometry = geometry
-        self.register_buffer("box", torch.full((1, 1, rows, columns), 1 / (rows * columns)), persistent=False)
+        taps = math.prod(geometry.kernel)
+        self.geometry = replace(geometry, in_channels=1, out_channels=1)
+        self.register_buffer("box", torch.full((1, 1, *geometry.kernel), 1 / taps), persistent=False)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
-        g = self.geometry
-        top, left, bottom, right = g.pads
-        magnitude = F.pad(x.detach().abs().mean(dim=1, keepdim=True), (left, right, top, bottom))
-        return out * F.conv2d(magnitude, self.box.to(x), None, g.stride, 0, g.dilation)
+        return out * convolve(x.detach().abs().mean(dim=1, keepdim=True), self.box.to(x), self.geometry)
 
 
 def modulation(config: ConvConfig, geometry: ConvGeometry, output_size: tuple[int, ...] | None) -> nn.ModuleList:

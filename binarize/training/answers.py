@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.training.evaluate import logits_of
 from binarize.training.losses import Answer
 
 
 def attention_places(module: nn.Module) -> list[str]:
     """Paths of the convs whose inputs are compared: binary and wider than 1x1, or all binary ones if none is."""
-    convs = {name: m for name, m in module.named_modules() if isinstance(m, BinaryConv2d)}
+    convs = {name: m for name, m in module.named_modules() if isinstance(m, BinaryConv)}
     wide = [name for name, conv in convs.items() if max(conv.kernel_size) > 1]
     return wide or list(convs)
 

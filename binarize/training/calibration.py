@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.passes.insert_batch_norm import MARK as INSERTED_AFTER
 
 
@@ -32,9 +32,9 @@ class _FitToInput:
 
     def __init__(self, *, median: bool) -> None:
         self.median = median
-        self.seen: Counter[BinaryConv2d] = Counter()
+        self.seen: Counter[BinaryConv] = Counter()
 
-    def __call__(self, conv: BinaryConv2d, x: Tensor) -> None:
+    def __call__(self, conv: BinaryConv, x: Tensor) -> None:
         if self.median:
             median = x.transpose(0, 1).flatten(1).median(dim=1).values
             self.seen[conv] += 1
@@ -50,11 +50,11 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tenso
     inserted = {
         str(getattr(norm, INSERTED_AFTER)): norm
         for norm in module.modules()
-        if isinstance(norm, nn.BatchNorm2d) and hasattr(norm, INSERTED_AFTER)
+        if isinstance(norm, _BatchNorm) and hasattr(norm, INSERTED_AFTER)
     }
     floats = dict(teacher.named_modules())
 
-    def record(norm: nn.BatchNorm2d) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record(norm: _BatchNorm) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             channels = -1 if isinstance(conv, nn.Linear) else 1
             values = output.movedim(channels, 0).flatten(1)
@@ -75,7 +75,7 @@ def reestimate_batch_norm(
     module: nn.Module,
     batches: Iterable[Tensor],
     *,
-    before_conv: Callable[[BinaryConv2d, Tensor], None] | None = None,
+    before_conv: Callable[[BinaryConv, Tensor], None] | None = None,
 ) -> None:
     """Replace every batch norm's running statistics by the plain average over `batches` of images."""
     with _hooks(module, before_conv), _averaging_norms(module):
@@ -84,12 +84,12 @@ def reestimate_batch_norm(
 
 
 @contextmanager
-def _hooks(module: nn.Module, before_conv: Callable[[BinaryConv2d, Tensor], None] | None) -> Iterator[None]:
+def _hooks(module: nn.Module, before_conv: Callable[[BinaryConv, Tensor], None] | None) -> Iterator[None]:
     def hook(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(conv, BinaryConv2d) and before_conv is not None
+        assert isinstance(conv, BinaryConv) and before_conv is not None
         before_conv(conv, inputs[0])
 
-    convs = [m for m in module.modules() if isinstance(m, BinaryConv2d)] if before_conv else []
+    convs = [m for m in module.modules() if isinstance(m, BinaryConv)] if before_conv else []
     handles = [conv.register_forward_pre_hook(hook) for conv in convs]
     try:
         yield

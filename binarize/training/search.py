@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.nn.sign import hard_sign
 
 Undo = Callable[[], None]
@@ -49,7 +49,7 @@ class GeneticSearch:
 
     @torch.no_grad()
     def propose(self, module: nn.Module, generator: torch.Generator) -> Undo | None:
-        convs = [m for m in module.modules() if isinstance(m, BinaryConv2d)]
+        convs = [m for m in module.modules() if isinstance(m, BinaryConv)]
         weight = convs[_draw(len(convs), generator)].weight
         rows = torch.randperm(len(weight), generator=generator)[: self.kernels].tolist()
         old = weight[rows].clone()
@@ -106,7 +106,7 @@ class InteractionSearch:
 
     @torch.no_grad()
     def propose(self, module: nn.Module, generator: torch.Generator) -> Undo | None:
-        layers = [m.interaction for m in module.modules() if isinstance(m, BinaryConv2d) and m.interaction is not None]
+        layers = [m.interaction for m in module.modules() if isinstance(m, BinaryConv) and m.interaction is not None]
         layer = layers[_draw(len(layers), generator)] if layers else None
         if layer is None or layer.channels < 2:
             return None

@@ -9,9 +9,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from binarize.config import StageConfig, TrainingConfig
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.training.losses import Objective, label_objective, student_objective
 
 
@@ -77,7 +78,7 @@ def float_stages(config: TrainingConfig) -> list[Stage]:
 def set_stage_bits(module: nn.Module, plan: StageConfig) -> None:
     """Make activations and weights of every binary conv of `module` what `plan` says they are."""
     for layer in module.modules():
-        if isinstance(layer, BinaryConv2d):
+        if isinstance(layer, BinaryConv):
             layer.activation_bits = 1 if plan.activations == "binary" else 32
             layer.weight_bits = 1 if plan.weights == "binary" else 32
 
@@ -96,11 +97,11 @@ def _adam(module: nn.Module, *, config: TrainingConfig, plan: StageConfig) -> to
     differ in scale by more than ten; a common absolute rate would flip everything in one and nothing in another.
     """
     rate = config.learning_rate * plan.rate
-    latent = {id(m.weight): m.weight for m in module.modules() if isinstance(m, BinaryConv2d)}
+    latent = {id(m.weight): m.weight for m in module.modules() if isinstance(m, BinaryConv)}
     decayed = {
         id(m.weight): m.weight
         for m in module.modules()
-        if isinstance(m, nn.Conv2d | nn.Linear) and not isinstance(m, BinaryConv2d)
+        if isinstance(m, _ConvNd | nn.Linear) and not isinstance(m, BinaryConv)
     }
     plain = [p for p in module.parameters() if id(p) not in latent and id(p) not in decayed]
     groups = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from binarize.config import StageConfig, TrainingConfig
 from binarize.errors import BinarizeError, EnvironmentProblem, UsageError
-from binarize.nn import BinaryConv2d
+from binarize.nn import BinaryConv
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.training.answers import answering, attention_places
 from binarize.training.checkpoint import load_checkpoint, save_checkpoint
@@ -321,7 +321,7 @@ class Meter:
 
     def __init__(self, module: nn.Module) -> None:
         self.loss, self.right, self.images, self.steps, self.seconds = 0.0, 0, 0, 0, 0.0
-        self._weights = [m.weight for m in module.modules() if isinstance(m, BinaryConv2d)]
+        self._weights = [m.weight for m in module.modules() if isinstance(m, BinaryConv)]
         self._signs = [weight.detach() > 0 for weight in self._weights]
 
     def add(self, loss: float, right: int, images: int) -> None:

@@ -92,10 +92,10 @@ def test_centred_weights_lose_their_mean_over_input_channels_and_are_clamped():
 
 def test_learned_scale_starts_at_the_mean_and_has_an_ordinary_gradient():
     conv = BinaryConv2d(4, 2, 1, bias=False, parts=ConvConfig(scale="learned"))
-    assert isinstance(conv.scale, LearnedScale)
-    np.testing.assert_allclose(conv.scale.factor.detach(), conv.weight.detach().abs().mean((1, 2, 3)), rtol=1e-6)
+    assert isinstance(conv.weight_scale, LearnedScale)
+    np.testing.assert_allclose(conv.weight_scale.factor.detach(), conv.weight.detach().abs().mean((1, 2, 3)), rtol=1e-6)
     conv(torch.randn(3, 4, 2, 2)).sum().backward()
-    assert conv.scale.factor.grad.abs().sum() > 0
+    assert conv.weight_scale.factor.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("bound", [1.0, 1.3])

@@ -169,7 +169,7 @@ def test_odd_but_legal_convs_stay_float_with_a_reason():
         nn.Conv2d(8, 4, 1),
     )
     rules = {d.layer: d.rule for d in binarize.apply(model, X).report.decisions}
-    assert rules == {"0.0": "stem", "1": "padding", "2": "transposed", "3": "classifier"}
+    assert rules == {"0.0": "stem", "1": "eligible", "2": "transposed", "3": "classifier"}
 
 
 def test_untraceable_parts_without_convs_become_leaves():

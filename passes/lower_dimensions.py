@@ -1,0 +1,80 @@
+"""Convolutions in one and three dimensions in terms of the two-dimensional operator, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from binarize.nn.functional import channelwise
+from binarize.nn.geometry import ConvGeometry
+from binarize.nn.ops import binary_conv2d, geometry_to_ints
+
+
+def planes(weight: Tensor) -> list[Tensor]:
+    """The weights `[O, C/g, kh, kw]` of the two-dimensional convs that make up one of `weight`."""
+    if weight.dim() == 3:
+        return [weight.unsqueeze(2)]
+    return [weight] if weight.dim() == 4 else [tap.contiguous() for tap in weight.unbind(2)]
+
+
+def binary_conv(
+    x: Tensor,
+    threshold: Tensor,
+    weights: list[Tensor],
+    scale: Tensor,
+    bias: Tensor,
+    geometry: ConvGeometry,
+    neutral: tuple[Tensor, Tensor],
+) -> Tensor:
+    """`scale * conv(sign(x - threshold), sign(weight)) + bias` on `[N, C, ...]`.
+
+    Args:
+        weights: the `planes` of the weight.
+        neutral: ones and zeros, `[O]` each: scale and bias of a conv that gives a bare accumulator.
+    """
+    g = geometry.at(*x.shape[2:])
+    if g.dims == 1:
+        row = binary_conv2d(x.unsqueeze(2), threshold, weights[0], scale, bias, geometry_to_ints(_row(g)))
+        return row.squeeze(2)
+    if g.dims == 2:
+        return binary_conv2d(x, threshold, weights[0], scale, bias, geometry_to_ints(g))
+    return _sum_of_taps(x, threshold, weights, neutral, g) * channelwise(scale, x) + channelwise(bias, x)
+
+
+def _row(g: ConvGeometry) -> ConvGeometry:
+    """A 1-d geometry on a map of one row."""
+    pads = (0, g.pads[0], 0, g.pads[1])
+    return replace(g, kernel=(1, *g.kernel), stride=(1, *g.stride), pads=pads, dilation=(1, *g.dilation))
+
+
+def _sum_of_taps(
+    x: Tensor, threshold: Tensor, weights: list[Tensor], neutral: tuple[Tensor, Tensor], g: ConvGeometry
+) -> Tensor:
+    """The accumulator of a 3-d conv: one 2-d conv of the frames per tap in depth, moved and summed.
+
+    Output frame i of tap t is the conv of frame `i * stride + t * dilation - pad`; a frame in the padding gives 0, as
+    its taps do. Each 2-d conv runs on the frames of one residue of the stride, folded into the batch.
+    """
+    channels = x.shape[1]
+    depth = g.output_size(*x.shape[2:])[0]
+    plane = replace(
+        g, kernel=g.kernel[1:], stride=g.stride[1:], dilation=g.dilation[1:], pads=(*g.pads[1:3], *g.pads[4:])
+    )
+    ints = geometry_to_ints(plane)
+    total: Tensor | None = None
+    for tap, weight in enumerate(weights):
+        shift, residue = divmod(tap * g.dilation[0] - g.pads[0], g.stride[0])
+        chosen = x[:, :, residue :: g.stride[0]]
+        count = chosen.shape[2]
+        first, last = max(shift, 0), min(shift + depth, count)
+        if first >= last:
+            continue
+        folded = chosen.transpose(1, 2).reshape(-1, channels, *x.shape[3:])
+        maps = binary_conv2d(folded, threshold, weight, *neutral, ints)
+        maps = maps.reshape(-1, count, *maps.shape[1:]).transpose(1, 2)[:, :, first:last]
+        maps = F.pad(maps, (0, 0, 0, 0, first - shift, shift + depth - last))
+        total = maps if total is None else total + maps
+    assert total is not None
+    return total
