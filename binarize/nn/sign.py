@@ -13,8 +13,11 @@ from torch import Tensor
 
 
 def hard_sign(x: Tensor) -> Tensor:
-    """`+1 where x > 0, -1 elsewhere`, in `x`'s dtype and without a gradient."""
-    return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
+    """`+1 where x > 0, -1 elsewhere`, in `x`'s dtype and without a gradient.
+
+    Not `torch.where(x > 0, 1.0, -1.0)`: inside an `autograd.Function`, compiled by torch 2.11, all gradients became 0.
+    """
+    return (x > 0).to(x.dtype) * 2 - 1
 
 
 class ApproxSign(torch.autograd.Function):

@@ -21,3 +21,13 @@ def test_gradients(name, expected):
     x = torch.tensor([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
     activation_sign(x, name).sum().backward()
     assert x.grad.tolist() == expected
+
+
+def test_gradients_survive_compilation():
+    """Torch 2.11 lost them all, silently, for a sign written with `where` of two numbers."""
+    x = torch.tensor([-1.5, -0.5, 0.5, 1.5], requires_grad=True)
+    for gradient, expected in (("approx", [0, 1, 1, 0]), ("clip", [0, 1, 1, 0])):
+        compiled = torch.compile(lambda x, gradient=gradient: activation_sign(x, gradient).sum(), backend="aot_eager")
+        compiled(x).backward()
+        assert x.grad.tolist() == expected
+        x.grad = None
