@@ -22,7 +22,7 @@ class Region(GraphModule):
         module.graph.owning_module = module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Region:
-        twin = Region.__new__(Region)
+        twin = _empty(type(self).__name__)
         memo[id(self)] = twin
         vars(twin).update(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_graph"}, memo))
         twin.graph = copy.deepcopy(self.graph, memo)
@@ -30,12 +30,19 @@ class Region(GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, arguments = super().__reduce__()
-        return _rebuild, arguments
+        return _rebuild, (type(self).__name__, *arguments)
 
 
-def _rebuild(body: dict[str, Any], imports: str) -> Region:
-    graph = reduce_graph_module(dict(body), imports).graph
+def _empty(name: str) -> Region:
+    """A region without anything; each is of a class of its own, which is called like the module it stands for."""
     region = Region.__new__(Region)
+    type(region).__name__ = name
+    return region
+
+
+def _rebuild(name: str, body: dict[str, Any], imports: str) -> Region:
+    graph = reduce_graph_module(dict(body), imports).graph
+    region = _empty(name)
     vars(region).update(body)
     region.graph = graph  # type: ignore[assignment]
     return region
