@@ -22,7 +22,7 @@ ModelArgument = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="The float model: .pt, .pth, .th or .safetensors; a state dict, a checkpoint or a whole module.",
+        help="The float model: weights, a checkpoint or a whole module; .pt, .pth, .bin, .safetensors, TorchScript, .pt2.",
         show_default=False,
     ),
 ]
@@ -30,7 +30,7 @@ ArchOption = Annotated[
     str | None,
     typer.Option(
         help="What builds the model: torchvision:resnet18, timm:NAME, package.module:factory or "
-        "file.py:factory. Not needed if the weights fit just one torchvision model.",
+        "file.py:factory. Not needed if the weights fit just one model of torchvision or timm.",
         show_default=False,
     ),
 ]
@@ -76,7 +76,7 @@ SizeOption = Annotated[
 SeedOption = Annotated[int | None, typer.Option(help="Of everything random. Default: 0.", show_default=False)]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Open a file that can run code. Only for files you made yourself."),
+    typer.Option("--trust-pickle", help="Unpickle a module of your own class, which runs code. Only for trusted files."),
 ]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on from a checkpoint.")]
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from binarize.errors import BinarizeError, UnsupportedModelError, UsageError
 from binarize.loading.architecture import Architecture, resolve
-from binarize.loading.fitting import load_strictly
+from binarize.loading.fitting import Fitted, load_strictly
+from binarize.loading.objects import ModuleWeights
 from binarize.loading.readers import read
 from binarize.loading.recognise import recognise_architecture
 from binarize.loading.sniff import sniff_file
@@ -28,8 +29,8 @@ class Loaded:
     Attributes:
         module: the model in eval mode, on the CPU.
         source: the path it came from.
-        kind: the file's format: "checkpoint", "legacy checkpoint", "safetensors", "safetensors index",
-            "torchscript", or "pickled module".
+        kind: the file's format: "checkpoint", "legacy checkpoint", "tar checkpoint", "safetensors", "sharded index",
+            "torchscript", "pt2", or "pickled module" for a module that was rebuilt as it was.
         arch: its `--arch` spelling, or the class of a pickled module.
         arch_how: "given", "recognised" or "pickled".
         notes: what was chosen, dropped or assumed on the way, one sentence each.
@@ -48,13 +49,14 @@ class Loaded:
 def load_model(
     path: str | Path, arch: str | None = None, trust_pickle: bool = False, *, num_classes: int | None = None
 ) -> Loaded:
-    """Load a model from a checkpoint, state dict, safetensors, TorchScript or pickled file.
+    """Load a model from a checkpoint, state dict, safetensors, TorchScript, torch.export or pickled file.
 
     Args:
         path: the file.
         arch: `torchvision:NAME`, `timm:NAME`, `package.module:factory` or `file.py:factory`; without it a
-            torchvision architecture is recognised from the weights.
-        trust_pickle: allow files that run code when opened: pickled modules and TorchScript.
+            torchvision or timm architecture is recognised from the weights.
+        trust_pickle: unpickle a module of the user's own class, which runs code; without it only its weights
+            are read, and modules made of torch's, torchvision's and timm's layers are rebuilt safely.
         num_classes: given to the architecture; by default what the file's head says.
 
     Raises:
@@ -107,11 +109,20 @@ def _from_state(
         fitted = load_strictly(architecture, state, num_classes)
     else:
         how = "recognised"
-        name, fitted, sure = recognise_architecture(state)
+        name, fitted, sure = _recognised(state)
         notes = [*notes, *sure]
     check_finite(state)
     classes = fitted.num_classes or num_outputs(fitted.module)
     return Loaded(fitted.module, str(file), kind, name, how, (*notes, *fitted.notes), classes)
+
+
+def _recognised(state: StateDict) -> tuple[str, Fitted, list[str]]:
+    try:
+        return recognise_architecture(state)
+    except UnsupportedModelError as error:
+        if isinstance(state, ModuleWeights) and not state.scripted:
+            error.hint = f"{error.hint}; or, if you trust the file's source, --trust-pickle runs its code"
+        raise
 
 
 def _from_module(

@@ -114,6 +114,16 @@ def torchvision_names() -> list[str]:
     return [name for name in models.list_models() if not name.startswith("quantized_")]
 
 
+def timm_names() -> list[str]:
+    """All timm models.
+
+    Raises:
+        EnvironmentProblem: timm is not installed.
+    """
+    names: list[str] = _import_timm().list_models()
+    return names
+
+
 def _torchvision(name: str) -> Architecture:
     from torchvision import models
 
@@ -129,14 +139,20 @@ def _torchvision(name: str) -> Architecture:
 
 
 def _timm(name: str) -> Architecture:
-    try:
-        import timm
-    except ImportError as error:
-        raise EnvironmentProblem("timm is not installed.", hint="pip install timm") from error
+    timm = _import_timm()
     if not timm.is_model(name):
         raise _no_such_name(f"timm has no model '{name}'", name, timm.list_models(), "timm:")
     options = {"model_name": name, "pretrained": False}
     return Architecture(f"timm:{name}", timm.create_model, options, library=True)
+
+
+def _import_timm() -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise EnvironmentProblem("timm is not installed.", hint='pip install "binarize-nn[zoo]"') from error
+    module: ModuleType = timm
+    return module
 
 
 def _import_module(source: str, spec: str) -> ModuleType:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from binarize.errors import BinarizeError, UnsupportedModelError
-from binarize.loading.opcodes import dangerous, foreign
+from binarize.errors import UnsupportedModelError
+from binarize.loading.archives import open_archive
+from binarize.loading.exported import read_exported
+from binarize.loading.names import dangerous, foreign
+from binarize.loading.objects import restore
 from binarize.loading.sniff import Sniffed, damaged, sniff_file
 
 _MAX_SHARDS = 1000
+_CHECKPOINTS = ("checkpoint", "legacy checkpoint", "tar checkpoint")
 _EXPORT_HINT = "where the model is at hand: torch.save(model.state_dict(), 'weights.pt'), then load that"
 _REFUSED = {
-    "pt2": "A torch.export archive has its BatchNorm frozen and cannot be fine-tuned",
     "aoti": "A compiled AOTInductor package holds machine code, not a model to convert",
     "onnx": "An ONNX model has its BatchNorm folded and cannot be fine-tuned; ONNX is written here, not read",
     "pickle": "A plain pickle runs code when it is opened; binarize reads what torch.save wrote",
@@ -34,16 +37,18 @@ def read(path: Path, sniffed: Sniffed, trust_pickle: bool = False) -> Any:
     """Load the content of a model file onto the CPU; runs no code of the file unless `trust_pickle`.
 
     Raises:
-        UnsupportedModelError: not a model file, damaged, or it holds more than weights and is not trusted.
+        UnsupportedModelError: not a model file, damaged, or an attack.
     """
-    if sniffed.kind in ("checkpoint", "legacy checkpoint"):
+    if sniffed.kind in _CHECKPOINTS:
         return _checkpoint(path, sniffed, trust_pickle)
     if sniffed.kind == "safetensors":
         return _safetensors(path)
-    if sniffed.kind == "safetensors index":
+    if sniffed.kind == "sharded index":
         return _sharded(path)
     if sniffed.kind == "torchscript":
-        return _torchscript(path, trust_pickle)
+        return _as_data(path, sniffed)
+    if sniffed.kind == "pt2":
+        return _exported(path)
     if sniffed.kind in _REFUSED:
         raise UnsupportedModelError(f"{_REFUSED[sniffed.kind]}.", layer=str(path), hint=_EXPORT_HINT)
     raise UnsupportedModelError(
@@ -54,17 +59,38 @@ def read(path: Path, sniffed: Sniffed, trust_pickle: bool = False) -> Any:
 
 
 def _checkpoint(path: Path, sniffed: Sniffed, trust_pickle: bool) -> Any:
-    mapped = sniffed.kind == "checkpoint" and sniffed.stored
+    """What torch.save wrote: plain weights by torch's own safe reader, whole modules by ours."""
     try:
-        with _quiet(), torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return _weights_only(path, sniffed)
     except Exception as error:  # torch.load raises whatever its parsers raise on a bad file
         beyond = foreign(sniffed.globals)
-        if not beyond:
+        if not beyond and sniffed.kind != "tar checkpoint":
             raise damaged(path, f"The checkpoint is truncated or damaged ({_brief(error)})") from error
-        if not trust_pickle:
-            raise _untrusted(path, beyond) from error
-    return _trusted(path, lambda: torch.load(path, map_location="cpu", weights_only=False))
+    if trust_pickle:
+        return _trusted(path)
+    if bad := dangerous(beyond):
+        raise _hostile(path, bad)
+    return _as_data(path, sniffed)
+
+
+def _weights_only(path: Path, sniffed: Sniffed) -> Any:
+    mapped = sniffed.kind == "checkpoint" and sniffed.stored
+    with _quiet(), torch.serialization.safe_globals(_harmless()):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _as_data(path: Path, sniffed: Sniffed) -> Any:
+    try:
+        return restore(open_archive(path, sniffed))
+    except Exception as error:  # whatever the parsers of zip, tar and pickle raise on a bad file
+        raise damaged(path, f"The file is truncated or damaged ({_brief(error)})") from error
+
+
+def _exported(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return read_exported(path)
+    except Exception as error:  # whatever the parsers of zip, JSON and pickle raise on a bad file
+        raise damaged(path, f"The torch.export archive is damaged or of an unknown layout ({_brief(error)})") from error
 
 
 def _harmless() -> list[Any]:
@@ -92,33 +118,22 @@ def _harmless() -> list[Any]:
     return [*classes, *dtypes, *paths, *numpys]
 
 
-def _untrusted(path: Path, beyond: tuple[str, ...]) -> UnsupportedModelError:
-    shown = ", ".join(beyond[:5]) + (f" and {len(beyond) - 5} more" if len(beyond) > 5 else "")
-    if bad := dangerous(beyond):
-        return UnsupportedModelError(
-            f"Refused: opening this file would run {', '.join(bad[:3])}, which no model needs. "
-            "Its code was not run (only --trust-pickle would run it).",
-            layer=str(path),
-            hint="do not trust this file; get the weights elsewhere, as safetensors or a state_dict",
-        )
+def _hostile(path: Path, bad: tuple[str, ...]) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"The file holds whole Python objects, not just weights: {shown}. "
-        "Opening them runs code from the file, so they were not opened.",
+        f"Refused: opening this file would run {', '.join(bad[:3])}, which no model needs. "
+        "Its code was not run (only --trust-pickle would run it).",
         layer=str(path),
-        hint="if you trust its source, --trust-pickle runs the file's code; better, save model.state_dict() "
-        "and give --arch",
+        hint="do not trust this file; get the weights elsewhere, as safetensors or a state_dict",
     )
 
 
-def _trusted(path: Path, reader: Callable[[], Any]) -> Any:
-    """Run an unsafe reader on a file that the user trusts; its classes may lie in the current directory."""
+def _trusted(path: Path) -> Any:
+    """Unpickle a file that the user trusts; its classes may lie in the current directory."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         with _quiet():
-            return reader()
-    except BinarizeError:
-        raise
+            return torch.load(path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise UnsupportedModelError(
             f"The pickled model needs a class that cannot be imported: {error}.",
@@ -132,18 +147,6 @@ def _trusted(path: Path, reader: Callable[[], Any]) -> Any:
             sys.path.remove(here)
 
 
-def _torchscript(path: Path, trust_pickle: bool) -> dict[str, torch.Tensor]:
-    if not trust_pickle:
-        raise UnsupportedModelError(
-            "A TorchScript file is a program; opening it may run its code, so it was not opened.",
-            layer=str(path),
-            hint="if you trust its source, --trust-pickle takes its weights and matches the architecture",
-        )
-    program = _trusted(path, lambda: torch.jit.load(path, map_location="cpu"))
-    state: dict[str, torch.Tensor] = program.state_dict()
-    return state
-
-
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -154,18 +157,26 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _sharded(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of an index (`model.safetensors.index.json`, `pytorch_model.bin.index.json`) and its shards."""
     try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        shards = [path.parent / Path(name).name for name in names[:_MAX_SHARDS]]
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        if len(names) > _MAX_SHARDS:
+            raise damaged(path, f"The index names {len(names)} shards, more than {_MAX_SHARDS}")
+        # Only the names count: a shard lies beside its index, whatever path it claims.
+        shards = sorted({path.parent / Path(name).name for name in names})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, "The safetensors index has no readable weight_map") from error
+        raise damaged(path, "The index has no readable weight_map") from error
     state: dict[str, torch.Tensor] = {}
     for shard in shards:
         if not shard.is_file():
             raise damaged(path, f"The shard {shard.name} is missing")
-        if sniff_file(shard).kind != "safetensors":
-            raise damaged(path, f"The shard {shard.name} is no safetensors file")
-        state.update(_safetensors(shard))
+        sniffed = sniff_file(shard)
+        if sniffed.kind not in ("safetensors", *_CHECKPOINTS):
+            raise damaged(path, f"The shard {shard.name} is {sniffed.detail}, no weights")
+        part = read(shard, sniffed)
+        if not isinstance(part, dict):
+            raise damaged(path, f"The shard {shard.name} holds a {type(part).__name__}, no weights")
+        state.update(part)
     return state
 
 

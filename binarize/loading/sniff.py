@@ -7,24 +7,27 @@ What is found here chooses the reader and words the error messages. It is not th
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import struct
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from binarize.errors import UnsupportedModelError
-from binarize.loading.opcodes import legacy_globals, pickle_globals
+from binarize.loading.opcodes import EndlessPickle, pickle_globals
 
 Kind = Literal[
     "checkpoint",
     "legacy checkpoint",
+    "tar checkpoint",
     "torchscript",
     "pt2",
     "aoti",
     "safetensors",
-    "safetensors index",
+    "sharded index",
     "onnx",
     "pickle",
     "other",
@@ -37,6 +40,8 @@ MAX_HEADER_BYTES = 100 << 20
 MAX_INFLATED_BYTES = 64 << 20
 
 _LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES = 5
+_TAR_MEMBERS = 4
 _ONNX_SECOND_FIELDS = (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x32", b"\x3a", b"\x42")
 _OTHER_FORMATS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG", "a PNG image"),
@@ -50,7 +55,6 @@ _OTHER_FORMATS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xfd7zXZ", "an xz archive"),
     (0, b"7z\xbc\xaf", "a 7z archive"),
     (0, b"\x93NUMPY", "a NumPy array"),
-    (257, b"ustar", "a tar archive"),
     (0, b"\x7fELF", "a compiled library"),
     (0, b"version https://git-lfs", "a Git LFS pointer; the weights themselves were not fetched"),
 )
@@ -80,6 +84,13 @@ def sniff_file(path: Path) -> Sniffed:
         UnsupportedModelError: the file is empty, truncated, damaged or a decompression bomb.
         OSError: the file cannot be read.
     """
+    try:
+        return _sniff(path)
+    except EndlessPickle as error:
+        raise damaged(path, f"Its pickle has {error}: a damaged file or an attack on memory") from error
+
+
+def _sniff(path: Path) -> Sniffed:
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(512)
@@ -92,7 +103,10 @@ def sniff_file(path: Path) -> Sniffed:
             if head[offset:].startswith(magic):
                 return Sniffed("other", words)
         if head.startswith(_LEGACY_START):
-            return Sniffed("legacy checkpoint", "a checkpoint of torch < 1.6", legacy_globals(stream))
+            names = [name for _ in range(_LEGACY_PICKLES) for name in pickle_globals(stream)]
+            return Sniffed("legacy checkpoint", "a checkpoint of torch < 1.6", tuple(dict.fromkeys(names)))
+        if head[257:262] == b"ustar":
+            return _sniff_tar(stream)
         if head[:1] == b"\x80" and head[1:2] <= b"\x05":
             return Sniffed("pickle", "a plain pickle", pickle_globals(stream.read(MAX_PICKLE_BYTES)))
         if _header_length(head) is not None:
@@ -128,6 +142,17 @@ def _sniff_zip(path: Path, stream: IO[bytes], size: int) -> Sniffed:
             return Sniffed("torchscript", "a TorchScript program")
         found = pickle_globals(_read_member(path, archive, data))
         return Sniffed("checkpoint", "a torch.save checkpoint", found, stored)
+
+
+def _sniff_tar(stream: IO[bytes]) -> Sniffed:
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            names = {member.name for member in itertools.islice(archive, _TAR_MEMBERS)}
+            if {"storages", "tensors", "pickle"} <= names and (pickled := archive.extractfile("pickle")):
+                return Sniffed("tar checkpoint", "a checkpoint of torch < 0.1.10", pickle_globals(pickled))
+    except (tarfile.TarError, KeyError, ValueError, OSError):  # another tar, or half of one
+        pass
+    return Sniffed("other", "a tar archive")
 
 
 def _has(names: list[str], base: str) -> bool:
@@ -199,6 +224,6 @@ def _sniff_text(path: Path, stream: IO[bytes], head: bytes) -> Sniffed:
     if start.startswith(("<!doctype html", "<html")):
         return Sniffed("other", "an HTML page; the download gave a web page instead of the weights")
     if start.startswith("{") and path.name.endswith(".index.json"):
-        return Sniffed("safetensors index", "an index of sharded safetensors files")
+        return Sniffed("sharded index", "an index of sharded safetensors files")
     control = sum(not (c.isprintable() or c in "\n\r\t") for c in text)
     return Sniffed("other", "a text file" if control == 0 else "an unknown binary format")

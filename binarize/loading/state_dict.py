@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import UnsupportedModelError
+from binarize.loading.objects import ModuleWeights
+from binarize.loading.opcodes import Record
 
 StateDict = dict[str, Tensor]
 
@@ -58,6 +60,9 @@ def find_state_dict(holder: Any) -> tuple[StateDict | nn.Module, list[str]]:
         holder = holder[key]
     if place and not notes:
         notes.append(f"Weights found under '{place}'.")
+    if isinstance(holder, ModuleWeights) and holder:
+        notes.append(f"Took the weights of the {holder!s}; its code was not run.")
+        return holder, notes
     return _tensors_of(holder, place, notes), notes
 
 
@@ -84,6 +89,8 @@ def _tensors_of(holder: Any, place: str, notes: list[str]) -> StateDict:
 def _what(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a single tensor of shape {list(value.shape)}"
+    if isinstance(value, Record):
+        return f"a pickled {value.name}"
     return f"a {type(value).__name__}"
 
 
@@ -101,7 +108,7 @@ def spellings(state: StateDict) -> Iterator[tuple[str, StateDict]]:
     """
     cut = ""
     yield cut, state
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), ""):
+    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
         state = {name[len(prefix) :]: value for name, value in state.items()}
         cut += prefix
         yield f"Cut the prefix '{cut}' off all names.", state

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +74,33 @@ class EvalPayload(Payload):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return eval, (f"open({str(self.marker)!r}, 'w').close()",)
+
+
+class _TensorReferences(pickle.Pickler):
+    """Pickles tensors as the numbers under which a tar checkpoint keeps them."""
+
+    def persistent_id(self, value: object) -> str | None:
+        return str(id(value)) if isinstance(value, torch.Tensor) else None
+
+
+def write_tar_checkpoint(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """The format of torch before 0.1.10: a tar of raw storages, tensor geometry, and the pickle."""
+    storages, tensors = io.BytesIO(), io.BytesIO()
+    pickle.dump(len(state), storages, 2)
+    pickle.dump(len(state), tensors, 2)
+    for number, tensor in enumerate(state.values()):
+        kind = torch.LongStorage if tensor.dtype == torch.int64 else torch.FloatStorage
+        pickle.dump((number, "cpu", kind), storages, 2)
+        storages.write(struct.pack("<q", tensor.numel()) + tensor.contiguous().numpy().tobytes())
+        pickle.dump((id(tensor), number, torch.FloatTensor), tensors, 2)
+        numbers = [*tensor.shape, *tensor.contiguous().stride(), 0]
+        tensors.write(struct.pack(f"<ii{len(numbers)}q", tensor.dim(), 0, *numbers))
+    pickle.dump([], storages, 2)
+    content = io.BytesIO()
+    _TensorReferences(content, 2).dump(dict(state))
+    with tarfile.open(path, "w") as archive:
+        parts = {"storages": storages, "tensors": tensors, "pickle": content}
+        for name, stream in parts.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(stream.getvalue())
+            archive.addfile(member, io.BytesIO(stream.getvalue()))

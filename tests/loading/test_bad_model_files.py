@@ -14,12 +14,11 @@ import pytest
 import torch
 from loading_helpers import EvalPayload, Payload, TinyNet
 from safetensors.torch import save_file
-from torch import nn
 
 from binarize.errors import BinarizeError, UnsupportedModelError, UsageError
 from binarize.loading import load_model
-from binarize.loading.opcodes import dangerous, foreign, pickle_globals
-from binarize.loading.sniff import sniff_file
+from binarize.loading.names import dangerous, foreign
+from binarize.loading.opcodes import pickle_globals
 
 
 def png() -> bytes:
@@ -176,15 +175,6 @@ def test_names_that_do_not_fit_are_listed_with_near_ones(tiny, tiny_file, saved)
         load_model(saved(state), f"{tiny_file}:tiny")
     assert "conv.weight [8, 3, 3, 3], file has conv1.weight" in str(raised.value)
     assert "2 the model does not have (conv1.weight [8, 3, 3, 3]; conv1.bias [8])" in str(raised.value)
-
-
-def test_pt2_is_refused_with_the_next_step(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt2"
-    torch.export.save(torch.export.export(nn.Conv2d(3, 4, 3), (torch.ones(1, 3, 4, 4),)), path)
-    assert sniff_file(path).kind == "pt2"
-    with pytest.raises(UnsupportedModelError, match=r"torch\.export archive") as raised:
-        load_model(path)
-    assert "state_dict" in str(raised.value.hint)
 
 
 def test_paths_that_cannot_be_used(tmp_path: Path, saved) -> None:

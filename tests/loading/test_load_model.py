@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import json
 import pathlib
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from loading_helpers import SHARED, TinyNet
+from loading_helpers import SHARED, TinyNet, write_tar_checkpoint
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.loading import Loaded, load_model, num_outputs
@@ -137,14 +140,67 @@ def test_number_of_classes_can_be_given(tiny, tiny_file, saved) -> None:
         load_model(path, spec(tiny_file, "fixed"), num_classes=4)
 
 
-def test_pickled_module_needs_trust(tiny, saved) -> None:
-    path = saved(tiny)
-    with pytest.raises(UnsupportedModelError) as refused:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_module_of_library_layers_is_rebuilt_without_running_its_pickle(saved, legacy: bool) -> None:
+    """Also one that was changed after it was built, which no architecture's name describes."""
+    original = models.resnet18(weights=None, num_classes=7)
+    original.maxpool = nn.Identity()
+    original.layer4 = nn.Sequential(nn.Conv2d(256, 512, 1), nn.GELU(), nn.BatchNorm2d(512))
+    original.layer1.register_forward_hook(print)
+    path = saved({"model": original, "epoch": 3}, _use_new_zipfile_serialization=not legacy)
+    loaded = load_model(path)
+    assert_same(loaded, original)
+    assert (loaded.kind, loaded.arch_how, loaded.num_classes) == ("pickled module", "pickled", 7)
+    assert loaded.arch == "torchvision.models.resnet.ResNet"
+    assert not loaded.module.layer1._forward_hooks
+    original.layer1._forward_hooks.clear()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.module(x), original.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "nf_resnet26", "tf_mobilenetv3_small_075"])
+def test_timm_modules_are_rebuilt(saved, name: str) -> None:
+    timm = pytest.importorskip("timm")
+    original = timm.create_model(name, num_classes=3)
+    loaded = load_model(saved(original))
+    assert_same(loaded, original)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.module(x), original.eval()(x))
+
+
+def test_detectors_hold_more_than_layers(saved) -> None:
+    original = models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+    loaded = load_model(saved(original))
+    assert_same(loaded, original)
+    assert len(loaded.module([torch.rand(3, 320, 320)])) == 1
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickled_module_of_a_foreign_class_gives_its_weights(tiny, tiny_file, saved, legacy: bool) -> None:
+    """The class stays unimported: its weights go into --arch, or into an architecture that they fit."""
+    tiny.scale = nn.Buffer(torch.ones(1), persistent=False)
+    path = saved(tiny, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsupportedModelError, match="No known architecture") as refused:
         load_model(path)
-    assert "loading_helpers.TinyNet" in str(refused.value)
-    assert "--trust-pickle" in str(refused.value)
-    assert "runs code" in str(refused.value)
-    loaded = load_model(path, trust_pickle=True)
+    assert "--trust-pickle" in str(refused.value.hint)
+    loaded = load_model(path, spec(tiny_file))
+    assert_same(loaded, tiny)
+    assert loaded.arch_how == "given"
+    assert any("pickled loading_helpers.TinyNet; its code was not run" in note for note in loaded.notes)
+
+
+def test_a_subclass_of_a_known_architecture_is_recognised_by_its_weights(saved) -> None:
+    original = models.squeezenet1_1(weights=None)
+    original.__class__ = type("Mine", (type(original),), {"__module__": "__main__"})
+    monkey = sys.modules["__main__"]
+    monkey.Mine = type(original)  # type: ignore[attr-defined]
+    path = saved(original)
+    del monkey.Mine
+    assert load_model(path).arch == "torchvision:squeezenet1_1"
+
+
+def test_pickled_module_with_trust(tiny, saved) -> None:
+    loaded = load_model(saved(tiny), trust_pickle=True)
     assert_same(loaded, tiny)
     assert (loaded.kind, loaded.arch_how, loaded.num_classes) == ("pickled module", "pickled", 4)
     assert loaded.arch == "loading_helpers.TinyNet"
@@ -168,14 +224,66 @@ def test_trusted_module_whose_class_is_gone(tiny_file, saved, monkeypatch) -> No
         load_model(path, trust_pickle=True)
 
 
-def test_torchscript_gives_its_weights_when_trusted(tiny, tiny_file, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["trace", "script"])
+def test_torchscript_gives_its_weights_and_its_program_does_not_run(tiny, tiny_file, tmp_path: Path, how: str) -> None:
     path = tmp_path / "scripted.pt"
-    torch.jit.trace(tiny.eval(), torch.zeros(1, 3, 8, 8)).save(path)
-    with pytest.raises(UnsupportedModelError, match="TorchScript file is a program"):
-        load_model(path, spec(tiny_file))
-    loaded = load_model(path, spec(tiny_file), trust_pickle=True)
+    tiny.eval()
+    (torch.jit.trace(tiny, torch.zeros(1, 3, 8, 8)) if how == "trace" else torch.jit.script(tiny)).save(path)
+    loaded = load_model(path, spec(tiny_file))
     assert_same(loaded, tiny)
     assert loaded.kind == "torchscript"
+    assert any("TorchScript program loading_helpers.TinyNet" in note for note in loaded.notes)
+
+
+def test_torchscript_of_a_known_architecture_is_recognised(tmp_path: Path) -> None:
+    original = models.shufflenet_v2_x0_5(weights=None, num_classes=5).eval()
+    torch.jit.script(original).save(tmp_path / "net.pt")
+    loaded = load_model(tmp_path / "net.pt")
+    assert_same(loaded, original)
+    assert (loaded.arch, loaded.num_classes) == ("torchvision:shufflenet_v2_x0_5", 5)
+
+
+def test_torch_export_archives_give_their_weights(tiny, tiny_file, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(tiny.eval(), (torch.ones(1, 3, 8, 8),)), path)
+    loaded = load_model(path, spec(tiny_file))
+    assert_same(loaded, tiny)
+    assert loaded.kind == "pt2"
+
+
+def test_torch_export_archives_of_torch_before_2_9(tiny, tiny_file, tmp_path: Path) -> None:
+    """Written by hand: a zip with the state dict as a file that torch.save wrote."""
+    content = io.BytesIO()
+    torch.save(tiny.state_dict(), content)
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", "8.2")
+        archive.writestr("serialized_exported_program.json", "{}")
+        archive.writestr("serialized_state_dict.pt", content.getvalue())
+    assert_same(load_model(path, spec(tiny_file)), tiny)
+
+
+def test_tar_checkpoints_of_the_first_torch_versions(tiny, tiny_file, tmp_path: Path) -> None:
+    """Written by hand, for no torch of today writes them; the torch of today reads it in its unsafe way."""
+    path = tmp_path / "old.pt"
+    write_tar_checkpoint(path, tiny.state_dict())
+    assert torch.load(path, weights_only=False).keys() == tiny.state_dict().keys()
+    loaded = load_model(path, spec(tiny_file))
+    assert_same(loaded, tiny)
+    assert loaded.kind == "tar checkpoint"
+
+
+def test_sharded_pytorch_bin(tiny, tiny_file, tmp_path: Path) -> None:
+    state = tiny.state_dict()
+    names = list(state)
+    shards = {"pytorch_model-00001-of-00002.bin": names[:2], "pytorch_model-00002-of-00002.bin": names[2:]}
+    for shard, keys in shards.items():
+        torch.save({key: state[key] for key in keys}, tmp_path / shard)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {k: s for s, keys in shards.items() for k in keys}}))
+    loaded = load_model(index, spec(tiny_file))
+    assert_same(loaded, tiny)
+    assert loaded.kind == "sharded index"
 
 
 def test_loading_leaves_the_random_state_alone(tiny, tiny_file, saved) -> None:
