@@ -22,7 +22,7 @@ ModelArgument = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="The float model: weights, a checkpoint or a whole module; .pt, .pth, .bin, .safetensors, TorchScript, .pt2.",
+        help="The float model: weights, a checkpoint or a module; .pt, .pth, .bin, .safetensors, TorchScript, .pt2.",
         show_default=False,
     ),
 ]
@@ -76,7 +76,7 @@ SizeOption = Annotated[
 SeedOption = Annotated[int | None, typer.Option(help="Of everything random. Default: 0.", show_default=False)]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Unpickle a module of your own class, which runs code. Only for trusted files."),
+    typer.Option("--trust-pickle", help="Unpickle a module of your own class; this runs the file's code."),
 ]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on from a checkpoint.")]
 

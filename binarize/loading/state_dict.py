@@ -69,6 +69,8 @@ def find_state_dict(holder: Any) -> tuple[StateDict | nn.Module, list[str]]:
 def _tensors_of(holder: Any, place: str, notes: list[str]) -> StateDict:
     where = f" under '{place}'" if place else ""
     hint = "save the weights with torch.save(model.state_dict(), 'weights.pt')"
+    if unopened := [value.name for value in (holder, *_values(holder)) if isinstance(value, Record)]:
+        hint += f"; {unopened[0]} was not opened: if you trust the file's source, --trust-pickle runs its code"
     if not isinstance(holder, Mapping):
         raise UnsupportedModelError(f"The file holds no weights: {_what(holder)}{where}.", hint=hint)
     found: StateDict = {}
@@ -84,6 +86,10 @@ def _tensors_of(holder: Any, place: str, notes: list[str]) -> StateDict:
     if dropped:
         notes.append(f"Left out {len(dropped)} entries that are no weights: {_some(dropped)}.")
     return found
+
+
+def _values(holder: Any) -> list[Any]:
+    return list(holder.values()) if isinstance(holder, Mapping) else []
 
 
 def _what(value: object) -> str:
