@@ -56,6 +56,7 @@ def build_app() -> typer.Typer:
     from binarize.cli.inspect import INSPECT_EXAMPLES, inspect
     from binarize.cli.recipes import RECIPES_EXAMPLES, recipes
     from binarize.cli.version import version_option
+    from binarize.cli.zoo import ZOO_EXAMPLES, zoo
 
     app = typer.Typer(
         name="binarize",
@@ -71,6 +72,7 @@ def build_app() -> typer.Typer:
     register(app, "export", export, EXPORT_EXAMPLES)
     register(app, "eval", evaluate, EVAL_EXAMPLES)
     register(app, "bench", bench, BENCH_EXAMPLES)
+    register(app, "zoo", zoo, ZOO_EXAMPLES)
     register(app, "recipes", recipes, RECIPES_EXAMPLES)
     register(app, "doctor", doctor, DOCTOR_EXAMPLES)
     return app

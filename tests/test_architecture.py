@@ -27,7 +27,8 @@ STATIONS = {
 """The stations that `api` conducts."""
 
 ALLOWED: dict[str, set[str]] = {
-    "cli": {"binarize", "api", "runtime"} | STATIONS | PARTS,
+    "cli": {"binarize", "api", "runtime", "zoo"} | STATIONS | PARTS,
+    "zoo": {"api", "runtime"} | STATIONS | PARTS,
     "binarize": {"api", "config", "report", "runtime"},
     "api": STATIONS | PARTS,
     "bench": {"exporting", "lowering", "runtime", "training"} | PARTS,

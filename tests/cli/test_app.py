@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import Ran
 
-COMMANDS = ("convert", "inspect", "finetune", "export", "eval", "bench", "recipes", "doctor")
+COMMANDS = ("convert", "inspect", "finetune", "export", "eval", "bench", "zoo", "recipes", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

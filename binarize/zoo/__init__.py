@@ -1,0 +1,8 @@
+"""Send a zoo of models through the whole pipeline, small and untrained, and tell how far each comes."""
+
+from binarize.zoo.entries import Entry, entries
+from binarize.zoo.runner import Settings, run_zoo
+from binarize.zoo.stations import STATIONS, Outcome, send
+from binarize.zoo.table import Table
+
+__all__ = ["STATIONS", "Entry", "Outcome", "Settings", "Table", "entries", "run_zoo", "send"]
