@@ -26,6 +26,7 @@ Station = Literal["build", "surgery", "train", "export", "run"]
 
 def zoo(
     output: Output,
+    *,
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -50,12 +51,10 @@ def zoo(
     ),
     markdown: Annotated[Path | None, typer.Option(help="Write the table here too.", show_default=False)] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Run finished models again.")] = False,
-    recipe: options.RecipeOption = None,
-    config: options.ConfigOption = None,
-    settings: options.SetOption = None,
+    plan: options.PlanOptions,
 ) -> None:
     """Convert, train a step, export, run and compare many models, small and untrained: what works, and what not."""
-    settled = options.settle(recipe=recipe, config=config, settings=settings)
+    settled = plan.settle()
     from binarize.files import check_writable, write_text
     from binarize.machine import versions
     from binarize.zoo import Settings, Table, entries, run_zoo

@@ -35,7 +35,8 @@ def fork_of(flow: nx.DiGraph, joins: list[Node]) -> dict[Node, Node]:
     """For each of `joins` the last value that every path to it goes through, where there is one."""
     root = "root"
     rooted = flow.copy()
-    rooted.add_edges_from((root, node) for node in flow if not flow.in_degree(node))
+    # Not by in-degree: what is computed from sizes alone (a channel shuffle's view) is no source of features.
+    rooted.add_edges_from((root, node) for node in flow if not node.all_input_nodes)
     dominators = nx.immediate_dominators(rooted, root)
     forks = {join: dominators.get(join) for join in joins}
     return {join: fork for join, fork in forks.items() if isinstance(fork, Node)}

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -47,7 +47,7 @@ class Settings:
     until: str = STATIONS[-1]
     jobs: int = 1
     timeout: float = 600.0
-    config: Config = Config()
+    config: Config = field(default_factory=Config)
     restart: bool = False
 
 

@@ -108,6 +108,24 @@ def test_a_gate_between_keeps_the_identity_and_the_closing_link_starts_at_zero()
     assert float(gated.get_submodule("1.body.0.0_link").gamma.detach().min()) == 1
 
 
+def test_a_channel_shuffle_inside_a_block_does_not_hide_it():
+    """Its view reads sizes off the tensor, and these are no features that enter the block from outside."""
+
+    class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = conv_bn(16, 8, 1), conv_bn(8, 16, 1)
+
+        def forward(self, x):
+            n, c, h, w = self.conv1(x).size()
+            y = self.conv1(x).view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+            return torch.relu(self.conv2(y) + x)
+
+    module = binarize.apply(nn.Sequential(conv_bn(3, 16), Shuffled(), nn.Conv2d(16, 2, 1)), X)
+    assert decisions(module)["1.conv2.0"].residual == "kept"
+    assert float(module.get_submodule("1.conv2.0_link").gamma.detach().abs().max()) == 0
+
+
 def test_activations_do_not_blow_up_with_depth():
     """Residual and link together would double the signal per block: 2^12 here."""
     blocks = [BasicBlock(16, 16) for _ in range(12)]
