@@ -27,7 +27,8 @@ from binarize.zoo.entries import Entry
 from binarize.zoo.inputs import describe, smallest_inputs, training_inputs
 
 STATIONS = ("build", "surgery", "train", "export", "run")
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-2
+MAX_NORM = 1.0
 
 
 @dataclass
@@ -130,13 +131,16 @@ class _Journey:
         _note_decisions(self.outcome, report_of(self.module))
 
     def train(self) -> None:
-        """One step of SGD; every binary conv must get a finite gradient and the outputs must stay finite."""
+        """One step of SGD; every binary conv must get a gradient, all must be finite, and the loss stay finite."""
         self.module.train()
         optimizer = torch.optim.SGD(self.module.parameters(), lr=LEARNING_RATE)
         self._loss().backward()
-        blind = [name for name, m in self.module.named_modules() if isinstance(m, BinaryConv2d) and not _learns(m)]
+        blind = [n for n, m in self.module.named_modules() if isinstance(m, BinaryConv2d) and m.weight.grad is None]
         if blind:
-            raise UnsupportedModelError(f"{len(blind)} binary convs got no finite gradient: {', '.join(blind[:3])}")
+            raise UnsupportedModelError(f"{len(blind)} binary convs got no gradient: {', '.join(blind[:3])}")
+        # Untrained deep nets have gradients of any size; training clips them too.
+        if not torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_NORM).isfinite():
+            raise UnsupportedModelError("a gradient is not finite")
         optimizer.step()
         if not math.isfinite(float(self._loss())):
             raise UnsupportedModelError("the loss is not finite after one step")
@@ -171,11 +175,6 @@ def _note_decisions(outcome: Outcome, report: Report) -> None:
     outcome.links = dict(sorted(Counter(d.link for d in report.binarized).items()))
     outcome.kept = dict(sorted(Counter(d.rule for d in report.kept).items()))
     outcome.untraced = list(report.untraced)
-
-
-def _learns(conv: BinaryConv2d) -> bool:
-    gradient = conv.weight.grad
-    return gradient is not None and bool(torch.isfinite(gradient).all())
 
 
 def _reason(error: Exception) -> str:

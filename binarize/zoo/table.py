@@ -50,11 +50,9 @@ class Table:
             "links": dict(sorted(sum((Counter(o.links) for o in converted), Counter()).items())),
             "kept": dict(sorted(sum((Counter(o.kept) for o in converted), Counter()).items())),
             "mac_share": {"median": statistics.median(shares), "lowest": min(shares)} if shares else {},
-            "conversion_seconds": {
-                "median": statistics.median(s for s, _ in seconds), "worst": max(seconds)[0], "worst_model": max(seconds)[1]
-            } if seconds else {},
+            "conversion_seconds": _spread(seconds),
             "failures": [{"model": o.spec, "station": o.failed_at, "reason": o.reason} for o in self.failures],
-        }  # fmt: skip
+        }
 
     @property
     def failures(self) -> list[Outcome]:
@@ -126,6 +124,13 @@ def markdown_table(rows: list[list[str]]) -> str:
 def _coverage(outcomes: list[Outcome]) -> dict[str, int]:
     counts = {station: sum(outcome.passed(station) for outcome in outcomes) for station in STATIONS}
     return {"models": len(outcomes), **counts}
+
+
+def _spread(seconds: list[tuple[float, str]]) -> dict[str, Any]:
+    if not seconds:
+        return {}
+    worst, model = max(seconds)
+    return {"median": statistics.median(value for value, _ in seconds), "worst": worst, "worst_model": model}
 
 
 def _by_source(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
