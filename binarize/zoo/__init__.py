@@ -2,7 +2,7 @@
 
 from binarize.zoo.entries import Entry, entries
 from binarize.zoo.runner import Settings, run_zoo
-from binarize.zoo.stations import STATIONS, Outcome, send
+from binarize.zoo.stations import STATIONS, Outcome, build_small, send
 from binarize.zoo.table import Table
 
-__all__ = ["STATIONS", "Entry", "Outcome", "Settings", "Table", "entries", "run_zoo", "send"]
+__all__ = ["STATIONS", "Entry", "Outcome", "Settings", "Table", "build_small", "entries", "run_zoo", "send"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from binarize.errors import UsageError
 
@@ -18,7 +19,7 @@ _BATCH = 2
 
 
 def smallest_inputs(model: nn.Module, family: str) -> tuple[Any, ...]:
-    """Random inputs with a batch of two, the smallest of a fixed list that `model` runs on.
+    """Random inputs with a batch of two on the model's device, the smallest of a fixed list that `model` runs on.
 
     Raises:
         UsageError: it runs on none.
@@ -26,7 +27,9 @@ def smallest_inputs(model: nn.Module, family: str) -> tuple[Any, ...]:
     was_training = model.training
     model.eval()
     last: Exception | None = None
-    for inputs in _candidates(model, family):
+    device = next(model.parameters(), torch.zeros(1)).device
+    for candidate in _candidates(model, family):
+        inputs = tree_map_only(Tensor, lambda x: x.to(device), candidate)
         try:
             with torch.no_grad():
                 model(*inputs)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from binarize import api
 from binarize.config import Config
-from binarize.errors import BinarizeError, UnsupportedModelError, VerificationError
+from binarize.errors import BinarizeError, UnsupportedModelError, UsageError, VerificationError
 from binarize.loading import resolve
 from binarize.nn import BinaryConv2d
 from binarize.report import Report
@@ -110,6 +110,22 @@ def send(
     return outcome
 
 
+def build_small(entry: Entry, *, hollow: bool) -> tuple[nn.Module, tuple[Any, ...]]:
+    """An untrained model and the smallest inputs it runs on; both on the meta device if `hollow`, where that works.
+
+    Detectors choose boxes by their scores, which a tensor without values has not: they are built in full.
+    """
+    architecture = resolve(entry.spec)
+    if hollow:
+        try:
+            model = architecture.outline().to("meta")
+            return model, smallest_inputs(model, entry.family)
+        except UsageError:
+            pass
+    model = architecture.build()
+    return model, smallest_inputs(model, entry.family)
+
+
 class _Journey:
     """What the stations hand on to each other."""
 
@@ -121,9 +137,9 @@ class _Journey:
 
     def build(self) -> None:
         torch.manual_seed(0)
-        self.model = resolve(self.entry.spec).build()
+        hollow = STATIONS.index(self.outcome.until) <= STATIONS.index("surgery")
+        self.model, self.inputs = build_small(self.entry, hollow=hollow)
         self.outcome.float_bytes = 4 * sum(p.numel() for p in self.model.parameters())
-        self.inputs = smallest_inputs(self.model, self.entry.family)
         self.outcome.inputs = describe(self.inputs)
 
     def surgery(self) -> None:
