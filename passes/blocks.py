@@ -35,8 +35,8 @@ def fork_of(flow: nx.DiGraph, joins: list[Node]) -> dict[Node, Node]:
     """For each of `joins` the last value that every path to it goes through, where there is one."""
     root = "root"
     rooted = flow.copy()
-    # Not by in-degree: what is computed from sizes alone (a channel shuffle's view) is no source of features.
-    rooted.add_edges_from((root, node) for node in flow if not node.all_input_nodes)
+    # Features come from the inputs alone; a view's sizes and the training flag of a dropout have no origin either.
+    rooted.add_edges_from((root, node) for node in flow if node.op == "placeholder")
     dominators = nx.immediate_dominators(rooted, root)
     forks = {join: dominators.get(join) for join in joins}
     return {join: fork for join, fork in forks.items() if isinstance(fork, Node)}

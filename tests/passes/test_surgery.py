@@ -126,6 +126,23 @@ def test_a_channel_shuffle_inside_a_block_does_not_hide_it():
     assert float(module.get_submodule("1.conv2.0_link").gamma.detach().abs().max()) == 0
 
 
+def test_stochastic_depth_inside_a_block_does_not_hide_it():
+    """It reads whether the module trains, and that is no feature either."""
+    from torchvision.ops import StochasticDepth
+
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = conv_bn(16, 8, 1), conv_bn(8, 16, 1)
+            self.drop = StochasticDepth(0.5, "row")
+
+        def forward(self, x):
+            return self.drop(self.conv2(self.conv1(x))) + x
+
+    module = binarize.apply(nn.Sequential(conv_bn(3, 16), Skipping(), nn.Conv2d(16, 2, 1)), X)
+    assert float(module.get_submodule("1.conv2.0_link").gamma.detach().abs().max()) == 0
+
+
 def test_activations_do_not_blow_up_with_depth():
     """Residual and link together would double the signal per block: 2^12 here."""
     blocks = [BasicBlock(16, 16) for _ in range(12)]
