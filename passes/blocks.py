@@ -36,6 +36,7 @@ def fork_of(flow: nx.DiGraph, joins: list[Node]) -> dict[Node, Node]:
     root = "root"
     rooted = flow.copy()
     # Features come from the inputs alone; a view's sizes and the training flag of a dropout have no origin either.
+    rooted.add_node(root)
     rooted.add_edges_from((root, node) for node in flow if node.op == "placeholder")
     dominators = nx.immediate_dominators(rooted, root)
     forks = {join: dominators.get(join) for join in joins}
