@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,9 +220,3 @@ def test_bench_shows_layers_profile_and_plot(cli: Cli, workshop: Workshop, conve
     assert "by layer" in human.out and "SLOWER than tiny.pt int8 in" in human.out and "ai.binarize" in human.out
     assert plot.stat().st_size > 0
     assert "give the float model with --against" in cli("bench", converted, "--int8").err
-
-
-def test_recipes_lists_and_prints_toml(cli: Cli) -> None:
-    assert cli("recipes", "--quiet").out.split() == ["el", "bireal"]
-    assert [r["name"] for r in cli("recipes", "--json").document["recipes"]] == ["el", "bireal"]
-    assert tomllib.loads(cli("recipes", "bireal").out)["link"]["kind"] == "identity"
