@@ -185,13 +185,14 @@ def export(
     report = report_of(module)
     inputs = as_inputs(example_inputs) or _inputs_like(module)
     progress(ProgressEvent("exporting", 0, 3))
-    lowered = lower(module, inputs)
+    config = Config().updated(report.config)
+    lowered = lower(module, inputs, config)
     progress(ProgressEvent("exporting", 1, 3))
     model = emit(lowered, inputs)
     progress(ProgressEvent("exporting", 2, 3))
     if check:
         report.results["verification"] = verify(lowered, model, inputs).to_dict()
-    if Config().updated(report.config).export.stem == "int8":
+    if config.export.stem == "int8":
         model = _int8_ends(model, inputs, images, report, progress)
     set_metadata(model, report)
     write_onnx(model, path)

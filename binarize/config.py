@@ -237,6 +237,8 @@ class ExportConfig(_Checked):
 
     stem: Literal["float", "int8"] = "float"
     """Type of the ends that stay unbinarized: the layers before the first binary conv and the classifier."""
+    stream: Literal["float32", "float16"] = "float32"
+    """Type of the feature maps between binary layers; float16 halves their memory traffic, arithmetic stays float32."""
 
 
 @dataclass(frozen=True)

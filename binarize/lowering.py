@@ -24,6 +24,7 @@ from binarize.passes.lower_layers import lower_layers
 from binarize.passes.lower_maps import LowerMaps
 from binarize.passes.merge_equal import MergeEqual
 from binarize.passes.merge_planes import MergePlanes
+from binarize.passes.narrow_stream import NarrowStream
 from binarize.passes.swap_max_pool import SwapMaxPool
 
 LOWERING_PASSES: tuple[Pass, ...] = (
@@ -38,6 +39,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     CancelTransposes(),
     MergeEqual(),
     FusePacks(),
+    NarrowStream(),
     DecomposeUnfused(),
 )
 
@@ -57,8 +59,11 @@ class Lowered:
     passes: list[str]
 
 
-def lower(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Lowered:
+def lower(module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config | None = None) -> Lowered:
     """Lower `module` (eval mode, dynamic batch) for inputs shaped like `example_inputs`.
+
+    Args:
+        config: its table [export] counts.
 
     Raises:
         UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
@@ -67,7 +72,7 @@ def lower(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Lowered:
     lower_layers(module)
     example_inputs = float_inputs(example_inputs)
     original = _functional(module, example_inputs)
-    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(Config()))
+    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(config or Config()))
     fused.graph.eliminate_dead_code()
     fused.recompile()
     return Lowered(original, fused.eval(), [f"{name}: {changes}" for name, changes in done.items()])

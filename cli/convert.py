@@ -33,6 +33,7 @@ def convert(
     val: options.ValOption = None,
     epochs: options.EpochsOption = None,
     stem: options.EndsOption = None,
+    stream: options.StreamOption = None,
     input_size: options.SizeOption = None,
     seed: options.SeedOption = None,
     trust_pickle: options.TrustOption = False,
@@ -46,7 +47,7 @@ def convert(
     from binarize import api
 
     size = options.parse_size(input_size)
-    settled = plan.settle(epochs=epochs, stem=stem, seed=seed)
+    settled = plan.settle(epochs=epochs, stem=stem, stream=stream, seed=seed)
     val_set = options.held_out(data, val) if data is not None else None
     if data is not None:
         output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"

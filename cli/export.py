@@ -26,6 +26,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     arch: options.ArchOption = None,
     stem: options.EndsOption = None,
+    stream: options.StreamOption = None,
     data: Annotated[
         Path | None, typer.Option(help="Images that set the ranges of an int8 stem.", show_default=False)
     ] = None,
@@ -40,9 +41,9 @@ def export(
 
     check_writable(out)
     binary = load_binary(module, arch)
-    if stem is not None:
-        record = report_of(binary)
-        record.config = Config().updated(record.config).updated({"export": {"stem": stem}}).to_dict()
+    record = report_of(binary)
+    given = {"export": options.export_settings(stem, stream)}
+    record.config = Config().updated(record.config).updated(given).to_dict()
     images = None if data is None else api.some_images(data, binary)
     report = api.export(binary, out, images=images, progress=output.progress)
     render.show_summary(output, report)

@@ -64,6 +64,14 @@ EndsOption = Annotated[
         show_default="float",
     ),
 ]
+StreamOption = Annotated[
+    Literal["float32", "float16"] | None,
+    typer.Option(
+        "--stream",
+        help="Type of the feature maps between binary layers. float16 is faster where they exceed the caches.",
+        show_default="float32",
+    ),
+]
 SizeOption = Annotated[
     str | None,
     typer.Option(
@@ -132,7 +140,14 @@ class PlanOptions:
         ),
     ] = False
 
-    def settle(self, *, epochs: float | None = None, stem: str | None = None, seed: int | None = None) -> Config:
+    def settle(
+        self,
+        *,
+        epochs: float | None = None,
+        stem: str | None = None,
+        stream: str | None = None,
+        seed: int | None = None,
+    ) -> Config:
         """The configuration that the options describe; `--keep` and `--only` add to what the file has.
 
         Raises:
@@ -149,14 +164,17 @@ class PlanOptions:
             "binarize_stem": self.binarize_stem or surgery.binarize_stem,
             "strict": self.strict or surgery.strict,
         }
-        values: dict[str, Any] = {"surgery": given}
-        if stem is not None:
-            values["export"] = {"stem": stem}
+        values: dict[str, Any] = {"surgery": given, "export": export_settings(stem, stream)}
         if epochs is not None:
             values["training"] = {"epochs": epochs}
         if seed is not None:
             values["seed"] = seed
         return settled.updated(values, "command line")
+
+
+def export_settings(stem: str | None, stream: str | None) -> dict[str, str]:
+    """What the options of the ONNX file say, for the table [export]; nothing where they are not given."""
+    return {name: value for name, value in (("stem", stem), ("stream", stream)) if value is not None}
 
 
 def parse_size(text: str | None) -> tuple[int, int, int] | None:

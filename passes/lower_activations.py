@@ -47,20 +47,25 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
     """Put a neutral `activate` before `node` and let it take over."""
     source = next(a for a in node.args if is_map(a) and not (node.target is ATEN.mul.Tensor and is_gate(a, node)))
     assert isinstance(source, Node)
+    y = neutral_activate(graph_module, permute(graph_module, source, TO_NHWC, node), node)
+    node.update_arg(node.args.index(source), permute(graph_module, y, TO_NCHW, node))
+    activate = y.args[0]
+    assert isinstance(activate, Node)
+    steps = fuse_epilogue(graph_module, Fused(activate))
+    assert steps > 0, f"{node} cannot be an activation"
+
+
+def neutral_activate(graph_module: GraphModule, source: Node, before: Node) -> Node:
+    """The floats of an `activate` that changes nothing of the NHWC map `source`, inserted before `before`."""
     absent, zero, one = torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.ones(1)
-    nhwc = permute(graph_module, source, TO_NHWC, node)
 
     def new(suffix: str, value: torch.Tensor) -> Node:
-        return add_constant(graph_module, f"{node.name}_{suffix}", value, node)
+        return add_constant(graph_module, f"{before.name}_{suffix}", value, before)
 
     first = [new("gate", absent + 1), new("scale", one), new("bias", zero), new("residual", absent)]
     last = [new("slope", one), new("shift", zero), new("next_threshold", zero)]
-    with graph_module.graph.inserting_before(node):
-        activate = graph_module.graph.call_function(ACTIVATE, (nhwc, *first, *last))
+    with graph_module.graph.inserting_before(before):
+        activate = graph_module.graph.call_function(ACTIVATE, (source, *first, *last))
         y = graph_module.graph.call_function(operator.getitem, (activate, 0))
-    set_value_like(y, nhwc, lambda v: v)
-    activate.meta["layer"] = node.name
-    value = permute(graph_module, y, TO_NCHW, node)
-    node.update_arg(node.args.index(source), value)
-    steps = fuse_epilogue(graph_module, Fused(activate))
-    assert steps > 0, f"{node} cannot be an activation"
+    activate.meta["layer"] = before.name
+    return set_value_like(y, source, lambda v: v)

@@ -181,14 +181,16 @@ def activate(
     next_threshold: Float,
     gate: Float | None = None,
     residual: Float | None = None,
+    stream: type = np.float32,
 ) -> tuple[Float, Bits]:
     """`(y, next_bits)` of docs/ops.md, "Activate"; parameters are float32 `[C]` or `[1]`, gate `[N, 1, 1, C]`."""
+    x = x.astype(np.float32)
     t = x if gate is None else x * gate
     t = fma(t, np.broadcast_to(scale, t.shape), np.broadcast_to(bias, t.shape))
     if residual is not None:
-        t = t + residual
-    y = np.where(t > 0, t, slope * t) + shift
-    return y, pack_bits(y > next_threshold)
+        t = t + residual.astype(np.float32)
+    y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
+    return y, pack_bits(y.astype(np.float32) > next_threshold)
 
 
 def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_include_pad: bool = False) -> Float:
@@ -196,6 +198,7 @@ def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_incl
     n, h, w, channels = x.shape
     out_h, out_w = conv.extent(h, kernel[0], 0), conv.extent(w, kernel[1], 1)
     y = np.zeros((n, out_h, out_w, channels), dtype=np.float32)
+    stream, x = x.dtype, x.astype(np.float32)
     for i in range(out_h):
         rows = _taps(i, kernel[0], conv, 0, h)
         for k in range(out_w):
@@ -209,7 +212,7 @@ def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_incl
                     total = total + value
                 count = kernel[0] * kernel[1] if count_include_pad else len(values)
                 y[:, i, k] = total * (np.float32(1) / np.float32(count))
-    return y
+    return y.astype(stream)
 
 
 def _taps(index: int, kernel: int, conv: Conv, axis: int, size: int) -> list[int]:

@@ -100,33 +100,40 @@ def _operators() -> Any:
     types, optional = defs.OpSchema.AttrType, defs.OpSchema.FormalParameterOption.Optional
 
     def register(name: str, inputs: dict[str, str], outputs: dict[str, str], attributes: dict[str, Any]) -> None:
+        used = {*inputs.values(), *outputs.values()} & {"stream", "own"}
         defs.register_schema(
             defs.OpSchema(
                 name,
                 DOMAIN,
                 1,
-                inputs=[parameter(n, f"tensor({t})") for n, t in inputs.items()],
-                outputs=[parameter(n, f"tensor({t})", param_option=optional) for n, t in outputs.items()],
+                inputs=[parameter(n, t) for n, t in inputs.items()],
+                outputs=[parameter(n, t, param_option=optional) for n, t in outputs.items()],
+                type_constraints=[(t, ["tensor(float)", "tensor(float16)"], "") for t in sorted(used)],
                 attributes=[attribute(n, t, required=False) for n, t in attributes.items()],
             )
         )
 
+    parameters = dict.fromkeys(("scale", "bias", "gamma", "slope", "shift", "next_threshold", "gate"), "tensor(float)")
+
+    def typed(*names: str, **others: str) -> dict[str, str]:
+        return {n: others.get(n, parameters.get(n, "stream")) for n in names}
+
     epilogue = ("slope", "shift", "next_threshold")
-    floats = ("scale", "bias", "link", "gamma", "residual", *epilogue)
     integers = {"channels": types.INT, "group": types.INT}
-    both = {"y": "float", "next_bits": "uint64"}
+    both = {"y": "stream", "next_bits": "tensor(uint64)"}
     window = dict.fromkeys(("kernel_shape", "strides", "pads"), types.INTS)
-    register("Pack", {"x": "float", "threshold": "float"}, {"bits": "uint64"}, {})
+    register("Pack", {"x": "stream", "threshold": "tensor(float)"}, {"bits": "tensor(uint64)"}, {})
     register(
         "BinaryConv2d",
-        {"bits": "uint64", "weight": "uint64", **dict.fromkeys(floats, "float")},
+        dict.fromkeys(("bits", "weight"), "tensor(uint64)")
+        | typed("scale", "bias", "link", "gamma", "residual", *epilogue),
         both,
         integers | dict.fromkeys(("strides", "pads", "dilations"), types.INTS),
     )
-    inputs = dict.fromkeys(("x", "gate", "scale", "bias", "residual", *epilogue), "float")
+    inputs = typed("x", "gate", "scale", "bias", "residual", *epilogue, x="own")
     register("Activate", inputs, both, {"channels": types.INT})
-    register("MaxPool", {"x": "float"}, {"y": "float"}, window | {"dilations": types.INTS})
-    register("AveragePool", {"x": "float"}, {"y": "float"}, window | {"count_include_pad": types.INT})
+    register("MaxPool", typed("x"), typed("y"), window | {"dilations": types.INTS})
+    register("AveragePool", typed("x"), typed("y"), window | {"count_include_pad": types.INT})
     return values.Opset(DOMAIN, 1)
 
 

@@ -206,7 +206,7 @@ def _epilogue(body: _Body, t: str) -> None:
 
 def _activate_function() -> onnx.FunctionProto:
     body = _Body()
-    gated = body.op("Mul", "x", "gate")
+    gated = body.op("Mul", body.floats("x"), "gate")
     _epilogue(body, body.op("Add", body.op("Mul", gated, "scale"), "bias"))
     inputs = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
     return helper.make_function(
@@ -227,9 +227,9 @@ def _pool_function(op_type: str, own: str, default: Any) -> onnx.FunctionProto:
     ints, integer = onnx.AttributeProto.INTS, onnx.AttributeProto.INT
     kinds = dict.fromkeys(("kernel_shape", "strides", "pads"), ints)
     kinds[own] = ints if isinstance(default, list) else integer
-    x = body.op("Transpose", "x", perm=[0, 3, 1, 2])
+    x = body.op("Transpose", body.floats("x"), perm=[0, 3, 1, 2])
     pooled = body.with_reference(op_type, x, references={name: (name, kind) for name, kind in kinds.items()})
-    body.op("Transpose", pooled, perm=[0, 2, 3, 1], output="y")
+    body.op("CastLike", body.op("Transpose", pooled, perm=[0, 2, 3, 1]), "x", output="y")
     return helper.make_function(
         DOMAIN,
         op_type,

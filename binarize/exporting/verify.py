@@ -8,6 +8,7 @@ model checks every node, the float ones between them included.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
@@ -33,6 +34,9 @@ ROUNDINGS = 64
 `2 * scale`, and the grant is `64 * 2^-24 * n * scale`, which is less for every fan-in n below 500 000."""
 FLOAT_TOLERANCE = 1e-4
 """Relative to the largest value, for float layers (stem, classifier), which sum thousands of terms in another order."""
+
+STREAM_TOLERANCE = 2.0**-9
+"""The same for outputs behind a float16 stream: four roundings of its largest value."""
 
 
 @dataclass
@@ -135,10 +139,13 @@ class _Recorder(Interpreter):
 
 
 class _Forced(_Recorder):
-    """Runs the fused graph, where each of our operators gives what the trained model has at its place."""
+    """Runs the fused graph, where each of our operators gives what the trained model has at its place.
+
+    A float16 stream is not rounded here: the trained model's bits come from its own values.
+    """
 
     def __init__(self, graph_module: GraphModule, truth: dict[str, Any]) -> None:
-        super().__init__(graph_module)
+        super().__init__(copy.deepcopy(graph_module).float())
         self.truth = truth
 
     def run_node(self, n: Node) -> Any:
@@ -159,82 +166,108 @@ def is_forced(node: Node) -> bool:
     return "origin" in node.meta and node.target in {*ARGUMENTS, POOL}
 
 
-_OPERATORS = {"Pack": PACK, "BinaryConv2d": PACKED_CONV, "Activate": ACTIVATE, "MaxPool": POOL, "AveragePool": POOL}
+_KINDS = (
+    (("BinaryConv2d",), PACKED_CONV),
+    (("Activate",), ACTIVATE),
+    (("MaxPool", "AveragePool"), POOL),
+    (("Pack",), PACK),
+)
+"""Names of nodes in the file, and the target of their twins in the fused graph."""
 
 
 def _expected(lowered: Lowered, values: dict[str, Any], model: onnx.ModelProto) -> list[_Expected]:
     """What every output of every node of ours must be."""
+    bounds = _Bounds(values)
     expected: list[_Expected] = []
-    for kinds in (("BinaryConv2d",), ("Activate",), ("MaxPool", "AveragePool"), ("Pack",)):
-        nodes = [node for node in lowered.fused.graph.nodes if node.target is _OPERATORS[kinds[0]]]
-        for own, node in zip(own_nodes(model, *kinds), nodes, strict=True):
-            if node.target is PACK:
-                expected.append(_expected_pack(own, node, values))
+    for names, target in _KINDS:
+        nodes = [node for node in lowered.fused.graph.nodes if node.target is target]
+        for own, node in zip(own_nodes(model, *names), nodes, strict=True):
+            if target is PACK:
+                near = bounds.near(values[node.args[0].name], node.args[1], bounds.off(node.args[0]))
+                expected.append(_Expected(own.name, own.output[0], values[node.name].numpy(), near))
             elif is_forced(node):
-                expected += _expected_floats(own, node, values)
+                expected += _expected_outputs(own, node, bounds)
     return expected
 
 
-def _expected_floats(own: onnx.NodeProto, node: Node, values: dict[str, Any]) -> list[_Expected]:
+def _expected_outputs(own: onnx.NodeProto, node: Node, bounds: _Bounds) -> list[_Expected]:
     """What a node that gives floats, and perhaps their bits, must give."""
     if node.target is POOL:
-        allowed = _uncertainty(node.args[0], values) or ROUNDINGS * ULP * _largest(node.args[0], values)
-        value = values[node.name]
-        return [_Expected(own.name, own.output[0], value.numpy(), np.full(value.shape[-1], allowed, np.float32))]
-    value, bits = values[node.name]
-    fused = Fused(node)
-    tolerance = _epilogue_tolerance(fused, values, value.shape[-1])
-    near = (value - fused.value("next_threshold")).abs().numpy() <= tolerance
-    outputs = zip(own.output, ((value, tolerance), (bits, near)), strict=True)
-    return [_Expected(own.name, name, v.numpy(), t) for name, (v, t) in outputs if name]
+        value = bounds.values[node.name]
+        tolerance = np.full(value.shape[-1], bounds.of_pool(node), np.float32)
+        return [_Expected(own.name, own.output[0], _stored(value, node), tolerance)]
+    value, bits = bounds.values[node.name]
+    tolerance = bounds.of_epilogue(Fused(node), value)
+    near = bounds.near(value, Fused(node)["next_threshold"], tolerance)
+    outputs = zip(own.output, ((_stored(value, node), tolerance), (bits.numpy(), near)), strict=True)
+    return [_Expected(own.name, name, v, t) for name, (v, t) in outputs if name]
 
 
-def _expected_pack(own: onnx.NodeProto, pack: Node, values: dict[str, Any]) -> _Expected:
-    source, threshold = pack.args
-    assert isinstance(threshold, Node)
-    near = (values[source.name] - constant(threshold)).abs().numpy() <= _uncertainty(source, values)  # type: ignore
-    return _Expected(own.name, own.output[0], values[pack.name].numpy(), near)
+def _stored(value: Tensor, node: Node) -> np.ndarray:
+    """`value` as the stream of `node` keeps it."""
+    return value.to(node.meta.get("stream", torch.float32)).numpy()
 
 
-def _largest(node: Any, values: dict[str, Any]) -> float:
-    return float(values[node.name].abs().max())
+@dataclass(frozen=True)
+class _Bounds:
+    """How far apart equal computations may be.
 
-
-def _uncertainty(node: Any, values: dict[str, Any]) -> float:
-    """How far `node`'s value may be off in the cut model: not at all where only forced values were moved about."""
-    exact = node.op == "placeholder" or node.op == "get_attr" or is_forced(node)
-    if exact or (node.target in MOVES and all(_uncertainty(i, values) == 0 for i in node.all_input_nodes)):
-        return 0.0
-    if not isinstance(values[node.name], Tensor):
-        return 0.0 if all(_uncertainty(i, values) == 0 for i in node.all_input_nodes) else FLOAT_TOLERANCE
-    return FLOAT_TOLERANCE * _largest(node, values)
-
-
-def _epilogue_tolerance(fused: Fused, values: dict[str, Any], channels: int) -> np.ndarray:
-    """Rounding error bound per output channel: the sum of the epilogue's terms' sizes, times `ROUNDINGS` ulp.
-
-    What the terms' inputs may be off comes on top.
+    Attributes:
+        values: of the fused graph on forced values, by node.
     """
-    scale, size, off = fused.value("scale").abs(), fused.value("bias").abs(), torch.zeros(1)
-    if fused.has("geometry"):
-        g = geometry_from_ints(fused["geometry"])
-        size = size + g.in_channels // g.groups * g.kernel[0] * g.kernel[1] * scale
-    else:
-        gate = 1.0 if fused.absent("gate") else _largest(fused["gate"], values)
-        size = size + scale * gate * _largest(fused["x"], values)
-        off = off + scale * gate * _uncertainty(fused["x"], values)
-        off = off + scale * _uncertainty(fused["gate"], values) * _largest(fused["x"], values)
-    if not fused.absent("link"):
-        terms = max(1, -(-g.in_channels // g.out_channels))
-        gamma = fused.value("gamma").abs() * terms
-        size = size + gamma * _largest(fused["link"], values)
-        off = off + gamma * _uncertainty(fused["link"], values)
-    if not fused.absent("residual"):
-        size = size + _largest(fused["residual"], values)
-        off = off + _uncertainty(fused["residual"], values)
-    steepest = fused.value("slope").abs().clamp_min(1.0)
-    size = size * steepest + fused.value("shift").abs()
-    return (ROUNDINGS * ULP * size + off * steepest).expand(channels).numpy()
+
+    values: dict[str, Any]
+
+    def near(self, value: Tensor, threshold: Node, tolerance: Any) -> np.ndarray:
+        """Where a bit may be either."""
+        return ((value - constant(threshold)).abs().numpy() <= tolerance) & (np.asarray(tolerance) > 0)
+
+    def drift(self, node: Node) -> float:
+        """How far `node`'s value may be off in the cut model: not at all where forced values are only moved about."""
+        if node.op in ("placeholder", "get_attr") or is_forced(node):
+            return 0.0
+        if node.target in MOVES or not isinstance(self.values[node.name], Tensor):
+            return max((self.drift(i) for i in node.all_input_nodes), default=0.0)
+        return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)
+
+    def off(self, node: Any) -> float:
+        """How far it may be from the trained model's value: a float16 stream rounds that on top."""
+        return self.drift(node) + _unit(node) * self.largest(node)
+
+    def largest(self, node: Any) -> float:
+        return float(self.values[node.name].abs().max())
+
+    def of_pool(self, pool: Node) -> float:
+        return self.off(pool.args[0]) + (ROUNDINGS * ULP + _unit(pool)) * self.largest(pool.args[0])
+
+    def of_epilogue(self, fused: Fused, value: Tensor) -> np.ndarray:
+        """Per output channel: the sum of the terms' sizes times `ROUNDINGS` ulp, and what their inputs may be off."""
+        scale, size, off = fused.value("scale").abs(), fused.value("bias").abs(), torch.zeros(1)
+        terms = 1
+        if fused.has("geometry"):
+            g = geometry_from_ints(fused["geometry"])
+            terms = max(1, -(-g.in_channels // g.out_channels))
+            size = size + g.in_channels // g.groups * g.kernel[0] * g.kernel[1] * scale
+        else:
+            x, gate = self.largest(fused["x"]), self.largest(fused["gate"])
+            size = size + scale * gate * x
+            off = off + scale * (gate * self.off(fused["x"]) + x * self.off(fused["gate"]))
+        if not fused.absent("link"):
+            gamma = fused.value("gamma").abs() * terms
+            size = size + gamma * self.largest(fused["link"])
+            off = off + gamma * self.off(fused["link"])
+        if not fused.absent("residual"):
+            size = size + self.largest(fused["residual"])
+            off = off + self.off(fused["residual"])
+        steepest = fused.value("slope").abs().clamp_min(1.0)
+        size = size * steepest + fused.value("shift").abs()
+        rounded = _unit(fused.node) * value.abs().amax((0, 1, 2))
+        return (ROUNDINGS * ULP * size + off * steepest + rounded).expand(value.shape[-1]).numpy()
+
+
+def _unit(node: Node) -> float:
+    """Relative rounding error of what a float16 stream stores; a float32 one rounds in `ROUNDINGS`."""
+    return 2.0**-11 if node.meta.get("stream") == torch.float16 else 0.0
 
 
 def _run_forced(
@@ -253,11 +286,14 @@ def _run_forced(
         else:
             result.values += value.size
             allowed = np.maximum(item.tolerance, 1e-30)
-            result.note(item.node, float((np.abs(value - item.value) / allowed).max()))
+            difference = np.abs(value.astype(np.float32) - item.value.astype(np.float32))
+            result.note(item.node, float((difference / allowed).max()))
+    half = any(item.value.dtype == np.float16 for item in forced)
+    tolerance = STREAM_TOLERANCE if half else FLOAT_TOLERANCE
     for output, value in zip(outputs, got, strict=False):
         difference = float(np.abs(output.numpy() - value).max()) / max(float(output.abs().max()), 1e-30)
         result.output_difference = max(result.output_difference, difference)
-        result.note("output", difference / FLOAT_TOLERANCE)
+        result.note("output", difference / tolerance)
 
 
 def _compare_bits(item: _Expected, value: np.ndarray, result: Verification) -> None:
@@ -282,7 +318,7 @@ def _cut(model: onnx.ModelProto, forced: Sequence[_Expected]) -> onnx.ModelProto
         for index, name in enumerate(node.output):
             node.output[index] = own.get(name, name)
     for item in forced:
-        kind = TensorProto.UINT64 if item.value.dtype == np.uint64 else TensorProto.FLOAT
+        kind = helper.np_dtype_to_tensor_dtype(item.value.dtype)
         cut.graph.input.append(helper.make_tensor_value_info(item.output, kind, item.value.shape))
         cut.graph.output.append(helper.make_tensor_value_info(own[item.output], kind, None))
     return cut

@@ -189,8 +189,11 @@ def activate(
     shift: Tensor,
     next_threshold: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The operator `ai.binarize::Activate` of docs/ops.md: a packed conv's epilogue on an NHWC float map."""
-    return _epilogue(x * gate * scale + bias, residual, slope, shift, next_threshold)
+    """The operator `ai.binarize::Activate` of docs/ops.md: a packed conv's epilogue on an NHWC float map.
+
+    `residual` and `y` have one element type, float32 or float16; `x` has it too or is float32.
+    """
+    return _epilogue(x.float() * gate * scale + bias, residual, slope, shift, next_threshold)
 
 
 @activate.register_fake
@@ -204,7 +207,7 @@ def _(
     shift: Tensor,
     next_threshold: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(*x.shape[:-1], -(-x.shape[-1] // WORD), dtype=torch.uint64)
+    return residual.new_empty(x.shape), x.new_empty(*x.shape[:-1], -(-x.shape[-1] // WORD), dtype=torch.uint64)
 
 
 @torch.library.custom_op("binarize::pool2d", mutates_args=())
@@ -217,17 +220,17 @@ def pool2d(
     dilations: list[int],
     count_include_pad: bool,
 ) -> Tensor:
-    """The operator `ai.binarize::Pool2d` of docs/ops.md, on NHWC; `mode` is `max` or `average`."""
+    """The operators `MaxPool` and `AveragePool` of docs/ops.md, on NHWC; `mode` is `max` or `average`."""
     top, left, bottom, right = pads
-    maps = x.permute(0, 3, 1, 2)
+    maps = x.float().permute(0, 3, 1, 2)
     around = (left, right, top, bottom)
     if mode == "max":
         padded = F.pad(maps, around, value=-torch.inf)
-        return F.max_pool2d(padded, kernel, strides, 0, dilations).permute(0, 2, 3, 1).contiguous()
+        return F.max_pool2d(padded, kernel, strides, 0, dilations).permute(0, 2, 3, 1).to(x.dtype).contiguous()
     pooled = F.avg_pool2d(F.pad(maps, around), kernel, strides)
     if not count_include_pad and any(pads):
         pooled = pooled / F.avg_pool2d(F.pad(torch.ones_like(maps[:1, :1]), around), kernel, strides)
-    return pooled.permute(0, 2, 3, 1).contiguous()
+    return pooled.permute(0, 2, 3, 1).to(x.dtype).contiguous()
 
 
 @pool2d.register_fake

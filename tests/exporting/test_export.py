@@ -156,9 +156,19 @@ def test_the_proof_passes_on_our_kernels_and_on_stock_onnx_runtime(lowered_and_m
         assert result.worst <= 1 and not result.failures
 
 
+@pytest.fixture(scope="module")
+def narrowed_and_model():
+    config = api.resolve_config("el", None, ["export.stream=float16"])
+    lowered = lower(prepared(EveryConv()), (X,), config)
+    return lowered, emit(lowered, (X,))
+
+
+@pytest.mark.parametrize("stream", ["float32", "float16"])
 @pytest.mark.parametrize("which", ["packed weight", "scale", "bias", "gamma", "stem"])
-def test_the_proof_finds_one_wrong_number(lowered_and_model, which):
-    lowered, model = lowered_and_model
+def test_the_proof_finds_one_wrong_number(which, stream, request):
+    fixture = {"float32": "lowered_and_model", "float16": "narrowed_and_model"}[stream]
+    lowered, model = request.getfixturevalue(fixture)
+    assert verify(lowered, model, (X,)).worst <= 1
     broken = onnx.ModelProto()
     broken.CopyFrom(model)
     node = binary_nodes(broken)[2]

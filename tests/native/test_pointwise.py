@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy_reference import Conv
 from onnx import TensorProto, helper
-from op_models import available_isas, forced_isa, model_bytes, session_options
+from op_models import available_isas, forced_isa, model_bytes, session_options, tensor_type
 from test_kernels import channel_counts
 
 from binarize.exporting.functions import model_local_functions
@@ -25,8 +25,15 @@ KINDS = {"y": TensorProto.FLOAT, "next_bits": TensorProto.UINT64}
 NEUTRAL = {"gate": np.ones((1, 1, 1, 1), np.float32), "residual": np.zeros((1, 1, 1, 1), np.float32)}
 
 
-def activate_case(shape: tuple[int, ...], seed: int, gate: bool, residual: bool, scalar: bool) -> dict[str, np.ndarray]:
+STREAMS = {"float32": (np.float32, np.float32), "float16": (np.float16, np.float16), "narrow": (np.float32, np.float16)}
+"""Element types of x and of residual and y."""
+
+
+def activate_case(
+    shape: tuple[int, ...], seed: int, gate: bool, residual: bool, scalar: bool, stream: str = "float32"
+) -> dict[str, np.ndarray]:
     """All inputs of an Activate by name; what is not wanted is neutral."""
+    own, kept = STREAMS[stream]
     rng = np.random.default_rng(seed)
     channels = 1 if scalar else shape[3]
     values = {n: rng.normal(size=channels).astype(np.float32) for n in ("scale", "bias", "slope", "shift")}
@@ -36,6 +43,9 @@ def activate_case(shape: tuple[int, ...], seed: int, gate: bool, residual: bool,
     values["x"][rng.random(shape) < 0.05] = -0.0
     values["gate"] = rng.random((shape[0], 1, 1, shape[3])).astype(np.float32) if gate else NEUTRAL["gate"]
     values["residual"] = rng.normal(size=shape).astype(np.float32) if residual else NEUTRAL["residual"]
+    if kept is np.float16:
+        values["residual"] = values["residual"].astype(kept)
+        values["x"] = values["x"].astype(own)
     return values
 
 
@@ -45,17 +55,23 @@ def activate_model(values: dict[str, np.ndarray], outputs: tuple[str, ...], func
     node = helper.make_node("Activate", INPUTS, names, name="act", domain="ai.binarize", channels=channels)
     data = fed(values)
     constants = {n: a for n, a in values.items() if n not in data}
-    return model_bytes([node], data, constants, {n: KINDS[n] for n in outputs}, functions)
+    kinds = KINDS | {"y": tensor_type(values["residual"])}
+    return model_bytes([node], data, constants, {n: kinds[n] for n in outputs}, functions)
+
+
+def is_neutral(values: dict[str, np.ndarray], name: str) -> bool:
+    return name in NEUTRAL and values[name].shape == (1, 1, 1, 1) and values[name] == NEUTRAL[name]
 
 
 def fed(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {n: a for n, a in values.items() if n == "x" or (n in NEUTRAL and a is not NEUTRAL[n])}
+    return {n: a for n, a in values.items() if n == "x" or (n in NEUTRAL and not is_neutral(values, n))}
 
 
 def expected_activation(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    optional = {n: values[n] for n in NEUTRAL if values[n] is not NEUTRAL[n]}
+    optional = {n: values[n] for n in NEUTRAL if not is_neutral(values, n)}
     parameters = {n: values[n] for n in ("scale", "bias", "slope", "shift", "next_threshold")}
-    return dict(zip(KINDS, reference.activate(values["x"], **parameters, **optional), strict=True))
+    stream = values["residual"].dtype.type
+    return dict(zip(KINDS, reference.activate(values["x"], **parameters, **optional, stream=stream), strict=True))
 
 
 @EXPLORE
@@ -63,10 +79,13 @@ def expected_activation(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 4), channel_counts),
     outputs=st.sampled_from([("y", "next_bits"), ("y",), ("next_bits",)]),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    stream=st.sampled_from(sorted(STREAMS)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_activate_equals_the_reference(shape: Any, outputs: tuple[str, ...], flags: Any, seed: int) -> None:
-    values = activate_case(shape, seed, *flags)
+def test_activate_equals_the_reference(
+    shape: Any, outputs: tuple[str, ...], flags: Any, stream: str, seed: int
+) -> None:
+    values = activate_case(shape, seed, *flags, stream)
     expected = expected_activation(values)
     for isa in available_isas():
         with forced_isa(isa):
@@ -83,16 +102,18 @@ def test_activate_of_a_large_map_on_two_threads(isa: str) -> None:
         np.testing.assert_array_equal(got, expected_activation(values)[name], err_msg=name)
 
 
-def test_activate_function_agrees() -> None:
-    values = activate_case((2, 3, 5, 70), 2, gate=True, residual=True, scalar=False)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_activate_function_agrees(stream: str) -> None:
+    values = activate_case((2, 3, 5, 70), 2, gate=True, residual=True, scalar=False, stream=stream)
     values["x"] = np.nan_to_num(values["x"])
     model = activate_model(values, ("y", "next_bits"), model_local_functions())
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     y, bits = onnxruntime.InferenceSession(model, session_options()).run(None, fed(values))
     expected = expected_activation(values)
-    np.testing.assert_allclose(y, expected["y"], rtol=0, atol=1e-5)
+    near = 1e-5 if stream == "float32" else 2**-10 * np.abs(expected["y"]).max()
+    np.testing.assert_allclose(y, expected["y"], rtol=0, atol=near)
     flips = reference.unpack_signs(bits ^ expected["next_bits"], 70) > 0
-    assert not np.any(flips & (np.abs(expected["y"] - values["next_threshold"]) > 1e-5))
+    assert not np.any(flips & (np.abs(expected["y"] - values["next_threshold"]) > near))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +129,7 @@ def test_activate_refuses_shapes_that_do_not_fit(broken: dict[str, np.ndarray], 
     values = activate_case((1, 2, 2, 5), 0, gate=True, residual=True, scalar=False)
     model = onnx.load_from_string(activate_model({**values, **broken}, ("y",)))
     model.graph.node[0].attribute[0].i = 5
-    with pytest.raises(Exception, match=rf"Activate node 'act'.*{message}"):
+    with pytest.raises(Exception, match=rf"Activate node .act..*{message}"):
         InferenceSession(model.SerializeToString(), session_options()).run(None, fed({**values, **broken}))
 
 
@@ -131,14 +152,14 @@ def pool_model(mode: str, kernel: Any, conv: Conv, x: np.ndarray, counts: bool, 
     op_type = {"max": "MaxPool", "average": "AveragePool"}[mode]
     window = {"kernel_shape": list(kernel), "strides": list(conv.strides), "pads": list(conv.pads)}
     node = helper.make_node(op_type, ["x"], ["y"], name="pool", domain="ai.binarize", **window, **own)
-    return model_bytes([node], {"x": x}, {}, {"y": TensorProto.FLOAT}, functions)
+    return model_bytes([node], {"x": x}, {}, {"y": tensor_type(x)}, functions)
 
 
 @EXPLORE
-@given(case=pools(), seed=st.integers(0, 2**32 - 1))
-def test_pools_equal_the_reference(case: Any, seed: int) -> None:
+@given(case=pools(), half=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_pools_equal_the_reference(case: Any, half: bool, seed: int) -> None:
     mode, kernel, conv, shape, counts = case
-    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    x = np.random.default_rng(seed).normal(size=shape).astype(np.float16 if half else np.float32)
     expected = reference.pool(x, kernel, conv, mode=mode, count_include_pad=counts)
     for isa in available_isas():
         with forced_isa(isa):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import onnx
+import onnx.inliner
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto
 from torch import Tensor, nn
 
 import binarize
@@ -98,7 +101,7 @@ class _Apply(nn.Module):
 
 def lowered(model: nn.Module, *settings: str) -> Lowered:
     config = api.resolve_config("el", None, settings)
-    return lower(randomized(binarize.apply(model, X, config=config)).eval(), (X,))
+    return lower(randomized(binarize.apply(model, X, config=config)).eval(), (X,), config)
 
 
 def changes_of_layout(result: Lowered) -> int:
@@ -114,6 +117,26 @@ def test_what_lies_between_convs_stays_channels_last(make: Callable[[], nn.Modul
     with torch.no_grad():
         torch.testing.assert_close(result.fused(X), result.original(X), rtol=1e-4, atol=1e-4)
     verify(result, emit(result, (X,)), (X,))
+
+
+@pytest.mark.parametrize("name", ["concatenation", "squeeze-excite", "shuffle", "average pooling"])
+def test_a_float16_stream_goes_through_what_moves_values_and_is_proved(name: str) -> None:
+    make, channels = MIDDLES[name]
+    result = lowered(Between(make(), channels), "export.stream=float16")
+    model = emit(result, (X,))
+    proof = verify(result, model, (X,))
+    assert proof.bits > 0 and proof.worst <= 1
+    streams = {n.output[0] for n in model.graph.node if n.op_type in ("BinaryConv2d", "Activate") and n.output[0]}
+    kinds = {v.name: v.type.tensor_type.elem_type for v in _inferred(model)}
+    assert streams and all(kinds[name] == TensorProto.FLOAT16 for name in streams)
+    casts = sum(n.op_type == "Cast" for n in model.graph.node)
+    assert casts == {"squeeze-excite": 2}.get(name, 1), "only at float operators and at the end"
+
+
+def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Every value's type, with the functions in our operators' place."""
+    inlined = onnx.inliner.inline_local_functions(model)
+    return list(onnx.shape_inference.infer_shapes(inlined).graph.value_info)
 
 
 def test_a_float_conv_inside_the_island_has_one_change_on_either_side() -> None:

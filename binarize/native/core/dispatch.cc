@@ -13,18 +13,18 @@ bool Always() { return true; }
 
 const Isa kIsas[] = {
 #if defined(BINARIZE_HAVE_AVX512)
-    {"avx512", 2, CpuHasAvx512, &kAvx512Kernels, &kAvx512Pointwise},
+    {"avx512", 2, CpuHasAvx512, &kAvx512Kernels},
 #endif
 #if defined(BINARIZE_HAVE_AVX512BW)
-    {"avx512bw", 4, CpuHasAvx512Bw, &kAvx512BwKernels, &kAvx512BwPointwise},
+    {"avx512bw", 4, CpuHasAvx512Bw, &kAvx512BwKernels},
 #endif
 #if defined(BINARIZE_HAVE_AVX2)
-    {"avx2", 1, CpuHasAvx2, &kAvx2Kernels, &kAvx2Pointwise},
+    {"avx2", 1, CpuHasAvx2, &kAvx2Kernels},
 #endif
 #if defined(BINARIZE_HAVE_NEON)
-    {"neon", 3, Always, &kNeonKernels, &kNeonPointwise},  // part of every aarch64
+    {"neon", 3, Always, &kNeonKernels},  // part of every aarch64
 #endif
-    {"scalar", 0, Always, &kScalarKernels, &kScalarPointwise},
+    {"scalar", 0, Always, &kScalarKernels},
 };
 
 std::string SupportedNames() {

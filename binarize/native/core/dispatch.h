@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "core/kernels.h"
-#include "core/pointwise.h"
 
 namespace binarize {
 
@@ -15,7 +14,6 @@ struct Isa {
   int64_t id;  // what the op KernelInfo reports; part of the public interface, never renumber
   bool (*supported)();
   const Kernels* kernels;
-  const PointwiseKernels* pointwise;
 };
 
 // The named instruction set, or the best one when `forced` is null or empty.

@@ -100,12 +100,43 @@ struct PackJob {
   size_t pixels, channels, words;
 };
 
+// Pixels of one image. Parameters have a value per channel and are readable up to a multiple of 16 channels.
+struct ActivateJob {
+  Element x_element;      // of x: the stream's, or float32
+  Element stream;         // of residual and y
+  const void* x;          // [pixels, channels]
+  const float* gate;      // [channels], null when neutral
+  const float* scale;
+  const float* bias;
+  const void* residual;   // [pixels, channels], null when neutral; y may be its memory, or that of x
+  const float* slope;
+  const float* shift;
+  const float* threshold;  // of the float32 value before it is rounded to the stream's type
+  void* y;                // null when not wanted
+  uint64_t* bits;         // [pixels, words], null when not wanted
+  size_t pixels, channels, words;
+};
+
+// The rows [first_row, last_row) of the output of one image.
+struct PoolJob {
+  Element element;  // of x and y
+  const void* x;    // [map_h, map_w, channels]
+  void* y;          // [.., out_w, channels], row 0
+  size_t map_h, map_w, channels, out_w;
+  size_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  size_t first_row, last_row;
+  size_t whole_window;  // average: what every sum is divided by; 0: the pixels of the window inside the map
+};
+
 // What an instruction set provides.
 struct Kernels {
   size_t panel_blocks;  // 0: `conv` reads ConvConst::weights; else, for blocks without masks, panels of so many blocks
   void (*pack)(const PackJob& job);
   void (*conv)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);
   void (*depthwise)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);
+  void (*activate)(const ActivateJob& job);
+  void (*max_pool)(const PoolJob& job);
+  void (*average_pool)(const PoolJob& job);
 };
 
 // One per folder of isa/; a build defines those its target can have.

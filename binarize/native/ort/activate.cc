@@ -3,6 +3,7 @@
 
 #include "core/bits.h"
 #include "core/dispatch.h"
+#include "core/half.h"
 #include "ort/custom_op.h"
 #include "ort/ports.h"
 #include "ort/shape_inference.h"
@@ -18,7 +19,7 @@ constexpr int64_t kBytesPerTask = 64 * 1024;
 constexpr int64_t kMostChannels = int64_t{1} << 20;
 
 struct Call {
-  const PointwiseKernels* kernels;
+  const Kernels* kernels;
   ActivateJob job;  // of the first image
   size_t pixels_per_task, tasks_per_image;
 };
@@ -29,35 +30,40 @@ void RunTask(void* user, size_t task) {
   const size_t image = task / call.tasks_per_image, first = task % call.tasks_per_image * call.pixels_per_task;
   const size_t pixel = image * call.job.pixels + first, at = pixel * job.channels;
   job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
-  job.x += at;
+  job.x = static_cast<const char*>(job.x) + at * SizeOf(job.x_element);
   if (job.gate != nullptr) job.gate += image * job.channels;
-  if (job.residual != nullptr) job.residual += at;
-  if (job.y != nullptr) job.y += at;
+  if (job.residual != nullptr) job.residual = static_cast<const char*>(job.residual) + at * SizeOf(job.stream);
+  if (job.y != nullptr) job.y = static_cast<char*>(job.y) + at * SizeOf(job.stream);
   if (job.bits != nullptr) job.bits += pixel * job.words;
   call.kernels->activate(job);
 }
 
+// X is the element type of x, STREAM that of residual and y: one operator is registered per pair.
+template <int32_t X, int32_t STREAM>
 class Activate {
  public:
   static constexpr char kName[] = "Activate";
   static constexpr size_t kInputCount = kInputTotal, kOutputCount = kOutputTotal;
-  static constexpr Port kInputs[kInputTotal] = {{kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
-                                                {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
+  static constexpr Port kInputs[kInputTotal] = {{X, kRequired},      {kFloat, kRequired}, {kFloat, kRequired},
+                                                {kFloat, kRequired}, {STREAM, kRequired}, {kFloat, kRequired},
                                                 {kFloat, kRequired}, {kFloat, kRequired}};
-  static constexpr Port kOutputs[kOutputTotal] = {{kFloat, kOptional}, {kUint64, kOptional}};
+  static constexpr Port kOutputs[kOutputTotal] = {{STREAM, kOptional}, {kUint64, kOptional}};
 
   Activate(const OrtApi& api, const OrtKernelInfo* info)
       : api_(api),
-        kernels_(SelectIsaFromEnvironment().pointwise),
+        kernels_(SelectIsaFromEnvironment().kernels),
         channels_(IntAttribute(api, info, "channels", nullptr)),
         has_gate_(!IsNeutral(api, info, kGate, 1.0f)),
         has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
     Require(channels_ >= 1 && channels_ <= kMostChannels, "the attribute channels must be in [1, 2^20]");
-    scale_ = ChannelParameter(api, info, kScale, "scale", channels_);
-    bias_ = ChannelParameter(api, info, kBias, "bias", channels_);
-    slope_ = ChannelParameter(api, info, kSlope, "slope", channels_);
-    shift_ = ChannelParameter(api, info, kShift, "shift", channels_);
-    threshold_ = ChannelParameter(api, info, kNextThreshold, "next_threshold", channels_);
+    scale_ = Parameter(info, kScale, "scale");
+    bias_ = Parameter(info, kBias, "bias");
+    slope_ = Parameter(info, kSlope, "slope");
+    shift_ = Parameter(info, kShift, "shift");
+    threshold_ = Parameter(info, kNextThreshold, "next_threshold");
+    if (STREAM == kFloat16) {
+      for (float& threshold : threshold_) threshold = ThresholdBeforeRounding(threshold);
+    }
   }
 
   void Compute(OrtKernelContext* context) const {
@@ -69,13 +75,15 @@ class Activate {
     Call call{};
     call.kernels = kernels_;
     ActivateJob& job = call.job;
-    job.x = x.floats();
+    job.x_element = ElementOf(X);
+    job.stream = ElementOf(STREAM);
+    job.x = x.data;
     job.gate = has_gate_ ? ReadInput(api_, context, kGate, "gate", factors).floats() : nullptr;
-    job.residual = has_residual_ ? ReadInput(api_, context, kResidual, "residual", x.dims).floats() : nullptr;
+    job.residual = has_residual_ ? ReadInput(api_, context, kResidual, "residual", x.dims).data : nullptr;
     job.scale = scale_.data(), job.bias = bias_.data();
     job.slope = slope_.data(), job.shift = shift_.data(), job.threshold = threshold_.data();
     const int64_t words = WordsFor(channels_);
-    job.y = static_cast<float*>(MakeOutput(api_, context, kY, x.dims));
+    job.y = MakeOutput(api_, context, kY, x.dims);
     job.bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, {images, x.dims[1], x.dims[2], words}));
     job.channels = static_cast<size_t>(channels_);
     job.words = static_cast<size_t>(words);
@@ -91,44 +99,57 @@ class Activate {
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
     std::vector<Dim> dims = InputDims(api, context, kX);
     if (dims.size() != 4) return;
-    SetOutput(api, context, kY, kFloat, dims);
+    SetOutput(api, context, kY, InputType(api, context, kResidual, STREAM), dims);
     if (!dims[3].known()) return;
     dims[3].value = WordsFor(dims[3].value);
     SetOutput(api, context, kNextBits, kUint64, dims);
   }
 
  private:
+  // A value per channel, and zeros up to a multiple of 16.
+  std::vector<float> Parameter(const OrtKernelInfo* info, Input index, const char* name) const {
+    std::vector<float> values = ChannelParameter(api_, info, index, name, channels_);
+    values.resize(static_cast<size_t>(channels_), values[0]);
+    values.resize(static_cast<size_t>(RoundUp(channels_, kLanes)), 0.0f);
+    return values;
+  }
+
   const OrtApi& api_;
-  const PointwiseKernels* kernels_;
+  const Kernels* kernels_;
   const int64_t channels_;
   const bool has_gate_, has_residual_;
   std::vector<float> scale_, bias_, slope_, shift_, threshold_;
 };
 
-// y may take the memory of either: every element is read before it is written, by the same thread.
-int in_place_input[] = {kX, kResidual};
+// y may take the memory of residual, or of an x of its own type: every element is read before it is written, by the
+// same thread.
+int in_place_input[] = {kResidual, kX};
 int in_place_output[] = {kY, kY};
 
+template <size_t COUNT>
 size_t BINARIZE_ORT_CALL MayInplace(int** input_index, int** output_index) {
   *input_index = in_place_input;
   *output_index = in_place_output;
-  return 2;
+  return COUNT;
 }
 void BINARIZE_ORT_CALL ReleaseMayInplace(int*, int*) {}
 
-OrtCustomOp MakeActivate() {
-  OrtCustomOp op = CustomOp<Activate>::Make();
-  op.GetMayInplace = MayInplace;
-  op.ReleaseMayInplace = ReleaseMayInplace;
-  return op;
+template <int32_t X, int32_t STREAM>
+const OrtCustomOp* Make() {
+  static const OrtCustomOp op = [] {
+    OrtCustomOp made = CustomOp<Activate<X, STREAM>>::Make();
+    made.GetMayInplace = MayInplace<X == STREAM ? 2 : 1>;
+    made.ReleaseMayInplace = ReleaseMayInplace;
+    return made;
+  }();
+  return &op;
 }
 
 }  // namespace
 
-const OrtCustomOp* ActivateOp() {
-  static const OrtCustomOp op = MakeActivate();
-  return &op;
-}
+const OrtCustomOp* ActivateOp() { return Make<kFloat, kFloat>(); }
+const OrtCustomOp* ActivateHalfOp() { return Make<kFloat16, kFloat16>(); }
+const OrtCustomOp* ActivateNarrowOp() { return Make<kFloat, kFloat16>(); }
 
 }  // namespace ort
 }  // namespace binarize

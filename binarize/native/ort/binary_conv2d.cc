@@ -7,6 +7,7 @@
 #include "core/plan.h"
 #include "core/run.h"
 #include "ort/custom_op.h"
+#include "ort/ports.h"
 #include "ort/shape_inference.h"
 
 namespace binarize {
@@ -20,42 +21,8 @@ constexpr const char* kInputNames[kInputTotal] = {"bits",  "weight",   "scale", 
                                                   "gamma", "residual", "slope", "shift", "next_threshold"};
 enum Output : size_t { kY, kNextBits, kOutputTotal };
 
-const Tensor NoTensor;
-
-// The value of a constant input, or a tensor without data when it is not constant.
-Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, Input index) {
-  int is_constant = 0;
-  const OrtValue* value = nullptr;
-  Check(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
-  return is_constant != 0 && value != nullptr ? ReadTensor(api, value) : NoTensor;
-}
-
-Tensor RequiredConstant(const OrtApi& api, const OrtKernelInfo* info, Input index, int32_t type) {
-  const Tensor tensor = ConstantInput(api, info, index);
-  const std::string name = std::string("input ") + kInputNames[index];
-  Require(tensor.data != nullptr,
-          name + " must be a non-empty constant (an initializer), because kernels prepare it once");
-  Require(tensor.type == type, name + " has the wrong element type");
-  return tensor;
-}
-
-std::vector<float> Parameter(const OrtApi& api, const OrtKernelInfo* info, Input index, int64_t channels_out) {
-  const Tensor t = RequiredConstant(api, info, index, kFloat);
-  Require(t.dims.size() == 1 && (t.dims[0] == 1 || t.dims[0] == channels_out),
-          std::string("input ") + kInputNames[index] + " must have the shape [1] or [O] = [" +
-              std::to_string(channels_out) + "], has " + ShapeText(t.dims));
-  return std::vector<float>(t.floats(), t.floats() + t.dims[0]);
-}
-
-// "Not there" is a constant [1,1,1,1] that holds 0.
-bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, Input index) {
-  const Tensor t = ConstantInput(api, info, index);
-  if (t.data == nullptr || t.dims != std::vector<int64_t>{1, 1, 1, 1}) return false;
-  return t.type == kFloat16 ? Widen(*static_cast<const Half*>(t.data)) == 0.0f : t.floats()[0] == 0.0f;
-}
-
 Tensor ReadWeight(const OrtApi& api, const OrtKernelInfo* info, const ConvSpec& spec) {
-  const Tensor weight = RequiredConstant(api, info, kWeight, kUint64);
+  const Tensor weight = RequiredConstant(api, info, kWeight, kInputNames[kWeight], kUint64);
   const int64_t words = WordsFor(spec.channels_in);
   Require(weight.dims.size() == 4 && weight.dims[3] == words && weight.size() > 0,
           "input weight must have the shape [O/group,kh,kw," + std::to_string(words) + "] for " +
@@ -90,14 +57,17 @@ std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo*
   spec.kernel_h = weight.dims[1];
   spec.kernel_w = weight.dims[2];
   ValidateSpec(spec);
+  const auto parameter = [&](Input index) {
+    return ChannelParameter(api, info, index, kInputNames[index], spec.channels_out);
+  };
   ConvParameters p;
-  p.scale = Parameter(api, info, kScale, spec.channels_out);
-  p.bias = Parameter(api, info, kBias, spec.channels_out);
-  p.gamma = Parameter(api, info, kGamma, spec.channels_out);
-  p.slope = Parameter(api, info, kSlope, spec.channels_out);
-  p.shift = Parameter(api, info, kShift, spec.channels_out);
-  p.next_threshold = Parameter(api, info, kNextThreshold, spec.channels_out);
-  p.has_link = !IsNeutral(api, info, kLink);
+  p.scale = parameter(kScale);
+  p.bias = parameter(kBias);
+  p.gamma = parameter(kGamma);
+  p.slope = parameter(kSlope);
+  p.shift = parameter(kShift);
+  p.next_threshold = parameter(kNextThreshold);
+  p.has_link = !IsNeutral(api, info, kLink, 0.0f);
   p.element = element;
   return std::make_unique<const ConvPlan>(spec, p, weight.words(), kernels);
 }
@@ -117,7 +87,7 @@ class BinaryConv2d {
   BinaryConv2d(const OrtApi& api, const OrtKernelInfo* info)
       : api_(api),
         plan_(MakePlan(api, info, kElement, *SelectIsaFromEnvironment().kernels)),
-        has_residual_(!IsNeutral(api, info, kResidual)) {
+        has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
     Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, &memory_));
   }
   ~BinaryConv2d() { api_.ReleaseMemoryInfo(memory_); }
@@ -126,7 +96,7 @@ class BinaryConv2d {
 
   void Compute(OrtKernelContext* context) const {
     const ConvSpec& spec = plan_->spec();
-    const Tensor bits = ReadInput(context, kBits);
+    const Tensor bits = ReadInput(api_, context, kBits, kInputNames[kBits]);
     const int64_t words = WordsFor(spec.channels_in);
     Require(bits.dims.size() == 4 && bits.dims[3] == words,
             "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims));
@@ -137,16 +107,17 @@ class BinaryConv2d {
     ConvTensors tensors{};
     tensors.bits = bits.words();
     if (plan_->has_link()) {
-      tensors.link = ReadShaped(context, kLink, {map.n, map.h, map.w, spec.channels_in}).data;
+      const std::vector<int64_t> dims = {map.n, map.h, map.w, spec.channels_in};
+      tensors.link = ReadInput(api_, context, kLink, kInputNames[kLink], dims).data;
     }
     if (has_residual_) {
       const std::vector<int64_t> dims = {map.n, run.out_h(), run.out_w(), spec.channels_out};
-      tensors.residual = ReadShaped(context, kResidual, dims).data;
+      tensors.residual = ReadInput(api_, context, kResidual, kInputNames[kResidual], dims).data;
     }
-    const int64_t pixels[] = {map.n, run.out_h(), run.out_w()};
-    tensors.y = MakeOutput(context, kY, pixels, spec.channels_out);
-    tensors.next_bits =
-        static_cast<uint64_t*>(MakeOutput(context, kNextBits, pixels, WordsFor(spec.channels_out)));
+    std::vector<int64_t> dims = {map.n, run.out_h(), run.out_w(), spec.channels_out};
+    tensors.y = MakeOutput(api_, context, kY, dims);
+    dims[3] = WordsFor(spec.channels_out);
+    tensors.next_bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, dims));
     if (map.n == 0 || (tensors.y == nullptr && tensors.next_bits == nullptr)) return;
 
     const Scratch scratch(api_, context, memory_, run.scratch_bytes());
@@ -159,34 +130,6 @@ class BinaryConv2d {
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context);
 
  private:
-  Tensor ReadInput(const OrtKernelContext* context, Input index) const {
-    const OrtValue* value = nullptr;
-    Check(api_, api_.KernelContext_GetInput(context, index, &value));
-    Require(value != nullptr, std::string("input ") + kInputNames[index] + " is missing");
-    return ReadTensor(api_, value);
-  }
-
-  Tensor ReadShaped(const OrtKernelContext* context, Input index, const std::vector<int64_t>& dims) const {
-    Tensor tensor = ReadInput(context, index);
-    Require(tensor.dims == dims, std::string("input ") + kInputNames[index] + " must have the shape " +
-                                     ShapeText(dims) + ", has " + ShapeText(tensor.dims));
-    return tensor;
-  }
-
-  // Null when the node does not have this output.
-  void* MakeOutput(OrtKernelContext* context, Output index, const int64_t (&pixels)[3], int64_t last) const {
-    size_t count = 0;
-    Check(api_, api_.KernelContext_GetOutputCount(context, &count));
-    if (index >= count) return nullptr;
-    const int64_t dims[] = {pixels[0], pixels[1], pixels[2], last};
-    OrtValue* value = nullptr;
-    Check(api_, api_.KernelContext_GetOutput(context, index, dims, 4, &value));
-    if (value == nullptr) return nullptr;
-    void* data = nullptr;
-    Check(api_, api_.GetTensorMutableData(value, &data));
-    return data;
-  }
-
   const OrtApi& api_;
   std::unique_ptr<const ConvPlan> plan_;
   bool has_residual_;

@@ -106,8 +106,12 @@ const OrtCustomOp* PackHalfOp();
 const OrtCustomOp* BinaryConv2dOp();
 const OrtCustomOp* BinaryConv2dHalfOp();
 const OrtCustomOp* ActivateOp();
+const OrtCustomOp* ActivateHalfOp();
+const OrtCustomOp* ActivateNarrowOp();  // float32 in, float16 out
 const OrtCustomOp* MaxPoolOp();
+const OrtCustomOp* MaxPoolHalfOp();
 const OrtCustomOp* AveragePoolOp();
+const OrtCustomOp* AveragePoolHalfOp();
 const OrtCustomOp* KernelInfoOp();
 
 }  // namespace ort

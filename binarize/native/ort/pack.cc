@@ -4,6 +4,7 @@
 #include "core/bits.h"
 #include "core/dispatch.h"
 #include "ort/custom_op.h"
+#include "ort/ports.h"
 #include "ort/shape_inference.h"
 
 namespace binarize {
@@ -23,8 +24,7 @@ void RunTask(void* user, size_t task) {
   PackJob job = call.job;
   const size_t first = task * call.pixels_per_task;
   job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
-  const size_t size = job.element == Element::kFloat16 ? sizeof(Half) : sizeof(float);
-  job.x = static_cast<const char*>(job.x) + first * job.channels * size;
+  job.x = static_cast<const char*>(job.x) + first * job.channels * SizeOf(job.element);
   job.bits += first * job.words;
   call.kernels->pack(job);
 }
@@ -41,23 +41,19 @@ class Pack {
   Pack(const OrtApi& api, const OrtKernelInfo*) : api_(api), kernels_(SelectIsaFromEnvironment().kernels) {}
 
   void Compute(OrtKernelContext* context) const {
-    const Tensor x = Input(context, 0, "x"), threshold = Input(context, 1, "threshold");
+    const Tensor x = ReadInput(api_, context, 0, "x"), threshold = ReadInput(api_, context, 1, "threshold");
     Require(x.dims.size() == 4, "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims));
     const int64_t channels = x.dims[3], words = WordsFor(channels);
     Require(threshold.dims.size() == 1 && (threshold.dims[0] == 1 || threshold.dims[0] == channels),
             "input threshold must have the shape [1] or [C] = [" + std::to_string(channels) + "], has " +
                 ShapeText(threshold.dims));
-    const int64_t dims[] = {x.dims[0], x.dims[1], x.dims[2], words};
-    OrtValue* out = nullptr;
-    Check(api_, api_.KernelContext_GetOutput(context, 0, dims, 4, &out));
-    void* bits = nullptr;
-    Check(api_, api_.GetTensorMutableData(out, &bits));
+    void* bits = MakeOutput(api_, context, 0, {x.dims[0], x.dims[1], x.dims[2], words});
     const int64_t pixels = x.size() == 0 ? 0 : x.size() / channels;
     if (pixels == 0) return;
 
     Call call{};
     call.kernels = kernels_;
-    call.job.element = TYPE == kFloat16 ? Element::kFloat16 : Element::kFloat32;
+    call.job.element = ElementOf(TYPE);
     call.job.x = x.data;
     call.job.threshold = threshold.floats();
     call.job.threshold_step = threshold.dims[0] == 1 ? 0 : 1;
@@ -84,13 +80,6 @@ class Pack {
   }
 
  private:
-  Tensor Input(const OrtKernelContext* context, size_t index, const char* name) const {
-    const OrtValue* value = nullptr;
-    Check(api_, api_.KernelContext_GetInput(context, index, &value));
-    Require(value != nullptr, std::string("input ") + name + " is missing");
-    return ReadTensor(api_, value);
-  }
-
   const OrtApi& api_;
   const Kernels* kernels_;
 };

@@ -54,8 +54,9 @@ void RunTask(void* user, size_t task) {
   const size_t image = task / call.tasks_per_image;
   job.first_row = task % call.tasks_per_image * call.rows_per_task;
   job.last_row = std::min(job.first_row + call.rows_per_task, call.out_h);
-  job.x += image * job.map_h * job.map_w * job.channels;
-  job.y += image * call.out_h * job.out_w * job.channels;
+  const size_t size = SizeOf(job.element) * job.channels;
+  job.x = static_cast<const char*>(job.x) + image * job.map_h * job.map_w * size;
+  job.y = static_cast<char*>(job.y) + image * call.out_h * job.out_w * size;
   call.kernel(job);
 }
 
@@ -68,16 +69,16 @@ struct Average {
   static constexpr bool kDilated = false, kAverage = true;
 };
 
-template <typename Kind>
+template <typename Kind, int32_t TYPE>
 class Pool {
  public:
   static constexpr const char* kName = Kind::kName;
   static constexpr size_t kInputCount = 1, kOutputCount = 1;
-  static constexpr Port kInputs[kInputCount] = {{kFloat, kRequired}};
-  static constexpr Port kOutputs[kOutputCount] = {{kFloat, kRequired}};
+  static constexpr Port kInputs[kInputCount] = {{TYPE, kRequired}};
+  static constexpr Port kOutputs[kOutputCount] = {{TYPE, kRequired}};
 
   Pool(const OrtApi& api, const OrtKernelInfo* info) : api_(api), window_(ReadWindow(api, info, Kind::kDilated)) {
-    const PointwiseKernels& kernels = *SelectIsaFromEnvironment().pointwise;
+    const Kernels& kernels = *SelectIsaFromEnvironment().kernels;
     kernel_ = Kind::kAverage ? kernels.average_pool : kernels.max_pool;
     const int64_t no = 0;
     if (Kind::kAverage) counts_padding_ = IntAttribute(api, info, "count_include_pad", &no) != 0;
@@ -96,8 +97,9 @@ class Pool {
     Call call{};
     call.kernel = kernel_;
     PoolJob& job = call.job;
-    job.x = x.floats();
-    job.y = static_cast<float*>(y);
+    job.element = ElementOf(TYPE);
+    job.x = x.data;
+    job.y = y;
     job.map_h = static_cast<size_t>(x.dims[1]), job.map_w = static_cast<size_t>(x.dims[2]);
     job.channels = static_cast<size_t>(x.dims[3]);
     job.out_w = static_cast<size_t>(out_w);
@@ -129,7 +131,7 @@ class Pool {
       extent.value = w.Extent(extent.value, axis);
       if (extent.value <= 0) return;
     }
-    SetOutput(api, context, 0, kFloat, dims);
+    SetOutput(api, context, 0, InputType(api, context, 0, TYPE), dims);
   }
 
  private:
@@ -146,17 +148,18 @@ class Pool {
   bool counts_padding_ = false;
 };
 
+template <typename Kind, int32_t TYPE>
+const OrtCustomOp* Make() {
+  static const OrtCustomOp op = CustomOp<Pool<Kind, TYPE>>::Make();
+  return &op;
+}
+
 }  // namespace
 
-const OrtCustomOp* MaxPoolOp() {
-  static const OrtCustomOp op = CustomOp<Pool<Max>>::Make();
-  return &op;
-}
-
-const OrtCustomOp* AveragePoolOp() {
-  static const OrtCustomOp op = CustomOp<Pool<Average>>::Make();
-  return &op;
-}
+const OrtCustomOp* MaxPoolOp() { return Make<Max, kFloat>(); }
+const OrtCustomOp* MaxPoolHalfOp() { return Make<Max, kFloat16>(); }
+const OrtCustomOp* AveragePoolOp() { return Make<Average, kFloat>(); }
+const OrtCustomOp* AveragePoolHalfOp() { return Make<Average, kFloat16>(); }
 
 }  // namespace ort
 }  // namespace binarize

@@ -1,7 +1,7 @@
 // See ports.h.
 #include "ort/ports.h"
 
-#include "core/bits.h"
+#include "core/half.h"
 
 namespace binarize {
 namespace ort {
@@ -13,23 +13,29 @@ Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index)
   return is_constant != 0 && value != nullptr ? ReadTensor(api, value) : Tensor();
 }
 
+Tensor RequiredConstant(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name, int32_t type) {
+  const Tensor tensor = ConstantInput(api, info, index);
+  const std::string where = std::string("input ") + name;
+  Require(tensor.data != nullptr,
+          where + " must be a non-empty constant (an initializer), because kernels prepare it once");
+  Require(tensor.type == type, where + " has the wrong element type");
+  return tensor;
+}
+
 std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
                                     int64_t channels) {
-  const Tensor t = ConstantInput(api, info, index);
-  const std::string where = std::string("input ") + name;
-  Require(t.data != nullptr, where + " must be a non-empty constant (an initializer), because kernels prepare it once");
-  Require(t.type == kFloat, where + " has the wrong element type");
+  const Tensor t = RequiredConstant(api, info, index, name, kFloat);
   Require(t.dims.size() == 1 && (t.dims[0] == 1 || t.dims[0] == channels),
-          where + " must have the shape [1] or [C] = [" + std::to_string(channels) + "], has " + ShapeText(t.dims));
-  std::vector<float> values(static_cast<size_t>(RoundUp(channels, kLanes)), 0.0f);
-  for (int64_t c = 0; c < channels; ++c) values[static_cast<size_t>(c)] = t.floats()[t.dims[0] == 1 ? 0 : c];
-  return values;
+          std::string("input ") + name + " must have the shape [1] or [" + std::to_string(channels) + "], has " +
+              ShapeText(t.dims));
+  return std::vector<float>(t.floats(), t.floats() + t.dims[0]);
 }
 
 bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, size_t index, float neutral) {
   const Tensor t = ConstantInput(api, info, index);
-  return t.data != nullptr && t.type == kFloat && t.dims == std::vector<int64_t>{1, 1, 1, 1} &&
-         t.floats()[0] == neutral;
+  if (t.data == nullptr || t.dims != std::vector<int64_t>{1, 1, 1, 1}) return false;
+  if (t.type == kFloat16) return Widen(*static_cast<const Half*>(t.data)) == neutral;
+  return t.type == kFloat && t.floats()[0] == neutral;
 }
 
 Tensor ReadInput(const OrtApi& api, const OrtKernelContext* context, size_t index, const char* name) {

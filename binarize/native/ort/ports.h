@@ -4,15 +4,22 @@
 #include <string>
 #include <vector>
 
+#include "core/kernels.h"
 #include "ort/wrap.h"
 
 namespace binarize {
 namespace ort {
 
+// The stream's elements for the kernels, and their size.
+inline Element ElementOf(int32_t type) { return type == kFloat16 ? Element::kFloat16 : Element::kFloat32; }
+inline size_t SizeOf(Element e) { return e == Element::kFloat16 ? sizeof(Half) : sizeof(float); }
+
 // The value of a constant input, or a tensor without data when it is not constant.
 Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
 
-// A constant float [1] or [channels], repeated to `channels` and then up to a multiple of 16 with zeros.
+Tensor RequiredConstant(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name, int32_t type);
+
+// The values of a constant float [1] or [channels].
 std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
                                     int64_t channels);
 

@@ -32,7 +32,8 @@ OrtCustomOpDomain* Domain(const OrtApi& api) {
     OrtCustomOpDomain* made = nullptr;
     Check(api, api.CreateCustomOpDomain(kDomain, &made));
     for (const OrtCustomOp* op : {PackOp(), PackHalfOp(), BinaryConv2dOp(), BinaryConv2dHalfOp(), ActivateOp(),
-                                  MaxPoolOp(), AveragePoolOp(), KernelInfoOp()}) {
+                                  ActivateHalfOp(), ActivateNarrowOp(), MaxPoolOp(), MaxPoolHalfOp(), AveragePoolOp(),
+                                  AveragePoolHalfOp(), KernelInfoOp()}) {
       Check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;

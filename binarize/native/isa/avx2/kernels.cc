@@ -11,6 +11,7 @@
 #include "isa/generic/depthwise.h"
 #include "isa/generic/lookup.h"
 #include "isa/generic/pack.h"
+#include "isa/generic/pointwise.h"
 
 namespace binarize {
 namespace {
@@ -203,6 +204,7 @@ struct Avx2 {
 }  // namespace
 
 const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, generic::Pack<Avx2>, generic::LookupConv<Avx2>,
-                              generic::Depthwise<Avx2>};
+                              generic::Depthwise<Avx2>,
+  generic::Activate<Avx2>, generic::MaxPool<Avx2>, generic::AveragePool<Avx2>};
 
 }  // namespace binarize

@@ -6,6 +6,7 @@
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
 #include "isa/generic/pack.h"
+#include "isa/generic/pointwise.h"
 #include "isa/generic/zmm.h"
 
 namespace binarize {
@@ -24,6 +25,7 @@ struct Avx512 : generic::Zmm {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {0, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>};
+const Kernels kAvx512Kernels = {0, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
+  generic::Activate<Avx512>, generic::MaxPool<Avx512>, generic::AveragePool<Avx512>};
 
 }  // namespace binarize

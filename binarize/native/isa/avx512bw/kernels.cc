@@ -8,6 +8,7 @@
 #include "isa/generic/depthwise.h"
 #include "isa/generic/lookup.h"
 #include "isa/generic/pack.h"
+#include "isa/generic/pointwise.h"
 #include "isa/generic/zmm.h"
 
 namespace binarize {
@@ -59,6 +60,7 @@ struct Avx512Bw : generic::Zmm {
 }  // namespace
 
 const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
-                                  generic::Depthwise<Avx512Bw>};
+                                  generic::Depthwise<Avx512Bw>,
+  generic::Activate<Avx512Bw>, generic::MaxPool<Avx512Bw>, generic::AveragePool<Avx512Bw>};
 
 }  // namespace binarize

@@ -1,156 +1,123 @@
-// Activate and the pools as plain loops over channels, which the compiler vectorises for each instruction set that
-// includes them. Explicit fused multiply-adds and a fixed order of sums: all of them give the same bits.
-//
-// Loops have run-time bounds, because short constant ones are unrolled into scalar code before they are vectorised.
-// `Isa::Above(t, threshold)` is the mask of t[i] > threshold[i] for 16 floats.
-// No std functions and everything in an unnamed namespace: each file has its own target flags (see core/kernels.h).
+// Activate and the pools: docs/ops.md. Sixteen channels at a time, whole maps once through the registers.
 #pragma once
 
-#include "core/pointwise.h"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define BINARIZE_POINTWISE_INLINE inline __attribute__((always_inline))
-#define BINARIZE_FMA(a, b, c) __builtin_fmaf(a, b, c)
-#if defined(__clang__)
-#define BINARIZE_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define BINARIZE_INDEPENDENT _Pragma("GCC ivdep")
-#endif
-#else
-#include <cmath>
-#define BINARIZE_POINTWISE_INLINE inline
-#define BINARIZE_FMA(a, b, c) fmaf(a, b, c)
-#define BINARIZE_INDEPENDENT
-#endif
+#include "core/pool_window.h"
+#include "isa/generic/epilogue.h"
 
 namespace binarize {
-namespace {
+namespace generic {
 
-constexpr size_t kBlockLanes = 16;
-constexpr size_t kPoolLanes = 256;      // channels joined at once, on the stack
-constexpr size_t kActivateLanes = 256;  // a multiple of 64
-
-// docs/ops.md, "Activate", for `count` channels of one pixel from `channel` on. `out` may be x or residual.
-template <bool GATE, bool RESIDUAL>
-BINARIZE_POINTWISE_INLINE void ActivateRun(const ActivateJob& job, size_t pixel, size_t channel, size_t count,
-                                           float* out) {
+// Sixteen channels of one pixel, or the first `lanes` of them; the result is their bits.
+template <class V, bool FULL, class X, class E>
+BINARIZE_INLINE uint64_t ActivateBlock(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
+  using Floats = typename V::Floats;
   const size_t at = pixel * job.channels + channel;
-  const float* x = job.x + at;
-  const float* gate = GATE ? job.gate + channel : nullptr;
-  const float* scale = job.scale + channel;
-  const float* bias = job.bias + channel;
-  const float* residual = RESIDUAL ? job.residual + at : nullptr;
-  const float* slope = job.slope + channel;
-  const float* shift = job.shift + channel;
-  BINARIZE_INDEPENDENT
-  for (size_t i = 0; i < count; ++i) {
-    float t = BINARIZE_FMA(GATE ? x[i] * gate[i] : x[i], scale[i], bias[i]);
-    if (RESIDUAL) t = t + residual[i];
-    const float scaled = slope[i] * t;
-    out[i] = (t > 0.0f ? t : scaled) + shift[i];
-  }
+  Floats t = Read<V, FULL>(static_cast<const X*>(job.x) + at, lanes);
+  if (job.gate != nullptr) t = V::Mul(t, Read<V, FULL>(job.gate + channel, lanes));
+  t = V::Fma(t, V::Load(job.scale + channel), V::Load(job.bias + channel));
+  if (job.residual != nullptr) t = V::Add(t, Read<V, FULL>(static_cast<const E*>(job.residual) + at, lanes));
+  t = V::Add(V::Leak(t, V::Load(job.slope + channel)), V::Load(job.shift + channel));
+  if (job.y != nullptr) Write<V, FULL>(static_cast<E*>(job.y) + at, t, lanes);
+  const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
+  return V::Above(t, V::Load(job.threshold + channel)) & valid;
 }
 
-template <typename Isa>
-BINARIZE_POINTWISE_INLINE uint64_t PackWord(const float* t, const float* threshold, size_t lanes) {
-  uint64_t packed = 0;
-  for (size_t first = 0; first < lanes; first += kBlockLanes) {
-    float last[kBlockLanes];
-    const float* block = t + first;
-    if (lanes - first < kBlockLanes) {  // the values end here, the thresholds do not
-      for (size_t i = 0; i < kBlockLanes; ++i) last[i] = i < lanes - first ? block[i] : 0.0f;
-      block = last;
-    }
-    packed |= static_cast<uint64_t>(Isa::Above(block, threshold + first)) << first;
-  }
-  return lanes < 64 ? packed & ((uint64_t{1} << lanes) - 1) : packed;
-}
-
-template <typename Isa, bool GATE, bool RESIDUAL>
-BINARIZE_POINTWISE_INLINE void ActivatePixels(const ActivateJob& job) {
-  float row[kActivateLanes];
+template <class V, class X, class E>
+void ActivateElements(const ActivateJob& job) {
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
-    for (size_t channel = 0; channel < job.channels; channel += kActivateLanes) {
-      const size_t left = job.channels - channel, count = left < kActivateLanes ? left : kActivateLanes;
-      float* out = job.y != nullptr ? job.y + pixel * job.channels + channel : row;
-      ActivateRun<GATE, RESIDUAL>(job, pixel, channel, count, out);
-      if (job.bits == nullptr) continue;
-      uint64_t* bits = job.bits + pixel * job.words + channel / 64;
-      for (size_t c = 0; c < count; c += 64) {
-        bits[c / 64] = PackWord<Isa>(out + c, job.threshold + channel + c, count - c < 64 ? count - c : 64);
-      }
-    }
-  }
-}
-
-template <typename Isa>
-void Activate(const ActivateJob& job) {
-  if (job.gate != nullptr) {
-    return job.residual != nullptr ? ActivatePixels<Isa, true, true>(job) : ActivatePixels<Isa, true, false>(job);
-  }
-  return job.residual != nullptr ? ActivatePixels<Isa, false, true>(job) : ActivatePixels<Isa, false, false>(job);
-}
-
-// The taps of a window inside the map along one axis: [first, last), the first one at `start`.
-struct PoolTaps {
-  size_t start, count;
-};
-
-BINARIZE_POINTWISE_INLINE PoolTaps TapsInside(size_t index, size_t stride, size_t pad, size_t dilation, size_t kernel,
-                                              size_t size) {
-  const size_t begin = index * stride;  // in the padded map
-  const size_t skipped = begin < pad ? (pad - begin + dilation - 1) / dilation : 0;
-  const size_t start = begin + skipped * dilation - pad;
-  if (skipped >= kernel || start >= size) return {0, 0};
-  const size_t fitting = (size - 1 - start) / dilation + 1;
-  return {start, fitting < kernel - skipped ? fitting : kernel - skipped};
-}
-
-struct TakeLarger {
-  static BINARIZE_POINTWISE_INLINE float Join(float sum, float value) { return value > sum ? value : sum; }
-};
-struct Add {
-  static BINARIZE_POINTWISE_INLINE float Join(float sum, float value) { return sum + value; }
-};
-
-// `lanes` <= kPoolLanes channels of one output pixel. Joins the taps in order of rows and columns.
-template <typename Op>
-BINARIZE_POINTWISE_INLINE void PoolBlock(const PoolJob& job, PoolTaps rows, PoolTaps columns, size_t channel,
-                                         size_t lanes, float start, float factor, float* y) {
-  float joined[kPoolLanes];
-  for (size_t i = 0; i < lanes; ++i) joined[i] = start;
-  for (size_t r = 0; r < rows.count; ++r) {
-    const size_t row = (rows.start + r * job.dilation_h) * job.map_w;
-    for (size_t c = 0; c < columns.count; ++c) {
-      const float* x = job.x + (row + columns.start + c * job.dilation_w) * job.channels + channel;
-      for (size_t i = 0; i < lanes; ++i) joined[i] = Op::Join(joined[i], x[i]);
-    }
-  }
-  for (size_t i = 0; i < lanes; ++i) y[i] = joined[i] * factor;
-}
-
-template <typename Op, bool AVERAGE>
-BINARIZE_POINTWISE_INLINE void Pool(const PoolJob& job) {
-  for (size_t row = job.first_row; row < job.last_row; ++row) {
-    const PoolTaps rows = TapsInside(row, job.stride_h, job.pad_top, job.dilation_h, job.kernel_h, job.map_h);
-    for (size_t column = 0; column < job.out_w; ++column) {
-      const PoolTaps columns =
-          TapsInside(column, job.stride_w, job.pad_left, job.dilation_w, job.kernel_w, job.map_w);
-      const size_t inside = rows.count * columns.count;
-      const size_t divisor = job.whole_window != 0 ? job.whole_window : (inside != 0 ? inside : 1);
-      const float factor = AVERAGE ? 1.0f / static_cast<float>(divisor) : 1.0f;
-      const float start = AVERAGE || inside == 0 ? 0.0f : -__builtin_inff();
-      float* y = job.y + (row * job.out_w + column) * job.channels;
-      for (size_t channel = 0; channel < job.channels; channel += kPoolLanes) {
+    for (size_t word = 0; word < job.words; ++word) {
+      uint64_t packed = 0;
+      for (size_t quarter = 0; quarter < 4; ++quarter) {
+        const size_t channel = word * 64 + quarter * kLanes;
+        if (channel >= job.channels) break;
         const size_t left = job.channels - channel;
-        PoolBlock<Op>(job, rows, columns, channel, left < kPoolLanes ? left : kPoolLanes, start, factor, y + channel);
+        const uint64_t bits = left >= kLanes ? ActivateBlock<V, true, X, E>(job, pixel, channel, kLanes)
+                                             : ActivateBlock<V, false, X, E>(job, pixel, channel, left);
+        packed |= bits << (quarter * kLanes);
       }
+      if (job.bits != nullptr) job.bits[pixel * job.words + word] = packed;
     }
   }
 }
 
-void MaxPool(const PoolJob& job) { Pool<TakeLarger, false>(job); }
-void AveragePool(const PoolJob& job) { Pool<Add, true>(job); }
+template <class V>
+void Activate(const ActivateJob& job) {
+  if (job.stream == Element::kFloat32) return ActivateElements<V, float, float>(job);
+  if (job.x_element == Element::kFloat32) return ActivateElements<V, float, Half>(job);
+  return ActivateElements<V, Half, Half>(job);
+}
 
-}  // namespace
+struct Larger {
+  static constexpr bool kAverage = false;
+  template <class V>
+  BINARIZE_INLINE typename V::Floats Join(typename V::Floats joined, typename V::Floats x) {
+    return V::Max(x, joined);
+  }
+};
+struct Sum {
+  static constexpr bool kAverage = true;
+  template <class V>
+  BINARIZE_INLINE typename V::Floats Join(typename V::Floats joined, typename V::Floats x) {
+    return V::Add(joined, x);
+  }
+};
+
+// BLOCKS blocks of one output pixel, the last one of `lanes` channels; rows first, then columns.
+template <class V, class Op, bool FULL, int BLOCKS, class E>
+BINARIZE_INLINE void PoolBlocks(const PoolJob& job, const PoolWindow& w, size_t channel, size_t lanes, E* y) {
+  using Floats = typename V::Floats;
+  Floats joined[BLOCKS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) joined[n] = V::Set(w.start);
+  for (size_t r = 0; r < w.rows.count; ++r) {
+    const size_t row = (w.rows.start + r * job.dilation_h) * job.map_w + w.columns.start;
+    for (size_t c = 0; c < w.columns.count; ++c) {
+      const E* x = static_cast<const E*>(job.x) + (row + c * job.dilation_w) * job.channels + channel;
+      BINARIZE_UNROLL
+      for (int n = 0; n < BLOCKS; ++n) {
+        joined[n] = Op::template Join<V>(joined[n], Read<V, FULL>(x + n * kLanes, lanes));
+      }
+    }
+  }
+  const Floats factor = V::Set(w.factor);
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    Write<V, FULL>(y + channel + n * kLanes, Op::kAverage ? V::Mul(joined[n], factor) : joined[n], lanes);
+  }
+}
+
+template <class V, class Op, class E>
+void PoolElements(const PoolJob& job) {
+  for (size_t row = job.first_row; row < job.last_row; ++row) {
+    for (size_t column = 0; column < job.out_w; ++column) {
+      const PoolWindow w = FindPoolWindow(job, row, column, Op::kAverage);
+      E* y = static_cast<E*>(job.y) + (row * job.out_w + column) * job.channels;
+      size_t channel = 0;
+      for (; channel + 4 * kLanes <= job.channels; channel += 4 * kLanes) {
+        PoolBlocks<V, Op, true, 4>(job, w, channel, kLanes, y);
+      }
+      for (; channel + kLanes <= job.channels; channel += kLanes) {
+        PoolBlocks<V, Op, true, 1>(job, w, channel, kLanes, y);
+      }
+      if (channel < job.channels) PoolBlocks<V, Op, false, 1>(job, w, channel, job.channels - channel, y);
+    }
+  }
+}
+
+template <class V, class Op>
+void Pool(const PoolJob& job) {
+  job.element == Element::kFloat16 ? PoolElements<V, Op, Half>(job) : PoolElements<V, Op, float>(job);
+}
+
+template <class V>
+void MaxPool(const PoolJob& job) {
+  Pool<V, Larger>(job);
+}
+
+template <class V>
+void AveragePool(const PoolJob& job) {
+  Pool<V, Sum>(job);
+}
+
+}  // namespace generic
 }  // namespace binarize

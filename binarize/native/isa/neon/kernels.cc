@@ -6,6 +6,7 @@
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
 #include "isa/generic/pack.h"
+#include "isa/generic/pointwise.h"
 
 namespace binarize {
 namespace {
@@ -179,6 +180,7 @@ struct Neon {
 
 }  // namespace
 
-const Kernels kNeonKernels = {0, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>};
+const Kernels kNeonKernels = {0, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
+  generic::Activate<Neon>, generic::MaxPool<Neon>, generic::AveragePool<Neon>};
 
 }  // namespace binarize

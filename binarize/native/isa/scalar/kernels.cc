@@ -8,6 +8,7 @@
 
 #include "core/bits.h"
 #include "core/half.h"
+#include "core/pool_window.h"
 
 namespace binarize {
 namespace {
@@ -138,8 +139,59 @@ void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
   }
 }
 
+template <class X, class E>
+void ActivateElements(const ActivateJob& job) {
+  for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
+    uint64_t* bits = job.bits != nullptr ? job.bits + pixel * job.words : nullptr;
+    for (size_t word = 0; bits != nullptr && word < job.words; ++word) bits[word] = 0;
+    for (size_t c = 0; c < job.channels; ++c) {
+      const size_t at = pixel * job.channels + c;
+      float t = Widen(static_cast<const X*>(job.x)[at]);
+      if (job.gate != nullptr) t = t * job.gate[c];
+      t = std::fma(t, job.scale[c], job.bias[c]);
+      if (job.residual != nullptr) t = t + Widen(static_cast<const E*>(job.residual)[at]);
+      t = (t > 0.0f ? t : job.slope[c] * t) + job.shift[c];
+      if (job.y != nullptr) Narrow(t, static_cast<E*>(job.y) + at);
+      if (bits != nullptr) bits[c / kWordBits] |= uint64_t{t > job.threshold[c]} << (c % kWordBits);
+    }
+  }
+}
+
+void Activate(const ActivateJob& job) {
+  if (job.stream == Element::kFloat32) return ActivateElements<float, float>(job);
+  if (job.x_element == Element::kFloat32) return ActivateElements<float, Half>(job);
+  return ActivateElements<Half, Half>(job);
+}
+
+template <class E, bool AVERAGE>
+void PoolElements(const PoolJob& job) {
+  const E* map = static_cast<const E*>(job.x);
+  for (size_t row = job.first_row; row < job.last_row; ++row) {
+    for (size_t column = 0; column < job.out_w; ++column) {
+      const PoolWindow w = FindPoolWindow(job, row, column, AVERAGE);
+      E* y = static_cast<E*>(job.y) + (row * job.out_w + column) * job.channels;
+      for (size_t channel = 0; channel < job.channels; ++channel) {
+        float joined = w.start;
+        for (size_t r = 0; r < w.rows.count; ++r) {
+          for (size_t c = 0; c < w.columns.count; ++c) {
+            const size_t pixel = (w.rows.start + r * job.dilation_h) * job.map_w + w.columns.start + c * job.dilation_w;
+            const float x = Widen(map[pixel * job.channels + channel]);
+            joined = AVERAGE ? joined + x : (x > joined ? x : joined);
+          }
+        }
+        Narrow(AVERAGE ? joined * w.factor : joined, y + channel);
+      }
+    }
+  }
+}
+
+template <bool AVERAGE>
+void Pool(const PoolJob& job) {
+  job.element == Element::kFloat16 ? PoolElements<Half, AVERAGE>(job) : PoolElements<float, AVERAGE>(job);
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {0, Pack, Conv, Depthwise};
+const Kernels kScalarKernels = {0, Pack, Conv, Depthwise, Activate, Pool<false>, Pool<true>};
 
 }  // namespace binarize
