@@ -94,11 +94,12 @@ class Table:
         reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
         for outcome in self.failures:
             reasons[outcome.failed_at, outcome.reason].append(outcome.name)
-        partial = {o.name: o.untraced for o in self.outcomes if o.untraced}
+        # Module names alone: the reasons name files of the machine that ran this, and are in the JSON.
+        partial = {o.name: [why.partition(":")[0] for why in o.untraced] for o in self.outcomes if o.untraced}
         lines = [
             f"- **{station}**, {', '.join(names)}: {_cell(reason)}" for (station, reason), names in reasons.items()
         ]
-        lines += [f"- parts outside of any graph, {name}: {_cell('; '.join(why))}" for name, why in partial.items()]
+        lines += [f"- parts outside of any graph, {name}: {', '.join(modules)}" for name, modules in partial.items()]
         return "\n".join(lines) or "None."
 
     def _model_rows(self) -> str:
