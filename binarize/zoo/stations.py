@@ -158,7 +158,7 @@ class _Journey:
         if not torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_NORM).isfinite():
             raise UnsupportedModelError("a gradient is not finite")
         optimizer.step()
-        if not math.isfinite(float(self._loss())):
+        if not math.isfinite(float(self._loss().detach())):
             raise UnsupportedModelError("the loss is not finite after one step")
 
     def _loss(self) -> Tensor:
