@@ -160,6 +160,10 @@ class _RegionRun(Interpreter):
         super().__init__(region)
         self.recording = recording
 
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_mutable(arg) for arg in args), {name: _mutable(value) for name, value in kwargs.items()}
+
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
@@ -167,6 +171,11 @@ class _RegionRun(Interpreter):
         if n.op.startswith("call_"):
             self.recording.add_region_node(n, *self.fetch_args_kwargs_from_env(n), result)
         return result
+
+
+def _mutable(value: Any) -> Any:
+    """fx's read-only lists as the lists that the generated code passes; some functions write into theirs."""
+    return [_mutable(v) for v in value] if isinstance(value, list) else value
 
 
 @contextmanager

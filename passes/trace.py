@@ -154,7 +154,7 @@ def _merge(module: nn.Module, evaluated: Graph, trained: Graph) -> Region:
                 raise _Differs
             args, kwargs = _match(node.args, twin.args, twins), _match(node.kwargs, twin.kwargs, twins)
         except _Differs:
-            raise _mode_difference(module, node or twin) from None
+            raise _mode_difference(module, twin or node) from None
         if args != node.args or kwargs != node.kwargs:
             flagged.append((node, args, kwargs))
         twins[twin] = node

@@ -170,3 +170,28 @@ def test_surgery_needs_no_values() -> None:
     module = binarize.apply(EveryConv().to("meta"), X.to("meta"))
     assert module(X.to("meta")).shape == (2, 5)
     assert {p.device.type for p in module.parameters()} == {"meta"}
+
+
+@torch.fx.wrap
+def rolled(x: Tensor, shifts: list[int]) -> Tensor:
+    shifts[0] += 1
+    return torch.roll(x, shifts, (2, 3))
+
+
+def test_functions_that_write_into_their_lists() -> None:
+    class Rolling(EveryConv):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(rolled(x, [0, 1]))
+
+    assert isinstance(binarize.apply(Rolling(), X), Region)
+
+
+def test_a_block_that_is_dropped_in_training_stays_in_one_region() -> None:
+    class DropPath(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.bernoulli(torch.full((len(x), 1, 1, 1), 0.5)) if self.training else x
+
+    module = binarize.apply(nn.Sequential(conv_bn(3, 8), DropPath(), conv_bn(8, 8), nn.Conv2d(8, 2, 1)), X)
+    assert isinstance(module, Region)
+    torch.testing.assert_close(module.eval()(X), module(X))
+    assert not torch.equal(module.train()(X), module(X))
