@@ -75,7 +75,16 @@ def lower(module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config 
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(config or Config()))
     fused.graph.eliminate_dead_code()
     fused.recompile()
+    _reshape_views(original)
     return Lowered(original, fused.eval(), [f"{name}: {changes}" for name, changes in done.items()])
+
+
+def _reshape_views(graph_module: GraphModule) -> None:
+    """Views become reshapes: `torch.export` planned them on strides that a run need not have."""
+    for node in graph_module.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    graph_module.recompile()
 
 
 def float_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

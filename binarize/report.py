@@ -96,8 +96,8 @@ class Report:
     config: dict[str, Any]
     decisions: list[Decision]
     passes: list[str] = field(default_factory=list)
-    untraced: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    untraced: list[str] = field(default_factory=list)
     float_linear_macs: int = 0
 
     @property

@@ -79,6 +79,8 @@ WALK = """
 import importlib, pkgutil, types
 import binarize
 skipped = ("binarize.native", "binarize.loading.build_index", "binarize.runtime.libbinarize_ops")
+# An editable install puts the repository itself on the package's path, for the sake of passes/ and cli/.
+skipped += ("binarize.benchmarks", "binarize.binarize", "binarize.examples", "binarize.tests")
 for module in pkgutil.walk_packages(binarize.__path__, "binarize."):
     if not module.name.startswith(skipped):
         importlib.import_module(module.name)

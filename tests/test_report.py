@@ -62,6 +62,7 @@ def test_json_is_the_whole_record() -> None:
         "float_linear_macs",
         "decisions",
         "passes",
+        "untraced",
         "results",
     ]
     assert (found["model"], found["convs"], found["binarized"]) == ("Net", 8, 3)
