@@ -238,10 +238,13 @@ class _Bounds:
         return float(self.values[node.name].abs().max())
 
     def of_pool(self, pool: Node) -> float:
-        return self.off(pool.args[0]) + (ROUNDINGS * ULP + _unit(pool)) * self.largest(pool.args[0])
+        return self.off(pool.args[0]) + (ROUNDINGS * ULP + 2 * _unit(pool)) * self.largest(pool.args[0])
 
     def of_epilogue(self, fused: Fused, value: Tensor) -> np.ndarray:
-        """Per output channel: the sum of the terms' sizes times `ROUNDINGS` ulp, and what their inputs may be off."""
+        """Per output channel: the sum of the terms' sizes times `ROUNDINGS` ulp, and what their inputs may be off.
+
+        A float16 stream rounds twice: what the node gives, and what it is compared with.
+        """
         scale, size, off = fused.value("scale").abs(), fused.value("bias").abs(), torch.zeros(1)
         terms = 1
         if fused.has("geometry"):
@@ -261,7 +264,7 @@ class _Bounds:
             off = off + self.off(fused["residual"])
         steepest = fused.value("slope").abs().clamp_min(1.0)
         size = size * steepest + fused.value("shift").abs()
-        rounded = _unit(fused.node) * value.abs().amax((0, 1, 2))
+        rounded = 2 * _unit(fused.node) * value.abs().amax((0, 1, 2))
         return (ROUNDINGS * ULP * size + off * steepest + rounded).expand(value.shape[-1]).numpy()
 
 

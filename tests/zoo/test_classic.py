@@ -22,6 +22,8 @@ SMALL = {
     "vgg": "vgg11(shrink=8)",
 }
 GATED = {"efficientnet", "regnet"}
+UNUSED = {"efficientnet": 1}
+"""Convs that are never called: its first block makes an expanding conv and does not use it."""
 
 
 @pytest.mark.slow
@@ -34,6 +36,6 @@ def test_a_classic_goes_the_whole_way(file: str, tmp_path: Path) -> None:
     assert outcome.verdict == "equal"
     assert outcome.worst is not None and outcome.worst <= 1
     kept = {"stem": 1, **({"gate": outcome.kept["gate"]} if file in GATED else {})}
-    assert outcome.kept == kept
+    assert outcome.kept == (kept | {"unused": UNUSED[file]} if file in UNUSED else kept)
     assert outcome.mac_share > 0.85
     assert outcome.file_bytes < outcome.float_bytes
