@@ -68,15 +68,25 @@ def make(name: str, network: Network, remake: bool = False) -> dict[str, Path]:
     """Every version of a network as a file in `build/benchmarks/<name>`, by the contender's name."""
     folder = MADE / name
     folder.mkdir(parents=True, exist_ok=True)
+    half = Config().updated({"export": {"stream": "float16"}})
     makers: dict[str, tuple[str, Callable[[Path], object]]] = {
         BINARY: ("binary.onnx", lambda path: _binary(network, path, Config())),
         "binary, int8 ends": ("int8_ends.onnx", lambda path: _int8_ends(folder / "binary.onnx", path)),
+        "binary, float16": ("float16.onnx", lambda path: _binary(network, path, half)),
+        "binary, float16, int8 ends": (
+            "float16_int8_ends.onnx",
+            lambda path: _int8_ends(folder / "float16.onnx", path),
+        ),
         FLOAT: ("float.onnx", lambda path: float_onnx(network.model(), path, (torch.from_numpy(images(2)),))),
         "ORT int8": ("int8.onnx", lambda path: int8_onnx(folder / "float.onnx", path)),
     }
     if network.linear:
-        linear = Config().updated({"surgery": {"linear": "all"}})
-        makers["binary, linear too"] = ("linear.onnx", lambda path: _binary(network, path, linear))
+        linear = {"surgery": {"linear": "all"}}
+        makers["binary, linear too"] = ("linear.onnx", lambda path: _binary(network, path, Config().updated(linear)))
+        makers["binary, float16, linear too"] = (
+            "linear_float16.onnx",
+            lambda path: _binary(network, path, half.updated(linear)),
+        )
         makers["binary, linear too, int8 ends"] = (
             "linear_int8_ends.onnx",
             lambda path: _int8_ends(folder / "linear.onnx", path),
@@ -84,10 +94,9 @@ def make(name: str, network: Network, remake: bool = False) -> dict[str, Path]:
     if importlib.util.find_spec("nncf") is not None:
         makers["OpenVINO int8"] = ("nncf.xml", lambda path: _nncf(folder / "float.onnx", path))
     made: dict[str, Path] = {}
-    ours = ("binary", "linear", "int8_ends", "linear_int8_ends")
     for contender, (file, maker) in makers.items():
         made[contender] = folder / file
-        if not made[contender].exists() or (remake and made[contender].stem in ours):
+        if not made[contender].exists() or (remake and contender.startswith(BINARY)):
             print(f"{name}: making {contender}", flush=True)
             maker(made[contender])
     return made

@@ -23,7 +23,8 @@ PAGE = records.ROOT / "docs" / "performance.md"
 PLOT = PAGE.with_suffix(".svg")
 FLOAT = "ORT float32"
 INT8 = ("ORT int8", "OpenVINO int8")
-SHOWN = ("binary", "binary, int8 ends", *INT8, "OpenVINO default", "OpenVINO float32", FLOAT)
+OURS = ("binary", "binary, int8 ends", "binary, float16", "binary, float16, int8 ends")
+SHOWN = (*OURS, *INT8, "OpenVINO default", "OpenVINO float32", FLOAT)
 
 
 def main() -> None:
