@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.config import ConvConfig
-from binarize.nn.sign import activation_sign, hard_sign
+from binarize.nn.sign import ClipSign, activation_sign, hard_sign
 
 
 class SignActivation(nn.Module):
@@ -83,20 +83,6 @@ class TernaryActivation(nn.Module):
         self.mean_abs.lerp_(z.detach().abs().mean().to(self.mean_abs), 1 / self._observed)
 
 
-class _BasisSign(torch.autograd.Function):
-    """`sign(u)`; the gradient passes where `|u| <= 1/2`, that of clipping `u + 1/2` to [0, 1]."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return hard_sign(u)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (u,) = ctx.saved_tensors
-        return grad * (u.abs() <= 0.5)
-
-
 class ActivationBases(nn.Module):
     """`sum over n of beta[n] * sign(z + v[n] - 1/2)` with learned shifts v and factors beta.
 
@@ -123,7 +109,8 @@ class ActivationBases(nn.Module):
         self.factor.data.fill_(step / 2 if bases > 1 else 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
-        planes = (b * _BasisSign.apply(z + (v - 0.5)) for v, b in zip(self.shift, self.factor, strict=True))
+        # The gradient where |u| <= 1/2 is that of clipping u + 1/2 to [0, 1].
+        planes = (b * ClipSign.apply(z + (v - 0.5), 0.5) for v, b in zip(self.shift, self.factor, strict=True))
         return torch.stack(tuple(planes)).sum(0) if self.shift.numel() > 1 else next(planes)
 
     def planes(self) -> list[tuple[float, float]]:
