@@ -23,20 +23,18 @@ _MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512,
 
 
 class MobileNetV1(nn.Module):
-    """Depthwise-separable blocks behind a stem of stride 1.
+    """Depthwise-separable blocks behind a stem of stride 1, as is usual for small images.
 
     Args:
         classes: outputs.
         width: factor of all channels.
-        strides: whether blocks two and four stride too; without, the net suits 32x32 images.
     """
 
-    def __init__(self, classes: int, width: float = 1.0, strides: bool = True) -> None:
+    def __init__(self, classes: int, width: float = 1.0) -> None:
         super().__init__()
         channels = round(32 * width)
         layers = [_conv(3, channels, 3, 1, 1)]
-        for index, (out, stride) in enumerate(_MOBILENET):
-            stride = stride if strides or index > 3 else 1
+        for out, stride in _MOBILENET:
             out = round(out * width)
             layers += [_conv(channels, channels, 3, stride, channels), _conv(channels, out, 1, 1, 1)]
             channels = out
@@ -61,7 +59,7 @@ NETS: dict[str, Callable[[int], nn.Module]] = {
     "resnet34": lambda classes: _resnet(BasicBlock, [3, 4, 6, 3], classes),
     "resnet50": lambda classes: _resnet(Bottleneck, [3, 4, 6, 3], classes),
     "resnet20-cifar": lambda classes: CifarResNet(3, classes),
-    "mobilenetv1-half-cifar": lambda classes: MobileNetV1(classes, 0.5, strides=False),
+    "mobilenetv1-half-cifar": lambda classes: MobileNetV1(classes, 0.5),
 }
 """Name -> maker of an untrained net with so many outputs; the most telling of the paper's five first."""
 
