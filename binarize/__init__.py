@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from binarize.api import Conversion, apply, convert, export, finetune, inspect, load
+    from binarize.api import Conversion, apply, assemble, convert, export, finetune, inspect, load
     from binarize.config import Config
     from binarize.report import Report
     from binarize.runtime import InferenceSession
@@ -26,6 +26,7 @@ _HOMES = {
     "InferenceSession": "binarize.runtime",
     "Report": "binarize.report",
     "apply": "binarize.api",
+    "assemble": "binarize.api",
     "convert": "binarize.api",
     "export": "binarize.api",
     "finetune": "binarize.api",
@@ -39,6 +40,7 @@ __all__ = [
     "InferenceSession",
     "Report",
     "apply",
+    "assemble",
     "convert",
     "export",
     "finetune",

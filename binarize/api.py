@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
 from binarize.errors import UsageError
-from binarize.files import check_writable, write_text
+from binarize.files import check_folder, check_writable, write_text
 from binarize.loading import Loaded, load_model
 from binarize.machine import versions
+from binarize.nn import Region
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
 from binarize.surgery import binarize_model, default_example_inputs, plan_model, report_of
 
 if TYPE_CHECKING:
-    pass
+    import onnxruntime
 
 InputSize = tuple[int, int, int]
 PROOF_IMAGES = 8
@@ -41,7 +43,7 @@ class Conversion:
     Attributes:
         module: the fine-tuned binary module, in eval mode.
         report: decisions and results; also in the ONNX file and in the run folder.
-        path: the ONNX file.
+        path: the ONNX file, or the folder of parts.
         run: the folder beside it: configuration, report, history, versions, checkpoints.
     """
 
@@ -162,9 +164,13 @@ def export(
 ) -> Report:
     """Write `module` as ONNX with packed weights, after proving that the file computes what was trained.
 
+    A model that one graph holds becomes one file. Others, detectors above all, are written in parts: a folder with a
+    file for every graph, for `assemble` to run inside the float rest. So does every module whose class is its own
+    (`report.untraced` says why), unless `path` ends in `.onnx`: then `torch.export` has to hold it as a whole.
+
     Args:
         module: from `apply`, trained or not.
-        path: the file to write; replaced only when everything succeeded.
+        path: the file or folder to write; replaced only when everything succeeded.
         example_inputs: inputs for the proof, by default random ones of `apply`'s shape.
         images: real, normalised images [N, C, H, W] that set the ranges if the configuration asks for an int8 stem;
             without them its inputs are random and its accuracy is left to chance.
@@ -176,14 +182,20 @@ def export(
     Raises:
         VerificationError: the proof failed; nothing is written.
         UnsupportedModelError: the model has no ONNX form.
+        UsageError: `path` cannot be written to.
     """
     from binarize.exporting import emit, verify, write_onnx
     from binarize.exporting.metadata import set_metadata
     from binarize.lowering import lower
 
-    check_writable(path)
     report = report_of(module)
+    check_output(module, path)
     inputs = as_inputs(example_inputs) or _inputs_like(module)
+    if in_parts(module, path):
+        from binarize.assembly import write_parts
+
+        write_parts(module, path, inputs, report, check=check, progress=progress)
+        return report
     progress(ProgressEvent("exporting", 0, 3))
     config = Config().updated(report.config)
     lowered = lower(module, inputs, config)
@@ -198,6 +210,54 @@ def export(
     write_onnx(model, path)
     progress(ProgressEvent("exporting", 3, 3))
     return report
+
+
+def in_parts(module: nn.Module, path: str | Path) -> bool:
+    """Whether `export(module, path)` writes a folder of parts."""
+    return not isinstance(module, Region) and Path(path).suffix != ".onnx"
+
+
+def check_output(module: nn.Module, path: str | Path) -> None:
+    """Raise UsageError if `export(module, path)` could not write there."""
+    if in_parts(module, path):
+        from binarize.assembly import MANIFEST
+
+        check_folder(path, MANIFEST)
+    else:
+        check_writable(path)
+
+
+def _check_early(out: str | Path) -> None:
+    """What of `check_output` can be said before the module is there."""
+    from binarize.assembly import MANIFEST
+
+    if Path(out).is_dir():
+        check_folder(out, MANIFEST)
+    else:
+        check_writable(out)
+
+
+def assemble(
+    folder: str | Path, model: nn.Module | None = None, *, sess_options: onnxruntime.SessionOptions | None = None
+) -> nn.Module:
+    """A model that was exported in parts, ready to run: its parts in ONNX Runtime, the float rest in PyTorch.
+
+    Args:
+        folder: written by `export` or `convert`.
+        model: the float model, with any weights; it stays as it is. May be left out where the folder says how to
+            build it, as it does for models of torchvision and timm that `convert` read from a file.
+        sess_options: of ONNX Runtime, for every part.
+
+    Returns:
+        A module of the float model's class in eval mode that takes what the float model takes.
+
+    Raises:
+        UsageError: `folder` holds no parts, or the model has to be passed.
+        UnsupportedModelError: `model` is another one, or the folder is damaged.
+    """
+    from binarize.assembly import assemble as run
+
+    return run(folder, model, sess_options=sess_options)
 
 
 def convert(
@@ -222,7 +282,7 @@ def convert(
 
     Args:
         model: a module, or a file for `load`.
-        out: the ONNX file to write.
+        out: the ONNX file to write, or the folder where the model has to be written in parts (see `export`).
         data, val_data: see `finetune`; without data the result is valid but needs fine-tuning to be accurate.
         restart: throw away a previous run's checkpoints.
 
@@ -231,7 +291,7 @@ def convert(
     """
     started = time.monotonic()
     settled = resolve_config(recipe, config, settings)
-    check_writable(out)
+    _check_early(out)
     loaded = None if isinstance(model, nn.Module) else load_model(model, arch, trust_pickle=trust_pickle)
     teacher = copy.deepcopy(model) if isinstance(model, nn.Module) else loaded.module  # type: ignore[union-attr]
     run = run_folder(out, settled, restart)
@@ -369,11 +429,14 @@ def _int8_ends(
     return quantized
 
 
-def _inputs_like(module: nn.Module) -> tuple[Tensor, ...]:
+def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
+    """Random inputs of the shapes that `apply` saw."""
     like = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
     shapes: Any = module.example_shapes
-    return tuple(torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes)
+    tensors = [torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes]
+    inputs: tuple[Any, ...] = tree_unflatten(tensors, treespec_loads(module.example_structure))  # type: ignore[arg-type]
+    return inputs
 
 
 def run_folder(out: str | Path, config: Config, restart: bool = False) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
@@ -26,6 +27,7 @@ def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
         "num_classes": source.num_classes,
         "config": report.config,
         "example_shapes": module.example_shapes,
+        "example_structure": module.example_structure,
         "results": report.results,
         "state_dict": module.state_dict(),
     }
@@ -65,7 +67,8 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
     architecture = resolve(name)
     classes = {"num_classes": state["num_classes"]} if architecture.accepts("num_classes") else {}
     model = architecture.build(**{key: value for key, value in classes.items() if value is not None})
-    inputs = tuple(torch.zeros(shape) for shape in state["example_shapes"])
+    tensors = [torch.zeros(shape) for shape in state["example_shapes"]]
+    inputs = tree_unflatten(tensors, treespec_loads(state["example_structure"]))
     module = binarize_model(model, inputs, Config().updated(state["config"], str(path)))
     try:
         module.load_state_dict(state["state_dict"])

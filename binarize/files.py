@@ -41,6 +41,45 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, mark: str) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place if the block ends well and vanishes if it does not.
+
+    Of what is there, only a folder with a file called `mark` is replaced. No system call swaps two folders everywhere:
+    a crash between the two renames at the end leaves the old one, whole, under a hidden name.
+
+    Raises:
+        UsageError: the folder around it does not exist or cannot be written to, or `path` holds other things.
+        EnvironmentProblem: writing failed, for example on a full disk.
+    """
+    path = Path(path)
+    check_folder(path, mark)
+    temporary, old = (path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.{end}") for end in ("partial", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        raise _failure(path, error.strerror or str(error)) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def check_folder(path: str | Path, mark: str) -> None:
+    """Raise UsageError now if `atomic_folder(path, mark)` could not replace it later."""
+    path = Path(path)
+    if path.is_dir() and not (path / mark).is_file():
+        raise UsageError("the output is a directory with other things in it", layer=str(path), hint="give a new name")
+    if path.exists() and not path.is_dir():
+        raise UsageError("the output is a file, and this model needs a folder", layer=str(path), hint="give a new name")
+    _temporary_beside(path).unlink()
+
+
 def check_writable(path: str | Path) -> None:
     """Raise UsageError now if `path` could not be written later: before hours of work, not after."""
     _temporary_beside(_target(path)).unlink()

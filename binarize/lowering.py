@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,9 @@ LOWERING_PASSES: tuple[Pass, ...] = (
 )
 
 
+IN_PARTS = "name a folder instead of an .onnx file: a model that is not one graph is then exported in parts"
+
+
 @dataclass(frozen=True)
 class Lowered:
     """The two functional graphs of a trained model.
@@ -52,18 +57,23 @@ class Lowered:
         original: one node per layer, plain floats; every value of the trained model can be read off it.
         fused: packed and fused; a packed conv's `meta["origin"]` names the node of `original` it computes.
         passes: a line per lowering pass.
+        shapes: `torch.export`'s description of which dimensions of the inputs may differ.
     """
 
     original: GraphModule
     fused: GraphModule
     passes: list[str]
+    shapes: Shapes
 
 
-def lower(module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config | None = None) -> Lowered:
+def lower(
+    module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config | None = None, *, any_size: bool = False
+) -> Lowered:
     """Lower `module` (eval mode, dynamic batch) for inputs shaped like `example_inputs`.
 
     Args:
         config: its table [export] counts.
+        any_size: let maps have any size, too, where the model does.
 
     Raises:
         UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
@@ -71,12 +81,13 @@ def lower(module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config 
     module = copy.deepcopy(module).cpu().float().eval()
     lower_layers(module)
     example_inputs = float_inputs(example_inputs)
-    original = _functional(module, example_inputs)
+    shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
+    original = _functional(module, example_inputs, shapes)
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(config or Config()))
     fused.graph.eliminate_dead_code()
     fused.recompile()
     _reshape_views(original)
-    return Lowered(original, fused.eval(), [f"{name}: {changes}" for name, changes in done.items()])
+    return Lowered(original, fused.eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes)
 
 
 def _reshape_views(graph_module: GraphModule) -> None:
@@ -89,18 +100,34 @@ def _reshape_views(graph_module: GraphModule) -> None:
 
 def float_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """`inputs` on the CPU and, where floating, in float32: what the kernels compute in."""
+    other = next((x for x in inputs if not isinstance(x, Tensor)), None)
+    if other is not None:
+        raise UnsupportedModelError(
+            f"a model in one file takes tensors, and this one a {type(other).__name__}", hint=IN_PARTS
+        )
     return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in inputs)
 
 
-def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> tuple[dict[int, object], ...]:
+Shapes = tuple[dict[int, object], ...]
+"""Which dimensions of each input may differ, in `torch.export`'s terms."""
+
+
+def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> Shapes:
     """`torch.export`'s description of a common dynamic first dimension."""
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     return tuple({0: batch} for _ in example_inputs)
 
 
-def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
+def _any_size(example_inputs: tuple[Tensor, ...]) -> Shapes:
+    """Every dimension but the channels may differ where the model lets it."""
+    return tuple({d: torch.export.Dim.AUTO for d in range(x.dim()) if d != 1} for x in example_inputs)
+
+
+def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: Shapes) -> GraphModule:
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+    described: Any = (shapes,) if variadic else shapes
     try:
-        program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_batch(example_inputs))
+        program = torch.export.export(module, example_inputs, dynamic_shapes=described)
         graph_module = program.run_decompositions({}).module(check_guards=False)
     except BinarizeError:
         raise
@@ -108,7 +135,7 @@ def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphM
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModelError(
             f"torch.export cannot represent the model: {reason}",
-            hint="data-dependent control flow must move out of forward(); export the part that is static",
+            hint=IN_PARTS,
         ) from error
     assert isinstance(graph_module, GraphModule)
     graph_module.graph.eliminate_dead_code()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 
 from binarize.config import Config
 from binarize.errors import UsageError
@@ -80,7 +80,9 @@ def binarize_model(
     )
     captured.put_back()
     model.report = report  # type: ignore[assignment]
-    model.example_shapes = [list(x.shape) for x in tree_leaves(example_inputs) if isinstance(x, Tensor)]  # type: ignore
+    leaves, structure = tree_flatten(example_inputs)
+    model.example_shapes = [list(x.shape) for x in leaves if isinstance(x, Tensor)]  # type: ignore
+    model.example_structure = treespec_dumps(structure)  # type: ignore[assignment]
     return model
 
 

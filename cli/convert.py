@@ -18,6 +18,7 @@ CONVERT_EXAMPLES = (
     "binarize convert resnet50.pth --out rn50.onnx",
     "binarize convert resnet18.pth --data imagenet/ --epochs 8 --out rn18.onnx",
     "binarize convert net.safetensors --arch my.models:net --keep 'head.*' --out net.onnx",
+    "binarize convert fasterrcnn.pth --out detector/",
     "binarize convert net.pt --arch timm:resnet26 --config binarize.toml --set seed=1 --out net.onnx --json",
 )
 
@@ -26,7 +27,9 @@ def convert(
     output: Output,
     model: options.ModelArgument,
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The ONNX file to write; a folder for detectors.", show_default=False)
+    ],
     arch: options.ArchOption = None,
     plan: options.PlanOptions,
     data: options.DataOption = None,
@@ -40,6 +43,8 @@ def convert(
     restart: options.RestartOption = False,
 ) -> None:
     """Turn a float model into a binary ONNX file: load, binarize, fine-tune on --data, export, verify.
+
+    A model that no single graph holds, such as a detector, becomes a folder of parts; docs/parts.md.
 
     Beside FILE.onnx a folder FILE.run keeps configuration, report, history and checkpoints; the same command
     again goes on from the last checkpoint.
@@ -86,6 +91,7 @@ def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
     render.show_summary(output, report)
     render.show_accuracy(output, results)
     render.show_size(output, results["size"], conversion.path)
+    render.show_parts(output, results.get("parts"))
     render.show_verification(output, results["verification"])
     render.show_int8(output, results.get("int8"))
     output.text(f"wrote {conversion.path} in {results['seconds']:.1f} s; run folder {conversion.run}", style="bold")
@@ -96,4 +102,6 @@ def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
 
 def next_command(path: Path, data: Path | None) -> str:
     """What to type after a conversion."""
+    if path.is_dir():
+        return f"in Python, model = binarize.assemble({str(path)!r})"
     return f"binarize bench {path}" if data is None else f"binarize eval {path} --data {data}"

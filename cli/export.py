@@ -23,7 +23,9 @@ def export(
         Path,
         typer.Argument(metavar="FILE.pt", help="A binary module written by `finetune`.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The ONNX file to write; a folder for detectors.", show_default=False)
+    ],
     arch: options.ArchOption = None,
     stem: options.EndsOption = None,
     stream: options.StreamOption = None,
@@ -31,15 +33,17 @@ def export(
         Path | None, typer.Option(help="Images that set the ranges of an int8 stem.", show_default=False)
     ] = None,
 ) -> None:
-    """Write a fine-tuned binary module as ONNX with packed weights, and prove the two equal."""
+    """Write a fine-tuned binary module as ONNX with packed weights, and prove the two equal.
+
+    A model that no single graph holds, such as a detector, becomes a folder of parts; docs/parts.md.
+    """
     from binarize import api
     from binarize.binary_file import load_binary
     from binarize.cli import render
+    from binarize.cli.convert import next_command
     from binarize.config import Config
-    from binarize.files import check_writable
     from binarize.surgery import report_of
 
-    check_writable(out)
     binary = load_binary(module, arch)
     record = report_of(binary)
     given = {"export": options.export_settings(stem, stream)}
@@ -48,8 +52,10 @@ def export(
     report = api.export(binary, out, images=images, progress=output.progress)
     render.show_summary(output, report)
     render.show_size(output, report.results["size"], out)
+    render.show_parts(output, report.results.get("parts"))
     render.show_verification(output, report.results["verification"])
     render.show_int8(output, report.results.get("int8"))
     output.text(f"wrote {out}", style="bold")
-    output.text(f"next: binarize bench {out}")
-    output.result({"out": out, "next": f"binarize bench {out}", "report": report.to_dict()}, brief=out)
+    follow = next_command(out, None)
+    output.text(f"next: {follow}")
+    output.result({"out": out, "next": follow, "report": report.to_dict()}, brief=out)

@@ -98,6 +98,12 @@ def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
         output.text(f"The packed weights replace {replaced} of float32: 1/{ratio:.1f} of it.")
 
 
+def show_parts(output: Output, parts: dict[str, Any] | None) -> None:
+    if parts:
+        rows = [(part["path"], name, f"{part['bytes']:,}") for name, part in parts.items()]
+        output.table("parts", ("module", "file", "bytes"), rows)
+
+
 def show_verification(output: Output, found: dict[str, Any]) -> None:
     """What the proof of equality compared."""
     output.text(

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
+from binarize.passes.layout_rules import is_fixed
 from binarize.passes.lower_tools import PERMUTE, fake_value
 
 _VIEW = torch.ops.aten.view.default
@@ -44,9 +45,9 @@ def _undone_by(source: Node, dims: list[int]) -> Node | None:
 def _make_view(node: Node) -> bool:
     """Turn `node` into a view if all axes but the batch and one have the extent 1."""
     value = fake_value(node)
-    if value is None or node.args[1][0] != 0 or sum(int(extent) != 1 for extent in value.shape[1:]) > 1:  # type: ignore
+    if value is None or node.args[1][0] != 0 or not is_fixed(node) or sum(e != 1 for e in value.shape[1:]) > 1:  # type: ignore
         return False
-    node.target, node.args = _VIEW, (node.args[0], [-1, *(int(extent) for extent in value.shape[1:])])
+    node.target, node.args = _VIEW, (node.args[0], [-1, *value.shape[1:]])
     return True
 
 

@@ -6,6 +6,7 @@ A map of rank r is `[N, channels..., H, W]` (one channel axis, or two inside a c
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,11 +66,18 @@ def shape_of(node: Any) -> tuple[Any, ...]:
 
 
 def size_of(node: Node) -> int:
-    """Elements per image."""
-    count = 1
-    for extent in shape_of(node)[1:]:
-        count *= int(extent)
-    return count
+    """Elements per image, for the example input."""
+    return math.prod(_for_example(extent) for extent in shape_of(node)[1:])
+
+
+def _for_example(extent: Any) -> int:
+    """What a symbolic extent is for the example input; asking it itself would add a guard."""
+    return extent.node.hint if isinstance(extent, torch.SymInt) else extent
+
+
+def is_fixed(node: Any) -> bool:
+    """Whether the extents of `node`'s map are numbers; in a part of a model they may depend on the input."""
+    return all(isinstance(extent, int) for extent in shape_of(node)[1:])
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -168,7 +176,8 @@ def _keeps_pixels(node: Node) -> bool:
 
 def _view(node: Node) -> list[Call]:
     after = shape_of(node)
-    extents = [-1, *(int(extent) for extent in after[1:])]
+    args: Any = node.args
+    extents = [-1, *after[1:]] if is_fixed(node) else list(args[1])
     if len(after) >= 4:
         extents = [extents[axis] for axis in channels_last(len(after))]
     return [(ATEN.view.default, (node.args[0], extents), {})]
@@ -212,44 +221,59 @@ def _window_pool(node: Node) -> _Pool | None:
     counts_padding = not is_max and bool(_argument(node, 5, True)) and any(before)
     if not is_max and (_argument(node, 6, None) is not None or (ceiling and counts_padding)):
         return None
+    if ceiling and not is_fixed(node.args[0]):
+        return None
     after = []
     for axis, (size, result) in enumerate(zip(shape_of(node.args[0])[2:], shape_of(node)[2:], strict=True)):
-        reach = (int(result) - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
-        after.append(max(before[axis], reach - int(size) - before[axis]) if ceiling else before[axis])
+        reach = (result - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
+        after.append(max(before[axis], reach - size - before[axis]) if ceiling else before[axis])
     return _Pool("max" if is_max else "average", kernel, strides, before + after, dilations, counts_padding)
 
 
 def _adaptive_pool(node: Node) -> _Pool | None:
     """Adaptive average pooling whose windows all have one size."""
-    size, result = ([int(e) for e in shape_of(n)[2:]] for n in (node.args[0], node))
+    if not is_fixed(node.args[0]):
+        return None
+    size, result = (shape_of(n)[2:] for n in (node.args[0], node))
     if any(whole % part for whole, part in zip(size, result, strict=True)):
         return None
     window = [whole // part for whole, part in zip(size, result, strict=True)]
     return _Pool("average", window, window, [0] * 4, [1, 1])
 
 
-def _mean_over_map(node: Node) -> _Pool | None:
+def _takes_mean_over_map(node: Node) -> bool:
     dims = _argument(node, 1, None)
-    if rank_of(node.args[0]) != 4 or node.kwargs or not isinstance(dims, list | tuple):
+    if node.target is not ATEN.mean.dim or node.kwargs or not isinstance(dims, list | tuple):
+        return False
+    return rank_of(node.args[0]) == 4 and sorted(int(d) % 4 for d in dims) == [2, 3]
+
+
+def _mean_over_map(node: Node) -> _Pool | None:
+    if not _takes_mean_over_map(node) or not is_fixed(node.args[0]):
         return None
-    if sorted(int(d) % 4 for d in dims) != [2, 3]:
-        return None
-    size = [int(e) for e in shape_of(node.args[0])[2:]]
+    size = list(shape_of(node.args[0])[2:])
     return _Pool("average", size, size, [0] * 4, [1, 1])
+
+
+def _means_any_map(node: Node) -> bool:
+    """A mean over whole maps, of any size."""
+    whole = node.target is ATEN.adaptive_avg_pool2d.default and tuple(shape_of(node)[2:]) == (1, 1)
+    return not is_fixed(node.args[0]) and (whole or _takes_mean_over_map(node))
 
 
 def _pooling(describe: Callable[[Node], _Pool | None]) -> Rule:
     def fits(node: Node) -> bool:
-        return rank_of(node.args[0]) == 4 and describe(node) is not None
+        return rank_of(node.args[0]) == 4 and (describe(node) is not None or _means_any_map(node))
 
     def rewrite(node: Node) -> list[Call]:
         pool = describe(node)
-        assert pool is not None
+        if pool is None:  # a window needs a size
+            return [(ATEN.mean.dim, (node.args[0], [1, 2], rank_of(node) == 4), {})]
         if pool.kernel == [1, 1] and pool.strides == [1, 1] and not any(pool.pads):
             return []
         calls = [pool.call(node)]
         if rank_of(node) == 2:  # a mean that drops the axes
-            calls.append((ATEN.view.default, (Previous, [-1, int(shape_of(node)[1])]), {}))
+            calls.append((ATEN.view.default, (Previous, [-1, shape_of(node)[1]]), {}))
         return calls
 
     return Rule(fits, rewrite)
@@ -260,13 +284,15 @@ def _pooling(describe: Callable[[Node], _Pool | None]) -> Rule:
 
 def _is_zoom(node: Node) -> bool:
     """Nearest upsampling by whole factors."""
+    if not is_fixed(node.args[0]) or not is_fixed(node):
+        return False
     before, after = shape_of(node.args[0])[2:], shape_of(node)[2:]
-    return all(int(b) % int(a) == 0 for a, b in zip(before, after, strict=True))
+    return all(b % a == 0 for a, b in zip(before, after, strict=True))
 
 
 def _zoom(node: Node) -> list[Call]:
-    channels, height, width = (int(e) for e in shape_of(node.args[0])[1:])
-    rows, columns = (int(e) for e in shape_of(node)[2:])
+    channels, height, width = shape_of(node.args[0])[1:]
+    rows, columns = shape_of(node)[2:]
     return [
         (ATEN.view.default, (node.args[0], [-1, height, 1, width, 1, channels]), {}),
         (ATEN.expand.default, (Previous, [-1, height, rows // height, width, columns // width, channels]), {}),

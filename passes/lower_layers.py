@@ -28,6 +28,7 @@ class _BinaryConv(nn.Module):
         self.geometry = conv.tap_geometry
         self.features = conv.features
         self.modulation = conv.modulation
+        self.tail = conv.tail
         edges = conv.interaction
         self.interaction = _Interaction(edges) if edges is not None and edges.sign.any() else None
         scale = conv.weight_factor().detach()
@@ -74,7 +75,8 @@ class _BinaryConv(nn.Module):
             out = self.interaction(out) * self.scale
         for part in self.modulation:
             out = part(out, x)
-        return out if self.bias is None else out + self.bias
+        out = out if self.bias is None else out + self.bias
+        return out if self.tail is None else self.tail(x, out)
 
 
 class _Interaction(nn.Module):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FOUNDATION = {"config", "errors", "files", "machine", "progress"}
 PARTS = {"nn", "recipes", "report"} | FOUNDATION
 STATIONS = {
+    "assembly",
     "bench",
     "binary_file",
     "drawing",
@@ -31,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": {"api", "runtime"} | STATIONS | PARTS,
     "binarize": {"api", "config", "report", "runtime"},
     "api": STATIONS | PARTS,
+    "assembly": {"exporting", "loading", "lowering", "runtime"} | PARTS,
     "bench": {"exporting", "lowering", "runtime", "training"} | PARTS,
     "exporting": {"lowering", "passes", "runtime"} | PARTS,
     "binary_file": {"loading", "surgery"} | PARTS,

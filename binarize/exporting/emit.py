@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
 from binarize.files import atomic_output
-from binarize.lowering import Lowered, dynamic_batch, float_inputs
+from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
 from binarize.nn.ops import geometry_from_ints
 from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, packed_convs
 
@@ -39,7 +39,7 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
     Raises:
         UnsupportedModelError: an operator has no ONNX form; names it.
     """
-    model = to_onnx(lowered.fused, example_inputs, _TRANSLATIONS)
+    model = to_onnx(lowered.fused, example_inputs, _TRANSLATIONS, lowered.shapes)
     _name_nodes(model, lowered)
     _drop_unread_outputs(model)
     model.functions.extend(model_local_functions())
@@ -50,12 +50,16 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
 
 
 def to_onnx(
-    module: nn.Module, example_inputs: tuple[Tensor, ...], translations: dict[Any, Any] | None = None
+    module: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    translations: dict[Any, Any] | None = None,
+    shapes: Shapes | None = None,
 ) -> onnx.ModelProto:
     """`module` as ONNX with a symbolic batch and without the exporter's notes.
 
     Args:
         translations: ONNX builders of custom torch ops.
+        shapes: which dimensions may differ, by default the batch.
 
     Raises:
         UnsupportedModelError: an operator has no ONNX form; names it.
@@ -69,7 +73,7 @@ def to_onnx(
                 inputs,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=dynamic_batch(inputs),
+                dynamic_shapes=dynamic_batch(inputs) if shapes is None else shapes,
                 input_names=names,
                 custom_translation_table=translations,
                 verbose=False,

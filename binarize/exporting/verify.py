@@ -9,7 +9,7 @@ model checks every node, the float ones between them included.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,6 +65,22 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def joined(cls, proofs: Iterable[Verification]) -> Verification:
+        """Several proofs as one: sums and worst cases."""
+        proofs = list(proofs)
+        worst = max(proofs, key=lambda proof: proof.worst)
+        return cls(
+            nodes=sum(proof.nodes for proof in proofs),
+            values=sum(proof.values for proof in proofs),
+            bits=sum(proof.bits for proof in proofs),
+            worst=worst.worst,
+            worst_node=worst.worst_node,
+            bits_near_threshold=sum(proof.bits_near_threshold for proof in proofs),
+            output_difference=max(proof.output_difference for proof in proofs),
+            free_running_top1=min(proof.free_running_top1 for proof in proofs),
+        )
 
     def note(self, node: str, share: float) -> None:
         if share > self.worst or share != share:

@@ -16,6 +16,8 @@ _SIZES = (64, 32, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512
 # Frames and size of video clips.
 _CLIPS = ((8, 64), (16, 64), (16, 112), (16, 128), (16, 224))
 _BATCH = 2
+SMALL_IMAGE = (128, 160)
+"""Rows and columns of a detector's images."""
 
 
 def smallest_inputs(model: nn.Module, family: str) -> tuple[Any, ...]:
@@ -66,7 +68,7 @@ def _shape(tensor: Tensor) -> str:
 def _candidates(model: nn.Module, family: str) -> Iterator[tuple[Any, ...]]:
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), 3)
     if family.startswith("detection."):
-        yield ([_random(3, 128, 160) for _ in range(_BATCH)],)
+        yield ([_random(3, *SMALL_IMAGE) for _ in range(_BATCH)],)
     elif family.startswith("optical_flow."):
         yield _random(_BATCH, 3, 128, 128), _random(_BATCH, 3, 128, 128)
     elif family.startswith("video."):

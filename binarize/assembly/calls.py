@@ -1,0 +1,133 @@
+"""The binary parts of a model, and how its own code calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
+
+from binarize.errors import UnsupportedModelError
+from binarize.nn import BinaryConv, Region
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tree of values but for what the tensors in it hold.
+
+    Attributes:
+        structure: lists, dictionaries and so on, as torch's JSON.
+        constants: the leaves that are no tensors, with their positions among all leaves.
+        ranks: of the tensors, in order.
+    """
+
+    structure: str
+    constants: tuple[tuple[int, Any], ...]
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> tuple[Form, tuple[Tensor, ...]]:
+        """The form of `value` and its tensors.
+
+        Raises:
+            UnsupportedModelError: something in it is neither a tensor nor a plain number or text.
+        """
+        leaves, spec = tree_flatten(value)
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
+        for _, leaf in constants:
+            if leaf is not None and not isinstance(leaf, bool | int | float | str):
+                raise UnsupportedModelError(f"a value of type {type(leaf).__name__} has no place in an ONNX file")
+        try:
+            structure = treespec_dumps(spec)
+        except NotImplementedError as error:
+            raise UnsupportedModelError(f"its values cannot be written down: {error}") from error
+        return cls(structure, constants, tuple(tensor.dim() for tensor in tensors)), tensors
+
+    def fill(self, tensors: Iterable[Tensor]) -> Any:
+        """The tree with `tensors` in it; the inverse of `of`."""
+        spec, constants, values = _spec(self.structure), dict(self.constants), iter(tensors)
+        leaves = [constants[i] if i in constants else next(values) for i in range(spec.num_leaves)]
+        return tree_unflatten(leaves, spec)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"structure": self.structure, "constants": [list(c) for c in self.constants], "ranks": list(self.ranks)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Form:
+        return cls(data["structure"], tuple((int(i), v) for i, v in data["constants"]), tuple(data["ranks"]))
+
+
+@cache
+def _spec(structure: str) -> TreeSpec:
+    return treespec_loads(structure)
+
+
+class FlatPart(nn.Module):
+    """A part under its own path, called in one form from its tensors alone: `forward(*tensors) -> tensors`."""
+
+    def __init__(self, path: str, part: nn.Module, form: Form) -> None:
+        super().__init__()
+        self._path, self._form = path, form
+        home: nn.Module = self
+        *parents, name = path.split(".")
+        for parent in parents:
+            home.add_module(parent, nn.Module())
+            home = home.get_submodule(parent)
+        home.add_module(name, part)
+
+    def call(self, tensors: Iterable[Tensor]) -> Any:
+        """The part's own result."""
+        args, kwargs = self._form.fill(tensors)
+        return self.get_submodule(self._path)(*args, **kwargs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return Form.of(self.call(tensors))[1]
+
+
+def find_parts(module: nn.Module, path: str = "") -> dict[str, nn.Module]:
+    """The largest graphs that hold binary convs, and the binary convs that code in no graph calls, by path."""
+    if isinstance(module, BinaryConv):
+        return {path: module}
+    if isinstance(module, Region):
+        return {path: module} if any(isinstance(m, BinaryConv) for m in module.modules()) else {}
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        found |= find_parts(child, f"{path}.{name}" if path else name)
+    return found
+
+
+@torch.no_grad()
+def record_calls(
+    module: nn.Module, inputs: tuple[Any, ...], parts: dict[str, nn.Module]
+) -> dict[str, dict[Form, list[tuple[Tensor, ...]]]]:
+    """What every part gets when `module` runs on `inputs`: tensors of distinct shapes, the largest first, by form."""
+    seen: dict[str, dict[Form, list[tuple[Tensor, ...]]]] = {path: {} for path in parts}
+
+    def watch(path: str, part: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            form, tensors = Form.of((args, kwargs))
+            known = seen[path].setdefault(form, [])
+            if all(_shapes(tensors) != _shapes(other) for other in known):
+                known.append(tuple(tensor.detach().clone() for tensor in tensors))
+
+        return part.register_forward_pre_hook(note, with_kwargs=True)
+
+    handles = [watch(path, part) for path, part in parts.items()]
+    try:
+        module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for forms in seen.values():
+        for known in forms.values():
+            known.sort(key=lambda tensors: -sum(tensor.numel() for tensor in tensors))
+    return seen
+
+
+def _shapes(tensors: tuple[Tensor, ...]) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors]

@@ -1,0 +1,225 @@
+"""Models in several graphs: exported in parts, put together again, equal to what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import binarize
+from binarize.assembly import SessionPart
+from binarize.assembly.calls import Form, find_parts
+from binarize.errors import UnsupportedModelError, UsageError, VerificationError
+from tests.models import BasicBlock, conv_bn, randomized
+
+
+class Pyramid(nn.Module):
+    """Two maps, by name, as detectors' backbones give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 8))
+        self.body = BasicBlock(8, 8)
+        self.down = BasicBlock(8, 16, 2)
+        self.side = nn.Conv2d(8, 16, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.body(self.stem(x))
+        coarse = self.down(fine)
+        zoomed = nn.functional.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+        return OrderedDict(fine=self.side(fine) + zoomed, coarse=coarse)
+
+
+class Detector(nn.Module):
+    """Code that looks at values calls a pyramid, a tower shared by its levels, two convs and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Pyramid()
+        self.tower = nn.Sequential(*conv_bn(16, 16), *conv_bn(16, 16))
+        self.own = nn.Conv2d(16, 16, 3, padding=1)
+        self.scores = nn.Conv2d(16, 4, 1)
+        self.box = nn.Linear(4, 4)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        height, width = (max(image.shape[a] for image in images) for a in (1, 2))
+        batch = images[0].new_zeros(len(images), 3, height, width)
+        for place, image in zip(batch, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = image
+        levels = self.backbone(batch).values()
+        maps = [self.scores(torch.relu(self.own(self.tower(level)))).flatten(2) for level in levels]
+        found = []
+        for scores in torch.cat(maps, 2):
+            best = scores[:, scores.amax(0) > scores.amax(0).median()].T
+            found.append({"scores": best.amax(1), "boxes": self.box(best)})
+        return found
+
+
+def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(len(sizes))
+    return [torch.randn(3, *size, generator=generator) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    return Detector().eval()
+
+
+@pytest.fixture(scope="module")
+def binary(detector: Detector) -> nn.Module:
+    return randomized(binarize.apply(detector, (pictures((16, 20), (14, 20)),))).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(binary: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parts") / "detector"
+    binarize.export(binary, path)
+    return path
+
+
+def test_every_graph_with_binary_convs_is_a_part(binary: nn.Module, folder: Path) -> None:
+    assert list(find_parts(binary)) == ["backbone", "tower", "own", "scores"]
+    assert {p.name for p in folder.iterdir()} == {
+        "manifest.json", "rest.pt", "backbone.onnx", "tower.onnx", "own.onnx", "scores.onnx",
+    }  # fmt: skip
+    results = binary.report.results  # type: ignore[union-attr]
+    assert results["verification"]["nodes"] >= 7 and results["verification"]["worst"] <= 1
+    assert results["size"]["file"] > results["parts"]["backbone.onnx"]["bytes"] > 0
+    assert set(torch.load(folder / "rest.pt")) == {"box.weight", "box.bias"}
+
+
+def test_parts_know_their_place_and_what_was_decided(folder: Path) -> None:
+    import onnx
+
+    model = onnx.load(folder / "backbone.onnx")
+    binary_convs = [node.name for node in model.graph.node if node.op_type == "BinaryConv2d"]
+    assert "backbone.down.conv1" in binary_convs
+    record = json.loads(next(p.value for p in model.metadata_props if p.key == "binarize.report"))
+    assert {d["layer"].partition(".")[0] for d in record["decisions"]} == {"backbone"}
+
+
+@pytest.mark.parametrize("sizes", [((16, 20), (14, 20)), ((24, 10),), ((9, 9), (30, 12), (8, 8))], ids=str)
+def test_the_assembled_model_equals_the_trained_one_on_images_of_any_size(
+    detector: Detector, binary: nn.Module, folder: Path, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    """Every part on what the trained model gives it, and the code around them on the parts' results."""
+    assembled = binarize.assemble(folder, detector)
+    parts = find_parts(binary)
+    assert {n for n, m in assembled.named_modules() if isinstance(m, SessionPart)} == set(parts)
+    compared = []
+
+    def compare(path: str):
+        def hook(_: nn.Module, args: tuple[Tensor, ...], result: object) -> None:
+            found = assembled.get_submodule(path)(*args)
+            torch.testing.assert_close(found, result, rtol=1e-4, atol=1e-4)
+            compared.append(path)
+
+        return hook
+
+    handles = [part.register_forward_hook(compare(path)) for path, part in parts.items()]
+    with torch.no_grad():
+        expected = binary(pictures(*sizes))
+    for handle in handles:
+        handle.remove()
+    assert sorted(set(compared)) == sorted(parts) and compared.count("tower") == 2
+    torch.testing.assert_close(assembled(pictures(*sizes)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_float_model_given_stays_as_it_is_and_its_own_weights_do_not_matter(
+    folder: Path, binary: nn.Module
+) -> None:
+    torch.manual_seed(99)
+    other = Detector().eval()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    assembled = binarize.assemble(folder, other, sess_options=onnxruntime.SessionOptions())
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    assert isinstance(other.backbone, Pyramid)
+    images = pictures((16, 20), (14, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(assembled(images), binary(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_wrong_weight_bit_in_one_part_is_found(binary: nn.Module, tmp_path: Path, monkeypatch) -> None:
+    from binarize.assembly import write
+
+    original = write.emit
+
+    def forged(lowered, inputs):
+        model = original(lowered, inputs)
+        name = next(node.input[1] for node in model.graph.node if node.op_type == "BinaryConv2d")
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+        return model
+
+    monkeypatch.setattr(write, "emit", forged)
+    with pytest.raises(VerificationError) as caught:
+        binarize.export(binary, tmp_path / "forged")
+    assert caught.value.layer is not None and caught.value.layer.startswith("backbone")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_folder_may_replace(binary: nn.Module, folder: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").write_text("mine")
+    with pytest.raises(UsageError, match="other things in it"):
+        binarize.export(binary, full)
+    with pytest.raises(UsageError, match="needs a folder"):
+        binarize.export(binary, full / "precious")
+    with pytest.raises(UnsupportedModelError, match="takes tensors") as caught:
+        binarize.export(binary, tmp_path / "whole.onnx")
+    assert "folder" in str(caught.value)
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    binarize.export(binary, folder, check=False)
+    assert (folder / "manifest.json").stat().st_mtime_ns != before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_other_models_and_broken_folders_are_refused(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="no such part"):
+        binarize.assemble(folder, nn.Linear(2, 2))
+    larger = Detector()
+    larger.box = nn.Linear(4, 5)
+    with pytest.raises(UnsupportedModelError, match=r"box\.weight differs"):
+        binarize.assemble(folder, larger)
+    with pytest.raises(UsageError, match="how to build Detector"):
+        binarize.assemble(folder)
+    with pytest.raises(UsageError, match="no folder of parts"):
+        binarize.assemble(tmp_path, detector)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["parts"][0]["file"] = "../elsewhere.onnx"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UnsupportedModelError, match="lies elsewhere"):
+        binarize.assemble(tmp_path, detector)
+
+
+def test_a_folder_cannot_choose_code_to_run(folder: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    (tmp_path / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"arch": f"{tmp_path}/evil.py:net"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="how to build"):
+        binarize.assemble(tmp_path)
+    assert not witness.exists()
+
+
+def test_a_part_says_when_it_is_called_in_another_way(detector: Detector, folder: Path) -> None:
+    assembled = binarize.assemble(folder, detector)
+    with pytest.raises(UsageError, match="other arguments"):
+        assembled.get_submodule("tower")([torch.zeros(1, 16, 4, 4)])
+
+
+def test_forms_are_trees_without_what_tensors_hold() -> None:
+    x, y = torch.zeros(2, 3), torch.ones(4)
+    form, tensors = Form.of(({"a": [x, 3], "b": None}, (y, "word")))
+    assert form.fill(tensors) == ({"a": [x, 3], "b": None}, (y, "word"))
+    assert Form.from_dict(json.loads(json.dumps(form.to_dict()))) == form
+    assert form != Form.of(({"a": [x, 4], "b": None}, (y, "word")))[0]
+    with pytest.raises(UnsupportedModelError, match="type set"):
+        Form.of({1, 2})
