@@ -171,6 +171,45 @@ def binary_conv2d(
     return y, pack_bits(y.astype(np.float32) > threshold)
 
 
+def int8_conv2d(
+    image: Float,
+    factor: float,
+    zero_point: int,
+    weight: np.ndarray,
+    conv: Conv,
+    pool_shape: tuple[int, int],
+    pool_conv: Conv,
+    *,
+    scale: Float,
+    bias: Float,
+    slope: Float,
+    shift: Float,
+    next_threshold: Float,
+    residual: Float | None = None,
+    stream: type = np.float32,
+) -> tuple[Float, Bits]:
+    """`(y, next_bits)` of docs/ops.md, "Int8Conv2d"; `pool_conv` gives the pool's strides and pads."""
+    scaled = np.nan_to_num(image * np.float32(factor), nan=-np.inf)
+    q = np.rint(np.clip(scaled, -zero_point, 255 - zero_point)).astype(np.int64).transpose(0, 2, 3, 1)
+    n, h, w, _ = q.shape
+    kernel = weight.shape[2:]
+    sums = np.zeros((n, conv.extent(h, kernel[0], 0), conv.extent(w, kernel[1], 1), len(weight)), dtype=np.int64)
+    for i in range(sums.shape[1]):
+        for k in range(sums.shape[2]):
+            for r in range(kernel[0]):
+                for t in range(kernel[1]):
+                    row, column = i * conv.strides[0] - conv.pads[0] + r, k * conv.strides[1] - conv.pads[1] + t
+                    if 0 <= row < h and 0 <= column < w:
+                        sums[:, i, k] += q[:, row, column] @ weight[:, :, r, t].T.astype(np.int64)
+    # Rounding to float32 never turns the order round, so it may come before the pool.
+    pooled = pool(sums.astype(np.float32), pool_shape, pool_conv, mode="max")
+    t = fma(pooled, np.broadcast_to(scale, pooled.shape), np.broadcast_to(bias, pooled.shape))
+    if residual is not None:
+        t = t + residual.astype(np.float32)
+    y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
+    return y, pack_bits(y.astype(np.float32) > next_threshold)
+
+
 def activate(
     x: Float,
     *,

@@ -279,6 +279,41 @@ def _binary_conv2d_function() -> onnx.FunctionProto:
     )
 
 
+def _int8_conv2d_function() -> onnx.FunctionProto:
+    """Integers as floats, exact up to 2^24."""
+    body = _Body()
+    zero = body.floats("zero_point")
+    low = body.op("Neg", zero)
+    high = body.op("Sub", body.constant([255.0], np.float32), zero)
+    levels = body.op("Round", body.op("Mul", "image", "factor"))
+    q = body.op("Max", body.op("Min", levels, high), low)
+    ints = onnx.AttributeProto.INTS
+    windows = {name: (name, ints) for name in ("strides", "pads")}
+    sums = body.with_reference("Conv", q, body.floats("weight"), references=windows)
+    pool = {"kernel_shape": "pool_shape", "strides": "pool_strides", "pads": "pool_pads"}
+    references = {name: (caller, ints) for name, caller in pool.items()}
+    accumulators = body.op("Transpose", body.with_reference("MaxPool", sums, references=references), perm=[0, 2, 3, 1])
+    _epilogue(body, body.op("Add", body.op("Mul", accumulators, "scale"), "bias"))
+    inputs = ["image", "factor", "zero_point", "weight", "scale", "bias"]
+    inputs += ["residual", "slope", "shift", "next_threshold"]
+    defaults = {
+        "strides": [1, 1],
+        "pads": [0, 0, 0, 0],
+        "pool_shape": [1, 1],
+        "pool_strides": [1, 1],
+        "pool_pads": [0, 0, 0, 0],
+    }
+    return helper.make_function(
+        DOMAIN,
+        "Int8Conv2d",
+        inputs,
+        ["y", "next_bits"],
+        body.nodes,
+        [helper.make_opsetid("", OPSET)],
+        attribute_protos=[helper.make_attribute(name, value) for name, value in defaults.items()],
+    )
+
+
 def model_local_functions() -> list[onnx.FunctionProto]:
     """Every operator of `ai.binarize` as a function, to be put into `ModelProto.functions`.
 
@@ -291,4 +326,5 @@ def model_local_functions() -> list[onnx.FunctionProto]:
         _activate_function(),
         _pool_function("MaxPool", "dilations", [1, 1]),
         _pool_function("AveragePool", "count_include_pad", 0),
+        _int8_conv2d_function(),
     ]

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.emit import DOMAIN
+from binarize.exporting.int8_stem import find_stem, quantize_stem
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.runtime import InferenceSession
 
@@ -43,13 +44,15 @@ def quantize_all(model: onnx.ModelProto, batches: Iterable[Feeds], progress: Lis
 
     model = _folded(model)
     nodes = [node for node in model.graph.node if node.op_type in {*QDQRegistry, *QLinearOpsRegistry}]
-    return _quantize(model, nodes, batches, per_channel=False, progress=progress)
+    _require_any(nodes)
+    return _quantize(model, nodes, _ranges(model, _activations(model, nodes), batches, progress), per_channel=False)
 
 
 def quantize_ends(model: onnx.ModelProto, batches: Iterable[Feeds], progress: Listener = silent) -> onnx.ModelProto:
     """A binary model with its float ends in int8: the layers before its first and behind its last binary operator.
 
     These are the stem and the classifier. One scale per output channel: the ends are where a network is sensitive.
+    A stem of the usual form becomes one operator of ours (`exporting/int8_stem.py`), all else is QDQ.
 
     Args:
         model: from `emit`.
@@ -58,7 +61,21 @@ def quantize_ends(model: onnx.ModelProto, batches: Iterable[Feeds], progress: Li
     Raises:
         UnsupportedModelError: there is nothing to quantize.
     """
-    return _quantize(model, float_ends(model), batches, per_channel=True, progress=progress)
+    ends = float_ends(model)
+    _require_any(ends)
+    ranges = _ranges(model, _activations(model, ends), batches, progress)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for conv in float_ends(copy):
+        stem = find_stem(copy, conv)
+        if stem is not None:
+            low, high = ranges[conv.input[0]]
+            quantize_stem(copy, stem, float(low), float(high))
+    kept = float_ends(copy)
+    if not kept:
+        return copy
+    read = _activations(copy, kept)
+    return _quantize(copy, kept, {name: ranges[name] for name in read if name in ranges}, per_channel=True)
 
 
 def top1_agreement(model: onnx.ModelProto, other: onnx.ModelProto, batches: Iterable[Feeds]) -> float:
@@ -97,20 +114,15 @@ def _reach(model: onnx.ModelProto, forward: bool) -> set[int]:
 def _quantize(
     model: onnx.ModelProto,
     nodes: Collection[onnx.NodeProto],
-    batches: Iterable[Feeds],
+    ranges: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
     per_channel: bool,
-    progress: Listener,
 ) -> onnx.ModelProto:
+    """`model` with QDQ around `nodes`, whose activations have these `ranges`."""
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
-    if not nodes:
-        raise UnsupportedModelError(
-            "the model has no float layer to quantize to int8", hint="leave out the option that asks for int8"
-        )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    ranges = _ranges(copy, _activations(copy, nodes), batches, progress)
     del copy.graph.value_info[:]
     known = {item.name for item in (*copy.graph.input, *copy.graph.output)}
     copy.graph.value_info.extend(
@@ -123,7 +135,7 @@ def _quantize(
             False,  # reduce_range: for CPUs whose int8 products saturate, which costs a bit of every weight
             QuantType.QInt8,
             QuantType.QUInt8,
-            TensorsData(CalibrationMethod.MinMax, ranges),
+            TensorsData(CalibrationMethod.MinMax, dict(ranges)),
             [node.name for node in nodes],
             [],
             sorted({node.op_type for node in nodes}),
@@ -134,6 +146,13 @@ def _quantize(
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
     del quantized.graph.value_info[:]
     return quantized
+
+
+def _require_any(nodes: Collection[onnx.NodeProto]) -> None:
+    if not nodes:
+        raise UnsupportedModelError(
+            "the model has no float layer to quantize to int8", hint="leave out the option that asks for int8"
+        )
 
 
 def _activations(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> list[str]:

@@ -25,7 +25,18 @@ from binarize.runtime.library import (
 
 Status = Literal["ok", "warn", "fail"]
 SYMBOLS = ("RegisterCustomOps", "BinarizeRegisterCustomOps")
-CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512_vpopcntdq", "neon", "asimd")
+CPU_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vpopcntdq",
+    "avx512_vpopcntdq",
+    "avx512_vnni",
+    "neon",
+    "asimd",
+)
 CONVERT_PACKAGES = (
     "torch", "torchvision", "onnx", "onnxscript", "accelerate", "networkx", "safetensors", "pyarrow", "pillow"
 )  # fmt: skip

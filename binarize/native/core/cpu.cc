@@ -69,8 +69,9 @@ bool FindAvx512Bw() {
 }
 
 bool FindAvx512() {
-  constexpr int kVpopcntdq = 14;
-  return CpuHasAvx512Bw() && Bit(Cpuid(7, 0).ecx, kVpopcntdq);
+  constexpr int kVnni = 11, kVpopcntdq = 14;
+  const uint32_t ecx = Cpuid(7, 0).ecx;
+  return CpuHasAvx512Bw() && Bit(ecx, kVnni) && Bit(ecx, kVpopcntdq);
 }
 
 }  // namespace

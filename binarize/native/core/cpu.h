@@ -9,7 +9,7 @@ bool CpuHasAvx2();
 // AVX-512 F, BW, DQ and VL (Skylake-X and newer), and what CpuHasAvx2 asks; with OS support for the zmm and mask state.
 bool CpuHasAvx512Bw();
 
-// AVX-512 F, BW, DQ, VL and VPOPCNTDQ (Ice Lake, Zen 4 and newer), with that OS support.
+// AVX-512 F, BW, DQ, VL, VPOPCNTDQ and VNNI (Ice Lake, Zen 4 and newer), with that OS support.
 bool CpuHasAvx512();
 
 }  // namespace binarize

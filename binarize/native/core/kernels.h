@@ -128,6 +128,40 @@ struct PoolJob {
   size_t whole_window;  // average: what every sum is divided by; 0: the pixels of the window inside the map
 };
 
+// The int8 convolution (docs/ops.md, "Int8Conv2d"). Constant for the life of a kernel.
+struct Int8Const {
+  ConvConst epilogue;      // what follows the sums; of its blocks only the lanes count
+  const int8_t* weights;   // [block][channels * kernel_h][quads][16][4]
+  const int32_t* base;     // [16 * block_count]: the accumulator is base + sum
+  size_t channels, kernel_h;
+  size_t quads;            // groups of four taps in a row of the kernel; the taps that fill the last one weigh 0
+};
+
+// A run of floats of the image: q = zero_point + round(clamp(x * factor)), in [0, 255]. NaN gives 0.
+struct QuantizeJob {
+  const float* x;
+  uint8_t* q;
+  size_t count;
+  float factor;
+  int32_t zero_point;
+};
+
+// The sums of products of one row of output pixels.
+struct Int8SumsJob {
+  const uint8_t* map;      // first row of channel 0 under the kernel, padding included; readable up to the last quad
+  size_t channel_step, row_step, pixel_step;  // bytes
+  size_t pixels;
+  int32_t* sums;           // [pixels][16 * block_count]
+};
+
+// Maxima of sums over the windows of a pool (or single sums), then the epilogue: one output row.
+struct Int8FinishJob {
+  const int32_t* const* rows;  // the rows of sums under the window
+  size_t row_count, row_width;
+  size_t pool_w, pool_stride, pool_pad;  // columns; every window has one inside the row
+  ConvRow out;                 // begin, end, residual, y, next_bits; base that of Int8Const
+};
+
 // What an instruction set provides.
 struct Kernels {
   size_t panel_blocks;  // 0: `conv` reads ConvConst::weights; else, for blocks without masks, panels of so many blocks
@@ -137,6 +171,9 @@ struct Kernels {
   void (*activate)(const ActivateJob& job);
   void (*max_pool)(const PoolJob& job);
   void (*average_pool)(const PoolJob& job);
+  void (*quantize)(const QuantizeJob& job);
+  void (*int8_sums)(const Int8Const& constant, const Int8SumsJob& job);
+  void (*int8_finish)(const Int8Const& constant, const Int8FinishJob& job);
 };
 
 // One per folder of isa/; a build defines those its target can have.

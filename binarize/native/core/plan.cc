@@ -13,14 +13,8 @@
 namespace binarize {
 namespace {
 
-constexpr int64_t kMaxExtent = int64_t{1} << 20;   // strides, pads, dilations, kernel sides, channels
-constexpr size_t kNibbles = 8;                      // of a uint32
-constexpr int64_t kMaxTerms = int64_t{1} << 28;    // K: keeps base - 2 * mismatches inside int32
-
-void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
-  Require(value >= lowest && value <= highest, std::string(name) + " must be in [" + std::to_string(lowest) + ", " +
-                                                   std::to_string(highest) + "], got " + std::to_string(value));
-}
+constexpr size_t kNibbles = 8;                   // of a uint32
+constexpr int64_t kMaxTerms = int64_t{1} << 28;  // K: keeps base - 2 * mismatches inside int32
 
 int64_t GroupOf(const ConvSpec& s, int64_t channel_out) { return channel_out / (s.channels_out / s.group); }
 
@@ -43,7 +37,40 @@ bool AllEqual(const std::vector<float>& values, float neutral) {
   return std::all_of(values.begin(), values.end(), [neutral](float v) { return v == neutral; });
 }
 
+// A value per channel, from one for all or one each, and `padding` up to whole blocks.
+const float* Expand(const std::vector<float>& values, int64_t channels, float padding, std::vector<float>* storage) {
+  storage->assign(static_cast<size_t>(RoundUp(channels, kLanes)), padding);
+  for (size_t o = 0; o < static_cast<size_t>(channels); ++o) (*storage)[o] = values.size() == 1 ? values[0] : values.at(o);
+  return storage->data();
+}
+
 }  // namespace
+
+void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
+  Require(value >= lowest && value <= highest, std::string(name) + " must be in [" + std::to_string(lowest) + ", " +
+                                                   std::to_string(highest) + "], got " + std::to_string(value));
+}
+
+Epilogue::Epilogue(const ConvParameters& p, int64_t channels_out, ConvConst* constant) {
+  constant->element = p.element;
+  constant->channels_out = static_cast<size_t>(channels_out);
+  constant->words_out = static_cast<size_t>(WordsFor(channels_out));
+  const auto expand = [&](const std::vector<float>& values, float padding, std::vector<float>* storage) {
+    return Expand(values, channels_out, padding, storage);
+  };
+  constant->scale = expand(p.scale, 0.0f, &scale_);
+  constant->bias = expand(p.bias, 0.0f, &bias_);
+  if (p.has_link) constant->gamma = expand(p.gamma, 0.0f, &gamma_);
+  if (!AllEqual(p.slope, 1.0f)) constant->slope = expand(p.slope, 1.0f, &slope_);
+  constant->slope_is_gentle =
+      std::all_of(p.slope.begin(), p.slope.end(), [](float slope) { return slope > 0.0f && slope <= 1.0f; });
+  if (!AllEqual(p.shift, 0.0f)) constant->shift = expand(p.shift, 0.0f, &shift_);
+  std::vector<float> thresholds = p.next_threshold;
+  if (p.element == Element::kFloat16) {
+    for (float& threshold : thresholds) threshold = ThresholdBeforeRounding(threshold);
+  }
+  constant->next_threshold = expand(thresholds, std::numeric_limits<float>::infinity(), &next_threshold_);
+}
 
 void ValidateSpec(const ConvSpec& s) {
   RequireRange("attribute channels", s.channels_in, 1, kMaxExtent);
@@ -79,13 +106,10 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
 }
 
 ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight, const Kernels& kernels)
-    : spec_(spec), kernels_(kernels) {
-  ValidateSpec(spec);
+    : spec_((ValidateSpec(spec), spec)), kernels_(kernels), epilogue_(p, spec.channels_out, &constant_) {
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
-  constant_.channels_out = static_cast<size_t>(spec.channels_out);
   constant_.words_in = static_cast<size_t>(WordsFor(spec.channels_in));
-  constant_.words_out = static_cast<size_t>(WordsFor(spec.channels_out));
 
   LayOutBlocks();
   const bool depthwise = spec.group == spec.channels_in && spec.group == spec.channels_out;
@@ -97,20 +121,6 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
   }
   SumPrefixes(weight);
 
-  constant_.scale = Expand(p.scale, 0.0f, &scale_);
-  constant_.bias = Expand(p.bias, 0.0f, &bias_);
-  if (p.has_link) constant_.gamma = Expand(p.gamma, 0.0f, &gamma_);
-  if (!AllEqual(p.slope, 1.0f)) constant_.slope = Expand(p.slope, 1.0f, &slope_);
-  constant_.slope_is_gentle =
-      std::all_of(p.slope.begin(), p.slope.end(), [](float slope) { return slope > 0.0f && slope <= 1.0f; });
-  if (!AllEqual(p.shift, 0.0f)) constant_.shift = Expand(p.shift, 0.0f, &shift_);
-  constant_.element = p.element;
-  std::vector<float> thresholds = p.next_threshold;
-  if (p.element == Element::kFloat16) {
-    for (float& threshold : thresholds) threshold = ThresholdBeforeRounding(threshold);
-  }
-  constant_.next_threshold = Expand(thresholds, std::numeric_limits<float>::infinity(), &next_threshold_);
-
   MapLinkChannels();  // fills fields of the blocks, so it comes before they are published
   constant_.blocks = blocks_.data();
   constant_.block_count = blocks_.size();
@@ -121,12 +131,6 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
   constant_.link_first = link_first_.data();
   constant_.link_count = link_count_.data();
   constant_.link_step = static_cast<size_t>(spec.channels_out / spec.group);
-}
-
-const float* ConvPlan::Expand(const std::vector<float>& values, float padding, std::vector<float>* storage) const {
-  storage->assign(static_cast<size_t>(padded_channels_out()), padding);
-  for (size_t o = 0; o < constant_.channels_out; ++o) (*storage)[o] = values.size() == 1 ? values[0] : values.at(o);
-  return storage->data();
 }
 
 // A block's span covers the channels of all groups its lanes belong to. Lanes of a group that does not fill the span

@@ -27,6 +27,23 @@ struct ConvParameters {
   Element element = Element::kFloat32;  // of link, residual and y
 };
 
+// The per-channel parameters as the kernels want them, padded to whole blocks: the owner of what ConvConst points to.
+class Epilogue {
+ public:
+  // Sets the epilogue's fields of `constant`: element, scale to next_threshold, channels_out, words_out.
+  Epilogue(const ConvParameters& parameters, int64_t channels_out, ConvConst* constant);
+  Epilogue(const Epilogue&) = delete;
+  Epilogue& operator=(const Epilogue&) = delete;
+
+ private:
+  std::vector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
+};
+
+// Throws InvalidModel unless `value` is within [lowest, highest].
+void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest);
+
+constexpr int64_t kMaxExtent = int64_t{1} << 20;  // strides, pads, dilations, kernel sides, channels
+
 // Throws InvalidModel unless every number is in range and the sizes fit each other.
 void ValidateSpec(const ConvSpec& spec);
 
@@ -67,17 +84,16 @@ class ConvPlan {
   void KeepDepthwise(const uint64_t* weight);
   void SumPrefixes(const uint64_t* weight);
   void MapLinkChannels();
-  const float* Expand(const std::vector<float>& values, float padding, std::vector<float>* storage) const;
 
   ConvSpec spec_;
   const Kernels& kernels_;
   ConvConst constant_{};
+  Epilogue epilogue_;
   std::vector<Block> blocks_;
   std::vector<uint32_t> weights_, masks_;
   std::vector<uint8_t> nibbles_;
   std::vector<uint64_t> depthwise_;
   std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][padded O]: weight bits in taps above and left
-  std::vector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
   std::vector<int32_t> link_first_, link_count_;
 };
 

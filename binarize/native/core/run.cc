@@ -17,15 +17,22 @@ constexpr int64_t kFlatBytes = 16 * 1024;   // activations of one flat task: hal
 constexpr int64_t kTaskBlocks = 4;          // blocks are split at multiples of this: the widest tile or panel
 constexpr size_t kAlignment = 64;
 
-// The element `index` of a feature stream.
+size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
+
+}  // namespace
+
 const void* At(const void* stream, Element element, int64_t index) {
   const size_t size = element == Element::kFloat16 ? sizeof(Half) : sizeof(float);
   return static_cast<const char*>(stream) + static_cast<size_t>(index) * size;
 }
 
-size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
-
-}  // namespace
+void ClearUnusedBits(const ConvConst& constant, const ConvRow& row) noexcept {
+  const size_t quarters = constant.words_out * 4, used = constant.block_count;
+  if (row.next_bits == nullptr || used == quarters) return;
+  for (size_t column = row.begin; column < row.end; ++column) {
+    std::memset(row.next_bits + column * quarters + used, 0, (quarters - used) * sizeof(uint16_t));
+  }
+}
 
 // The taps t of [0, kernel) with 0 <= index * stride - pad + t * dilation < size.
 ConvRun::Interval ConvRun::TapsInside(int64_t index, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel,
@@ -219,15 +226,6 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   return r;
 }
 
-// Kernels write 16 channels at a time; the quarters of the last word that have no channel are written here.
-void ConvRun::ClearUnusedBits(const ConvRow& row) const noexcept {
-  const size_t quarters = plan_.constant().words_out * 4, used = plan_.constant().block_count;
-  if (row.next_bits == nullptr || used == quarters) return;
-  for (size_t column = row.begin; column < row.end; ++column) {
-    std::memset(row.next_bits + column * quarters + used, 0, (quarters - used) * sizeof(uint16_t));
-  }
-}
-
 void ConvRun::RunTask(size_t task) const noexcept {
   const ConvConst& constant = plan_.constant();
   const auto kernel = plan_.depthwise() ? plan_.kernels().depthwise : plan_.kernels().conv;
@@ -244,7 +242,7 @@ void ConvRun::RunTask(size_t task) const noexcept {
     for (; row < last && count < static_cast<size_t>(kRowsPerBatch); ++row) batch[count++] = MakeRow(row, begin, end);
     kernel(constant, call_, {batch, count, first_block, last_block});
     if (last_block < constant.block_count) continue;
-    for (size_t i = 0; i < count; ++i) ClearUnusedBits(batch[i]);
+    for (size_t i = 0; i < count; ++i) ClearUnusedBits(constant, batch[i]);
   }
 }
 

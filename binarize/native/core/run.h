@@ -22,6 +22,12 @@ struct ConvTensors {
   uint64_t* next_bits;    // null when not wanted
 };
 
+// Kernels write 16 channels at a time; this writes the quarters of a pixel's last word that have no channel.
+void ClearUnusedBits(const ConvConst& constant, const ConvRow& row) noexcept;
+
+// The element `index` of a feature stream.
+const void* At(const void* stream, Element element, int64_t index);
+
 // The geometry of one call. Lives on the caller's stack; all large memory is the caller's scratch block,
 // so that the runtime's own allocator can provide it.
 class ConvRun {
@@ -56,7 +62,6 @@ class ConvRun {
   void CopyMap(const uint64_t* bits, uint64_t* copy) const;
   void FillClasses(int32_t* base, uint32_t* column_class) const;
   ConvRow MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept;
-  void ClearUnusedBits(const ConvRow& row) const noexcept;
 
   const ConvPlan& plan_;
   int64_t n_, h_, w_, out_h_, out_w_;

@@ -112,6 +112,8 @@ const OrtCustomOp* MaxPoolOp();
 const OrtCustomOp* MaxPoolHalfOp();
 const OrtCustomOp* AveragePoolOp();
 const OrtCustomOp* AveragePoolHalfOp();
+const OrtCustomOp* Int8Conv2dOp();
+const OrtCustomOp* Int8Conv2dHalfOp();
 const OrtCustomOp* KernelInfoOp();
 
 }  // namespace ort

@@ -33,7 +33,7 @@ OrtCustomOpDomain* Domain(const OrtApi& api) {
     Check(api, api.CreateCustomOpDomain(kDomain, &made));
     for (const OrtCustomOp* op : {PackOp(), PackHalfOp(), BinaryConv2dOp(), BinaryConv2dHalfOp(), ActivateOp(),
                                   ActivateHalfOp(), ActivateNarrowOp(), MaxPoolOp(), MaxPoolHalfOp(), AveragePoolOp(),
-                                  AveragePoolHalfOp(), KernelInfoOp()}) {
+                                  AveragePoolHalfOp(), Int8Conv2dOp(), Int8Conv2dHalfOp(), KernelInfoOp()}) {
       Check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;

@@ -19,6 +19,7 @@
 #include "core/checked.h"
 #include "core/dispatch.h"
 #include "core/half.h"
+#include "core/int8_conv.h"
 #include "core/plan.h"
 #include "core/run.h"
 
@@ -376,6 +377,201 @@ int CheckPack(int64_t cases, uint64_t seed) {
   return 0;
 }
 
+// ---------------------------------------------------------------------------------------------- Int8Conv2d
+
+struct Int8Case {
+  Int8Spec spec;
+  ConvParameters parameters;
+  int64_t images, height, width, sums_h, sums_w, out_h, out_w;
+  std::vector<int8_t> weight;
+  std::vector<float> x, residual;
+};
+
+Int8Case MakeInt8Case(Random& random) {
+  constexpr int64_t kCounts[] = {1, 7, 16, 17, 32, 48, 64, 70, 130};
+  Int8Case c{};
+  Int8Spec& s = c.spec;
+  s.channels_in = random.Between(1, 5), s.channels_out = random.OneOf(kCounts);
+  s.kernel_h = random.Between(1, 7), s.kernel_w = random.Between(1, 9);
+  s.stride_h = random.Between(1, 4), s.stride_w = random.Between(1, 4);
+  s.pad_top = random.Between(0, 3), s.pad_left = random.Between(0, 3);
+  s.pad_bottom = random.Between(0, 3), s.pad_right = random.Between(0, 3);
+  if (random.Coin()) {
+    s.pool_h = random.Between(1, 4), s.pool_w = random.Between(1, 4);
+    s.pool_stride_h = random.Between(1, 5), s.pool_stride_w = random.Between(1, 5);
+    s.pool_top = random.Between(0, s.pool_h - 1), s.pool_bottom = random.Between(0, s.pool_h - 1);
+    s.pool_left = random.Between(0, s.pool_w - 1), s.pool_right = random.Between(0, s.pool_w - 1);
+  }
+  s.factor = std::exp(random.Value() + 4.0f);
+  s.zero_point = random.Between(0, 255);
+  const auto least = [](int64_t sums, int64_t kernel, int64_t stride, int64_t pads) {
+    return std::max<int64_t>(1, (sums - 1) * stride + kernel - pads);
+  };
+  const int64_t sums_h = std::max<int64_t>(1, s.pool_h - s.pool_top - s.pool_bottom) + random.Between(0, 12);
+  const int64_t sums_w = std::max<int64_t>(1, s.pool_w - s.pool_left - s.pool_right) + random.Between(0, 12);
+  c.images = 1;
+  c.height = least(sums_h, s.kernel_h, s.stride_h, s.pad_top + s.pad_bottom) + random.Between(0, 3);
+  c.width = least(sums_w, s.kernel_w, s.stride_w, s.pad_left + s.pad_right) + random.Between(0, 3);
+  c.sums_h = OutputExtent(c.height, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, 1);
+  c.sums_w = OutputExtent(c.width, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, 1);
+  c.out_h = OutputExtent(c.sums_h, s.pool_h, s.pool_stride_h, s.pool_top, s.pool_bottom, 1);
+  c.out_w = OutputExtent(c.sums_w, s.pool_w, s.pool_stride_w, s.pool_left, s.pool_right, 1);
+
+  const auto parameter = [&] { return random.Values(random.Coin() ? 1 : s.channels_out); };
+  ConvParameters& p = c.parameters;
+  p.scale = parameter(), p.bias = parameter(), p.next_threshold = parameter();
+  p.slope = random.Coin() ? parameter() : std::vector<float>{1.0f};
+  p.shift = random.Coin() ? parameter() : std::vector<float>{0.0f};
+  p.element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
+  for (int64_t i = 0; i < s.channels_out * s.channels_in * s.kernel_h * s.kernel_w; ++i) {
+    c.weight.push_back(static_cast<int8_t>(random.Between(-128, 127)));
+  }
+  c.x = random.Values(s.channels_in * c.height * c.width);
+  for (float& x : c.x) {
+    if (random.Between(0, 19) == 0) x = random.Coin() ? std::nanf("") : 1e30f;
+  }
+  if (random.Coin()) c.residual = Stored(p.element, random.Values(c.out_h * c.out_w * s.channels_out));
+  return c;
+}
+
+int64_t NaiveInt8(const Int8Case& c, int64_t i, int64_t k, int64_t o) {
+  const Int8Spec& s = c.spec;
+  int64_t sum = 0;
+  for (int64_t channel = 0; channel < s.channels_in; ++channel) {
+    for (int64_t r = 0; r < s.kernel_h; ++r) {
+      for (int64_t t = 0; t < s.kernel_w; ++t) {
+        const int64_t row = i * s.stride_h - s.pad_top + r, column = k * s.stride_w - s.pad_left + t;
+        if (row < 0 || row >= c.height || column < 0 || column >= c.width) continue;
+        const float x = c.x[static_cast<size_t>((channel * c.height + row) * c.width + column)] * s.factor;
+        const float zero = static_cast<float>(s.zero_point);
+        const float q = std::isnan(x) ? -zero : std::nearbyint(std::min(std::max(x, -zero), 255.0f - zero));
+        sum += static_cast<int64_t>(q) *
+               c.weight[static_cast<size_t>(((o * s.channels_in + channel) * s.kernel_h + r) * s.kernel_w + t)];
+      }
+    }
+  }
+  return sum;
+}
+
+Result NaiveInt8(const Int8Case& c) {
+  const Int8Spec& s = c.spec;
+  const ConvParameters& p = c.parameters;
+  const int64_t words = WordsFor(s.channels_out);
+  Result result{std::vector<float>(static_cast<size_t>(c.out_h * c.out_w * s.channels_out)),
+                std::vector<uint64_t>(static_cast<size_t>(c.out_h * c.out_w * words))};
+  for (int64_t pixel = 0; pixel < c.out_h * c.out_w; ++pixel) {
+    for (int64_t o = 0; o < s.channels_out; ++o) {
+      int64_t most = INT64_MIN;
+      for (int64_t r = 0; r < s.pool_h; ++r) {
+        for (int64_t t = 0; t < s.pool_w; ++t) {
+          const int64_t row = pixel / c.out_w * s.pool_stride_h - s.pool_top + r;
+          const int64_t column = pixel % c.out_w * s.pool_stride_w - s.pool_left + t;
+          if (row < 0 || row >= c.sums_h || column < 0 || column >= c.sums_w) continue;
+          most = std::max(most, NaiveInt8(c, row, column, o));
+        }
+      }
+      const size_t at = static_cast<size_t>(pixel * s.channels_out + o);
+      float t = std::fma(static_cast<float>(most), At(p.scale, o), At(p.bias, o));
+      if (!c.residual.empty()) t = t + c.residual[at];
+      t = t > 0.0f ? t : At(p.slope, o) * t;
+      t = Stored(p.element, t + At(p.shift, o));
+      result.y[at] = t;
+      result.bits[static_cast<size_t>(pixel * words + o / 64)] |= uint64_t{t > At(p.next_threshold, o)} << (o % 64);
+    }
+  }
+  return result;
+}
+
+// Tasks run on two threads, each with its part of the scratch memory.
+Result RunInt8(const Int8Case& c, const Kernels& kernels) {
+  const Int8Plan plan(c.spec, c.parameters, c.weight.data(), kernels);
+  const Int8Run run(plan, c.height, c.width);
+  const Element element = c.parameters.element;
+  const size_t size = static_cast<size_t>(c.out_h * c.out_w * c.spec.channels_out);
+  const size_t words = static_cast<size_t>(c.out_h * c.out_w * WordsFor(c.spec.channels_out));
+  const auto y = Dirty(size * (element == Element::kFloat16 ? sizeof(Half) : sizeof(float)));
+  const auto bits = Dirty(words * sizeof(uint64_t)), scratch = Dirty(run.scratch_bytes());
+  const std::vector<char> residual = Bytes(element, c.residual);
+  Int8Tensors tensors{};
+  tensors.x = c.x.data();
+  tensors.residual = c.residual.empty() ? nullptr : residual.data();
+  tensors.y = y.get();
+  tensors.next_bits = reinterpret_cast<uint64_t*>(bits.get());
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t task; (task = next++) < run.task_count();) run.RunTask(tensors, scratch.get(), task);
+  };
+  std::thread other(work);
+  work();
+  other.join();
+  const uint64_t* first = reinterpret_cast<const uint64_t*>(bits.get());
+  return {Floats(element, y.get(), size), std::vector<uint64_t>(first, first + words)};
+}
+
+int CheckInt8(int64_t cases, uint64_t seed) {
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(seed + static_cast<uint64_t>(i));
+    const Int8Case c = MakeInt8Case(random);
+    const Result expected = NaiveInt8(c);
+    for (const Isa* isa : AvailableIsas()) {
+      const Result got = RunInt8(c, *isa->kernels);
+      if (got.y == expected.y && got.bits == expected.bits) continue;
+      const Int8Spec& s = c.spec;
+      std::printf("FAILED: int8 on %s with seed %llu: C %d O %d kernel %dx%d stride %dx%d pool %dx%d image %dx%d\n",
+                  isa->name, static_cast<unsigned long long>(seed + static_cast<uint64_t>(i)),
+                  static_cast<int>(s.channels_in), static_cast<int>(s.channels_out), static_cast<int>(s.kernel_h),
+                  static_cast<int>(s.kernel_w), static_cast<int>(s.stride_h), static_cast<int>(s.stride_w),
+                  static_cast<int>(s.pool_h), static_cast<int>(s.pool_w), static_cast<int>(c.height),
+                  static_cast<int>(c.width));
+      return 1;
+    }
+  }
+  return 0;
+}
+
+// As CheckHostile, for the int8 convolution.
+int CheckHostileInt8(int64_t cases, uint64_t seed) {
+  constexpr int64_t kEvil[] = {-1, 0, 1, 1, 2, 3, 64, int64_t{1} << 20, int64_t{1} << 62, INT64_MIN, INT64_MAX};
+  int64_t refused = 0;
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(seed + static_cast<uint64_t>(i));
+    Int8Spec s;
+    s.factor = random.Coin() ? 1.0f : random.Value();
+    for (int64_t* field :
+         {&s.channels_in, &s.channels_out, &s.kernel_h, &s.kernel_w, &s.stride_h, &s.stride_w, &s.pad_top, &s.pad_left,
+          &s.pad_bottom, &s.pad_right, &s.pool_h, &s.pool_w, &s.pool_stride_h, &s.pool_stride_w, &s.pool_top,
+          &s.pool_left, &s.pool_bottom, &s.pool_right, &s.zero_point}) {
+      const bool at_least_one = *field == 1;
+      *field = random.Between(0, 3) != 0 ? (at_least_one ? random.Between(1, 2) : 0) : random.OneOf(kEvil);
+    }
+    try {
+      // Sizes the adapter reads off the weight tensor, which therefore exists.
+      s.channels_in = std::clamp<int64_t>(s.channels_in, -1, 300), s.channels_out = std::clamp<int64_t>(s.channels_out, -1, 300);
+      s.kernel_h = std::clamp<int64_t>(s.kernel_h, -1, 300), s.kernel_w = std::clamp<int64_t>(s.kernel_w, -1, 300);
+      const int64_t weight = std::max<int64_t>(0, s.channels_in * s.channels_out) * std::max<int64_t>(0, s.kernel_h * s.kernel_w);
+      if (weight > 1000000) continue;  // legal, but a test of memory and patience
+      const std::vector<float> one{1.0f};
+      const std::vector<int8_t> weights(static_cast<size_t>(weight), 1);
+      const Int8Plan plan(s, {one, one, one, one, one, one}, weights.data(), *SelectIsa("scalar").kernels);
+      const int64_t height = random.Between(0, 4), width = random.Between(0, 4);
+      const Int8Run run(plan, height, width);
+      const int64_t outputs = run.out_h() * run.out_w() * s.channels_out;
+      if (outputs > 100000 || run.scratch_bytes() > 10000000) continue;
+      const std::vector<float> x = random.Values(s.channels_in * height * width);
+      std::vector<float> y(static_cast<size_t>(outputs));
+      const auto scratch = Dirty(run.scratch_bytes());
+      for (size_t task = 0; task < run.task_count(); ++task) {
+        run.RunTask({x.data(), nullptr, y.data(), nullptr}, scratch.get(), task);
+      }
+    } catch (const InvalidModel&) {
+      ++refused;
+    }
+  }
+  if (refused > 0 && refused < cases) return 0;
+  std::printf("FAILED: of %d hostile parameters %d were refused\n", static_cast<int>(cases), static_cast<int>(refused));
+  return 1;
+}
+
 // Numbers a hostile file may contain. Accepted parameters are small enough to run; all others throw InvalidModel.
 int CheckHostile(int64_t cases, uint64_t seed) {
   constexpr int64_t kEvil[] = {-1, 0,  1, 1, 1, 2, 3, 64, int64_t{1} << 20, int64_t{1} << 31, int64_t{1} << 62,
@@ -474,7 +670,8 @@ int main(int argc, char** argv) {
   std::printf("%lld cases from seed %llu on%s\n", static_cast<long long>(cases),
               static_cast<unsigned long long>(seed), names.c_str());
   const int failures = CheckCases(cases, seed) + CheckThreads(cases / 10, seed) + CheckPack(cases, seed) +
-                       CheckHostile(10 * cases, seed) + CheckHalf() + CheckDispatch();
+                       CheckHostile(10 * cases, seed) + CheckInt8(cases, seed) +
+                       CheckHostileInt8(10 * cases, seed) + CheckHalf() + CheckDispatch();
   if (failures == 0) std::printf("all passed\n");
   return failures == 0 ? 0 : 1;
 }

@@ -9,6 +9,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/int8_conv.h"
 #include "isa/generic/lookup.h"
 #include "isa/generic/pack.h"
 #include "isa/generic/pointwise.h"
@@ -77,6 +78,9 @@ struct Avx2 {
   BINARIZE_INLINE Floats Max(Floats a, Floats b) {
     return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
   }
+  BINARIZE_INLINE Floats Min(Floats a, Floats b) {
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+  }
   BINARIZE_INLINE Floats Fma(Floats a, Floats b, Floats c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
@@ -107,12 +111,40 @@ struct Avx2 {
   BINARIZE_INLINE Ints AddInts(Ints a, Ints b) {
     return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
   }
+  BINARIZE_INLINE Ints SubInts(Ints a, Ints b) {
+    return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+  }
+  BINARIZE_INLINE Ints MaxInts(Ints a, Ints b) {
+    return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+  }
+  BINARIZE_INLINE Ints Round(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+  BINARIZE_INLINE void StoreInts(void* p, Ints x) {
+    __m256i* at = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(at, x.low);
+    _mm256_storeu_si256(at + 1, x.high);
+  }
+  BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.low, x.high), 0xD8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
     return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
   }
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
     const Ints differ = Xor(a, b);
     return {_mm256_and_si256(differ.low, mask.low), _mm256_and_si256(differ.high, mask.high)};
+  }
+
+  // Bytes 0 and 2, then 1 and 3, as pairs of int16; vpmaddubsw would saturate.
+  static constexpr int kDotPixels = 2, kDotBlocks = 2;
+  BINARIZE_INLINE __m256i Dot(__m256i sum, __m256i a, __m256i w) {
+    const __m256i low = _mm256_and_si256(a, _mm256_set1_epi16(255)), high = _mm256_srli_epi16(a, 8);
+    const __m256i low_w = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), high_w = _mm256_srai_epi16(w, 8);
+    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(low, low_w)), _mm256_madd_epi16(high, high_w));
+  }
+  BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
+    return {Dot(sum.low, a.low, w.low), Dot(sum.high, a.high, w.high)};
   }
 
   // Counters of bytes: a step adds at most 8.
@@ -205,6 +237,7 @@ struct Avx2 {
 
 const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, generic::Pack<Avx2>, generic::LookupConv<Avx2>,
                               generic::Depthwise<Avx2>,
-  generic::Activate<Avx2>, generic::MaxPool<Avx2>, generic::AveragePool<Avx2>};
+  generic::Activate<Avx2>, generic::MaxPool<Avx2>, generic::AveragePool<Avx2>,
+  generic::Quantize<Avx2>, generic::Int8Sums<Avx2>, generic::Int8Finish<Avx2>};
 
 }  // namespace binarize

@@ -1,10 +1,12 @@
-// AVX-512 kernels (F, BW, DQ, VL, VPOPCNTDQ): one zmm holds the sixteen lanes of a block, and vpopcntd counts them.
+// AVX-512 kernels (F, BW, DQ, VL, VPOPCNTDQ, VNNI): one zmm holds the sixteen lanes of a block, vpopcntd counts them, and
+// vpdpbusd sums the products of bytes.
 //
 // No std headers: this file has its own target flags (see core/kernels.h).
 #include <immintrin.h>
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/int8_conv.h"
 #include "isa/generic/pack.h"
 #include "isa/generic/pointwise.h"
 #include "isa/generic/zmm.h"
@@ -21,11 +23,15 @@ struct Avx512 : generic::Zmm {
   BINARIZE_INLINE Counter ZeroCounter() { return ZeroInts(); }
   BINARIZE_INLINE Counter Count(Counter c, Ints x) { return AddInts(c, _mm512_popcnt_epi32(x)); }
   BINARIZE_INLINE Ints Counts(Counter c) { return c; }
+
+  static constexpr int kDotPixels = 6, kDotBlocks = 4;
+  BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) { return _mm512_dpbusd_epi32(sum, a, w); }
 };
 
 }  // namespace
 
 const Kernels kAvx512Kernels = {0, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
-  generic::Activate<Avx512>, generic::MaxPool<Avx512>, generic::AveragePool<Avx512>};
+  generic::Activate<Avx512>, generic::MaxPool<Avx512>, generic::AveragePool<Avx512>,
+  generic::Quantize<Avx512>, generic::Int8Sums<Avx512>, generic::Int8Finish<Avx512>};
 
 }  // namespace binarize

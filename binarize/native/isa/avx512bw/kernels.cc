@@ -6,6 +6,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/int8_conv.h"
 #include "isa/generic/lookup.h"
 #include "isa/generic/pack.h"
 #include "isa/generic/pointwise.h"
@@ -31,6 +32,14 @@ struct Avx512Bw : generic::Zmm {
   BINARIZE_INLINE Ints Counts(Counter c) {
     const __m512i pairs = _mm512_maddubs_epi16(c, _mm512_set1_epi8(1));
     return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  }
+
+  // Bytes 0 and 2, then 1 and 3, as pairs of int16; vpmaddubsw would saturate.
+  static constexpr int kDotPixels = 4, kDotBlocks = 2;
+  BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
+    const __m512i low = _mm512_and_si512(a, _mm512_set1_epi16(255)), high = _mm512_srli_epi16(a, 8);
+    const __m512i low_w = _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), high_w = _mm512_srai_epi16(w, 8);
+    return AddInts(AddInts(sum, _mm512_madd_epi16(low, low_w)), _mm512_madd_epi16(high, high_w));
   }
 
   // Tables: 6 pixels x 128 channels in bytes, finished by three pixels.
@@ -61,6 +70,7 @@ struct Avx512Bw : generic::Zmm {
 
 const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
                                   generic::Depthwise<Avx512Bw>,
-  generic::Activate<Avx512Bw>, generic::MaxPool<Avx512Bw>, generic::AveragePool<Avx512Bw>};
+  generic::Activate<Avx512Bw>, generic::MaxPool<Avx512Bw>, generic::AveragePool<Avx512Bw>,
+  generic::Quantize<Avx512Bw>, generic::Int8Sums<Avx512Bw>, generic::Int8Finish<Avx512Bw>};
 
 }  // namespace binarize

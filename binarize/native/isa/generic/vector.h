@@ -9,7 +9,8 @@
 //   LoadFirst(p, n)                 the first n lanes; memory of the others is not touched, their value is any
 //   LoadTwo(p, n, q, end)           lanes [0, n) from p on and lanes [n, end) from q on
 //   Store(p, x), StoreFirst(p, x, n)
-//   Add, Mul, Max, Fma(a, b, c)     a * b + c rounded once; Max(a, b) is b when they are equal or one is NaN
+//   Add, Mul, Fma(a, b, c)          a * b + c rounded once
+//   Max, Min                        Max(a, b) and Min(a, b) are b when they are equal or one is NaN
 //   Leak(t, slope)                  t > 0 ? t : slope * t
 //   Above(a, b)                     bit i: a[i] > b[i]
 //   ToFloats(base, doubled)         float(base - doubled)
@@ -18,6 +19,12 @@
 //
 //   Counter, kCounterSteps          counts of ones by lane, for at most so many steps (0: any number)
 //   ZeroCounter(), Count(c, x), Counts(c), AddInts(a, b), ZeroInts()
+//
+//   MaxInts, SubInts                of int32
+//   StoreInts(p, x), StoreBytes(p, x)  sixteen int32; sixteen bytes, of values in [0, 255]
+//   Round(x)                        to the nearest int32, ties to even
+//   Dot(sum, a, w)                  sum + the products of the four bytes of a lane, unsigned in a and signed in w
+//   kDotPixels, kDotBlocks          the tile of sums that fits the registers
 //
 //   Words                           registers for the bit-sliced counters of Depthwise; see depthwise.h
 #pragma once

@@ -45,6 +45,7 @@ struct Zmm {
   BINARIZE_INLINE Floats Add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   BINARIZE_INLINE Floats Mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   BINARIZE_INLINE Floats Max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  BINARIZE_INLINE Floats Min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
   BINARIZE_INLINE Floats Fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   BINARIZE_INLINE Floats Leak(Floats t, Floats slope) {
     return _mm512_mask_mul_ps(t, _mm512_cmp_ps_mask(t, Zero(), _CMP_NGT_UQ), slope, t);
@@ -59,6 +60,13 @@ struct Zmm {
   BINARIZE_INLINE Ints Broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
   BINARIZE_INLINE void Pin(__m512i& x) { __asm__ volatile("" : "+v"(x)); }
   BINARIZE_INLINE Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  BINARIZE_INLINE Ints SubInts(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+  BINARIZE_INLINE Ints MaxInts(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+  BINARIZE_INLINE Ints Round(Floats x) { return _mm512_cvtps_epi32(x); }
+  BINARIZE_INLINE void StoreInts(void* p, Ints x) { _mm512_storeu_si512(p, x); }
+  BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
     constexpr int kXorThenAnd = 0x28;

@@ -5,6 +5,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/int8_conv.h"
 #include "isa/generic/pack.h"
 #include "isa/generic/pointwise.h"
 
@@ -79,6 +80,9 @@ struct Neon {
   BINARIZE_INLINE Floats Max(Floats a, Floats b) {
     return Each([&](int i) { return vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]); });
   }
+  BINARIZE_INLINE Floats Min(Floats a, Floats b) {
+    return Each([&](int i) { return vbslq_f32(vcltq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]); });
+  }
   BINARIZE_INLINE Floats Fma(Floats a, Floats b, Floats c) {
     return Each([&](int i) { return vfmaq_f32(c.q[i], a.q[i], b.q[i]); });
   }
@@ -113,11 +117,46 @@ struct Neon {
   BINARIZE_INLINE Ints AddInts(Ints a, Ints b) {
     return EachInt([&](int i) { return vaddq_u32(a.q[i], b.q[i]); });
   }
+  BINARIZE_INLINE Ints SubInts(Ints a, Ints b) {
+    return EachInt([&](int i) { return vsubq_u32(a.q[i], b.q[i]); });
+  }
+  BINARIZE_INLINE Ints MaxInts(Ints a, Ints b) {
+    return EachInt([&](int i) {
+      return vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(a.q[i]), vreinterpretq_s32_u32(b.q[i])));
+    });
+  }
+  BINARIZE_INLINE Ints Round(Floats x) {
+    return EachInt([&](int i) { return vreinterpretq_u32_s32(vcvtnq_s32_f32(x.q[i])); });
+  }
+  BINARIZE_INLINE void StoreInts(void* p, Ints x) {
+    uint32_t* at = static_cast<uint32_t*>(p);
+    BINARIZE_UNROLL
+    for (int i = 0; i < 4; ++i) vst1q_u32(at + 4 * i, x.q[i]);
+  }
+  BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
+    const uint16x8_t low = vcombine_u16(vmovn_u32(x.q[0]), vmovn_u32(x.q[1]));
+    const uint16x8_t high = vcombine_u16(vmovn_u32(x.q[2]), vmovn_u32(x.q[3]));
+    vst1q_u8(p, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+  }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
     return EachInt([&](int i) { return veorq_u32(a.q[i], b.q[i]); });
   }
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
     return EachInt([&](int i) { return vandq_u32(veorq_u32(a.q[i], b.q[i]), mask.q[i]); });
+  }
+
+  // A product of a byte and a signed byte fits int16.
+  static constexpr int kDotPixels = 3, kDotBlocks = 1;
+  BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
+    return EachInt([&](int i) {
+      const uint8x16_t bytes = vreinterpretq_u8_u32(a.q[i]);
+      const int8x16_t signs = vreinterpretq_s8_u32(w.q[i]);
+      const int16x8_t low = vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes))), vmovl_s8(vget_low_s8(signs)));
+      const int16x8_t high =
+          vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(bytes))), vmovl_s8(vget_high_s8(signs)));
+      const int32x4_t products = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+      return vaddq_u32(sum.q[i], vreinterpretq_u32_s32(products));
+    });
   }
 
   // Counters of bytes: a step adds at most 8.
@@ -181,6 +220,7 @@ struct Neon {
 }  // namespace
 
 const Kernels kNeonKernels = {0, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
-  generic::Activate<Neon>, generic::MaxPool<Neon>, generic::AveragePool<Neon>};
+  generic::Activate<Neon>, generic::MaxPool<Neon>, generic::AveragePool<Neon>,
+  generic::Quantize<Neon>, generic::Int8Sums<Neon>, generic::Int8Finish<Neon>};
 
 }  // namespace binarize

@@ -4,6 +4,7 @@
 // kernels must give the same bits.
 #include "core/kernels.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/bits.h"
@@ -190,8 +191,57 @@ void Pool(const PoolJob& job) {
   job.element == Element::kFloat16 ? PoolElements<Half, AVERAGE>(job) : PoolElements<float, AVERAGE>(job);
 }
 
+void Quantize(const QuantizeJob& job) {
+  const float low = static_cast<float>(-job.zero_point), high = static_cast<float>(255 - job.zero_point);
+  for (size_t i = 0; i < job.count; ++i) {
+    float x = job.x[i] * job.factor;
+    x = x > low ? x : low;  // NaN becomes low
+    x = x < high ? x : high;
+    job.q[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
+  }
+}
+
+void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
+  const size_t lanes = k.epilogue.block_count * kLanes, rows = k.channels * k.kernel_h;
+  for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
+    for (size_t o = 0; o < lanes; ++o) {
+      int32_t sum = 0;
+      for (size_t row = 0; row < rows; ++row) {
+        const uint8_t* taps = job.map + row / k.kernel_h * job.channel_step + row % k.kernel_h * job.row_step;
+        for (size_t tap = 0; tap < k.quads * 4; ++tap) {
+          const size_t quad = (o / kLanes * rows + row) * k.quads + tap / 4;
+          sum += taps[pixel * job.pixel_step + tap] * k.weights[(quad * kLanes + o % kLanes) * 4 + tap % 4];
+        }
+      }
+      job.sums[pixel * lanes + o] = sum;
+    }
+  }
+}
+
+void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
+  const size_t lanes = k.epilogue.block_count * kLanes;
+  for (size_t column = job.out.begin; column < job.out.end; ++column) {
+    const size_t first = column * job.pool_stride;
+    const size_t begin = first < job.pool_pad ? 0 : first - job.pool_pad;
+    const size_t end = std::min(first + job.pool_w - job.pool_pad, job.row_width);
+    for (size_t block = 0; block < k.epilogue.block_count; ++block) {
+      int32_t accumulators[kLanes];
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        const size_t o = block * kLanes + lane;
+        int32_t most = job.rows[0][begin * lanes + o];
+        for (size_t r = 0; r < job.row_count; ++r) {
+          for (size_t c = begin; c < end; ++c) most = std::max(most, job.rows[r][c * lanes + o]);
+        }
+        accumulators[lane] = k.base[o] + most;
+      }
+      Finish(k.epilogue, {}, job.out, column, block, accumulators);
+    }
+  }
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {0, Pack, Conv, Depthwise, Activate, Pool<false>, Pool<true>};
+const Kernels kScalarKernels = {0,          Pack,     Conv,     Depthwise, Activate, Pool<false>, Pool<true>,
+                                Quantize, Int8Sums, Int8Finish};
 
 }  // namespace binarize
