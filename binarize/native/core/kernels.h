@@ -48,6 +48,7 @@ struct ConvConst {
   size_t words_in;           // uint64 words per input pixel
   size_t words_out;          // uint64 words per output pixel
 
+  bool halved;                // bases are even and held by half, and scale is doubled: a mismatch then counts 1, not 2
   const float* scale;
   const float* bias;
   const float* gamma;         // null: no link
@@ -75,7 +76,7 @@ struct ConvRow {
   const uint32_t* bits;       // first tap row inside the map, first column of the padded row
   size_t tap_begin, tap_end;  // kernel rows inside the map
   size_t begin, end;
-  const int32_t* base;        // [column class][16 * block_count]: accumulator = base - 2 * mismatches
+  const int32_t* base;        // [column class][16 * block_count]: accumulator = base - 2 * mismatches; see `halved`
   const uint32_t* column_class;  // per output column; null: class 0 everywhere
   const void* link;           // start of this image; null when neutral
   size_t link_row_begin, link_row_end;  // rows of the link window inside the map
@@ -159,7 +160,7 @@ struct Int8FinishJob {
   const int32_t* const* rows;  // the rows of sums under the window
   size_t row_count, row_width;
   size_t pool_w, pool_stride, pool_pad;  // columns; every window has one inside the row
-  ConvRow out;                 // begin, end, residual, y, next_bits; base that of Int8Const
+  ConvRow out;                 // begin, end, residual, y, next_bits
 };
 
 // What an instruction set provides.

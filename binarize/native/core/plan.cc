@@ -44,6 +44,19 @@ const float* Expand(const std::vector<float>& values, int64_t channels, float pa
   return storage->data();
 }
 
+// Accumulators are even where every tap adds an even number of terms. Half of one times twice the scale is the same
+// product, unless the scale overflows.
+bool CanHalve(const ConvSpec& s, const ConvParameters& p) {
+  constexpr float kMost = 0x1p126f;
+  const auto small = [](float scale) { return scale > -kMost && scale < kMost; };
+  return s.channels_in / s.group % 2 == 0 && std::all_of(p.scale.begin(), p.scale.end(), small);
+}
+
+ConvParameters Halved(ConvParameters p) {
+  for (float& scale : p.scale) scale *= 2.0f;
+  return p;
+}
+
 }  // namespace
 
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
@@ -106,7 +119,10 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
 }
 
 ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight, const Kernels& kernels)
-    : spec_((ValidateSpec(spec), spec)), kernels_(kernels), epilogue_(p, spec.channels_out, &constant_) {
+    : spec_((ValidateSpec(spec), spec)),
+      kernels_(kernels),
+      epilogue_(CanHalve(spec, p) ? Halved(p) : p, spec.channels_out, &constant_) {
+  constant_.halved = CanHalve(spec, p);
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
   constant_.words_in = static_cast<size_t>(WordsFor(spec.channels_in));
@@ -274,7 +290,8 @@ void ConvPlan::FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin
   const int64_t padded = padded_channels_out();
   const int64_t terms =
       (row_end - row_begin) * (column_end - column_begin) * (spec_.channels_in / spec_.group);
-  const int32_t inside = static_cast<int32_t>(terms);
+  const int32_t unit = constant_.halved ? 1 : 2;  // of a mismatch
+  const int32_t inside = static_cast<int32_t>(terms) / 2 * unit + static_cast<int32_t>(terms) % 2;
   const bool whole = column_begin == 0 && column_end == spec_.kernel_w;
   if (whole || row_begin >= row_end || prefix_.empty()) {
     std::fill(base, base + padded, inside);
@@ -288,7 +305,7 @@ void ConvPlan::FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin
   const int32_t *c = at(row_end, column_begin), *d = at(row_begin, column_begin);
   for (int64_t o = 0; o < padded; ++o) {
     const int32_t padding_ones = (all_low[o] - all_high[o]) - (a[o] - b[o] - c[o] + d[o]);
-    base[o] = inside + 2 * padding_ones;
+    base[o] = inside + unit * padding_ones;
   }
 }
 

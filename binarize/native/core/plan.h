@@ -73,7 +73,8 @@ class ConvPlan {
 
   // base[o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns
   // [column_begin, column_end), when the kernel visits whole rows of taps and padding bits are 0:
-  //   accumulator = K_inside - 2 * (mismatches - popcount(weight bits of the padded taps)) = base - 2 * mismatches.
+  //   accumulator = K_inside - 2 * (mismatches - popcount(weight bits of the padded taps)) = base - 2 * mismatches,
+  // or half of that; see ConvConst::halved.
   void FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int32_t* base) const;
 
  private:

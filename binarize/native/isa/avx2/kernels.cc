@@ -94,10 +94,7 @@ struct Avx2 {
     const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GT_OQ));
     return static_cast<unsigned>(low | high << 8);
   }
-  BINARIZE_INLINE Floats ToFloats(Ints base, Ints doubled) {
-    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(base.low, doubled.low)),
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(base.high, doubled.high))};
-  }
+  BINARIZE_INLINE Floats ToFloats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 
   BINARIZE_INLINE Ints ZeroInts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   BINARIZE_INLINE Ints LoadInts(const void* p) {

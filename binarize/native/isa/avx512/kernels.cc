@@ -20,9 +20,7 @@ struct Avx512 : generic::Zmm {
 
   using Counter = __m512i;
   static constexpr size_t kCounterSteps = 0;
-  BINARIZE_INLINE Counter ZeroCounter() { return ZeroInts(); }
-  BINARIZE_INLINE Counter Count(Counter c, Ints x) { return AddInts(c, _mm512_popcnt_epi32(x)); }
-  BINARIZE_INLINE Ints Counts(Counter c) { return c; }
+  BINARIZE_INLINE Counter Count(Counter c, Ints x) { return SubInts(c, _mm512_popcnt_epi32(x)); }
 
   static constexpr int kDotPixels = 6, kDotBlocks = 4;
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) { return _mm512_dpbusd_epi32(sum, a, w); }

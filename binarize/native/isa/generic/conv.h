@@ -7,7 +7,8 @@
 namespace binarize {
 namespace generic {
 
-// Mismatches of one tile. Counters hold kCounterSteps steps (0: any number), then their counts go to `sums`.
+// What one tile has counted. Counters hold kCounterSteps steps, then their counts are taken from `sums`; where kCounterSteps
+// is 0 they are the sums.
 template <class V, int PIXELS, int BLOCKS>
 struct Tally {
   typename V::Counter counters[PIXELS][BLOCKS];
@@ -24,15 +25,33 @@ BINARIZE_INLINE void Clear(typename V::Counter (&counters)[PIXELS][BLOCKS]) {
   }
 }
 
-// Adds the counts to the sums and clears the counters.
+// Takes the counts from the sums and clears the counters.
 template <class V, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void Flush(Tally<V, PIXELS, BLOCKS>& tally) {
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
     BINARIZE_UNROLL
-    for (int n = 0; n < BLOCKS; ++n) tally.sums[m][n] = V::AddInts(tally.sums[m][n], V::Counts(tally.counters[m][n]));
+    for (int n = 0; n < BLOCKS; ++n) tally.sums[m][n] = V::SubInts(tally.sums[m][n], V::Counts(tally.counters[m][n]));
   }
   Clear<V>(tally.counters);
+  tally.room = V::kCounterSteps;
+}
+
+// Sums start at `start`, by block.
+template <class V, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void StartTally(const typename V::Ints (&start)[BLOCKS], Tally<V, PIXELS, BLOCKS>& tally) {
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) {
+      if constexpr (V::kCounterSteps == 0) {
+        tally.counters[m][n] = start[n];
+      } else {
+        tally.sums[m][n] = start[n];
+      }
+    }
+  }
+  if constexpr (V::kCounterSteps != 0) Clear<V>(tally.counters);
   tally.room = V::kCounterSteps;
 }
 
@@ -85,16 +104,15 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
   const Block& b = k.blocks[block];
   Link<E, PIXELS, BLOCKS> link;
   PrepareLink<V>(k, call, row, block, column, link);
-  Tally<V, PIXELS, BLOCKS> tally;
-  Clear<V>(tally.counters);
-  if constexpr (V::kCounterSteps != 0) {
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      BINARIZE_UNROLL
-      for (int n = 0; n < BLOCKS; ++n) tally.sums[m][n] = V::ZeroInts();
-    }
-    tally.room = V::kCounterSteps;
+  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
+  const bool from_base = k.halved && tile.one_base;  // nearly always: counting down from there gives the accumulators
+  typename V::Ints start[BLOCKS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    start[n] = from_base ? V::LoadInts(tile.base[0] + (block + n) * kLanes) : V::ZeroInts();
   }
+  Tally<V, PIXELS, BLOCKS> tally;
+  StartTally<V>(start, tally);
   const size_t block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
   const uint32_t* map_row = row.bits + column * call.pixel_step + b.first;
   const uint32_t* weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
@@ -116,19 +134,23 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
     }
   }
 
-  typename V::Ints doubled[BLOCKS][PIXELS];
+  typename V::Ints sums[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
-      typename V::Ints sum = V::Counts(tally.counters[m][n]);
-      if constexpr (V::kCounterSteps != 0) sum = V::AddInts(sum, tally.sums[m][n]);
-      doubled[n][m] = V::AddInts(sum, sum);
+      if constexpr (V::kCounterSteps == 0) {
+        sums[n][m] = tally.counters[m][n];
+      } else {
+        sums[n][m] = V::SubInts(tally.sums[m][n], V::Counts(tally.counters[m][n]));
+      }
     }
   }
-  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
   BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) Finish<V, FULL>(k, row, tile, link, block + n, n, doubled[n]);
+  for (int n = 0; n < BLOCKS; ++n) {
+    if (!from_base) AddBase<V>(k, tile, block + n, sums[n]);
+    Finish<V, FULL>(k, row, column, link, block + n, n, sums[n]);
+  }
 }
 
 using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column);

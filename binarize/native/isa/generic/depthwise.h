@@ -81,8 +81,8 @@ BINARIZE_INLINE void SpreadWord(const Counters<V, PLANES>& counters, size_t posi
   }
 }
 
-// BLOCKS blocks, all of 16 lanes if FULL, of the word of PIXELS neighbouring pixels whose counters are `step` positions
-// apart.
+// BLOCKS blocks of a word, all of 16 lanes if FULL, of PIXELS neighbouring pixels whose counters are `step` positions
+// apart. Several blocks start at the word's first.
 template <class V, class E, int PLANES, int PIXELS, int BLOCKS, bool FULL>
 BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t word,
                                 size_t first, const Counters<V, PLANES>& counters, size_t position, size_t step) {
@@ -94,10 +94,14 @@ BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const 
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    typename V::Ints doubled[PIXELS];
+    const size_t block = word * 4 + first + n;
+    typename V::Ints accumulators[PIXELS];
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) doubled[m] = BLOCKS == 4 ? spread[m][n] : spread[m][first];
-    Finish<V, FULL>(k, row, tile, link, word * 4 + first + n, n, doubled);
+    for (int m = 0; m < PIXELS; ++m) {
+      const typename V::Ints doubled = BLOCKS == 1 ? spread[m][first] : spread[m][n];
+      accumulators[m] = V::SubInts(V::LoadInts(tile.base[m] + block * kLanes), doubled);
+    }
+    Finish<V, FULL>(k, row, column, link, block, n, accumulators);
   }
 }
 
@@ -108,7 +112,16 @@ BINARIZE_INLINE void FinishPixels(const ConvConst& k, const ConvCall& call, cons
   if (word * 64 + 64 <= k.channels_out) {
     return FinishWord<V, E, PLANES, PIXELS, 4, true>(k, call, row, column, word, 0, counters, position, step);
   }
-  for (size_t n = 0; word * 4 + n < k.block_count; ++n) {
+  const size_t full = (k.channels_out - word * 64) / kLanes;
+  size_t n = 0;
+  if (full >= 2) {
+    FinishWord<V, E, PLANES, PIXELS, 2, true>(k, call, row, column, word, 0, counters, position, step);
+    n = 2;
+  }
+  for (; n < full; ++n) {
+    FinishWord<V, E, PLANES, PIXELS, 1, true>(k, call, row, column, word, n, counters, position, step);
+  }
+  if (word * 4 + n < k.block_count) {
     FinishWord<V, E, PLANES, PIXELS, 1, false>(k, call, row, column, word, n, counters, position, step);
   }
 }

@@ -1,4 +1,4 @@
-// From the mismatches of one block of a few neighbouring pixels to y and the next bits: docs/ops.md, "Value".
+// From the accumulators of one block of a few neighbouring pixels to y and the next bits: docs/ops.md, "Value".
 //
 // One block at a time, each stage over all its pixels: parameters are loaded once, an optional stage costs one branch,
 // and stores of a block overlap with the arithmetic of the next.
@@ -13,7 +13,6 @@ namespace generic {
 // The pixels [column, column + PIXELS) of a row: what their blocks share.
 template <int PIXELS>
 struct Tile {
-  size_t column;
   const int32_t* base[PIXELS];  // of block 0
   bool one_base;                // true nearly always: only borders differ
 };
@@ -21,7 +20,6 @@ struct Tile {
 template <int PIXELS>
 BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, size_t column) {
   Tile<PIXELS> tile;
-  tile.column = column;
   tile.one_base = true;
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
@@ -30,6 +28,17 @@ BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, si
     tile.one_base = tile.one_base && tile.base[m] == tile.base[0];
   }
   return tile;
+}
+
+// From minus the mismatches of a block to its accumulators, or half of them; see ConvConst::halved.
+template <class V, int PIXELS>
+BINARIZE_INLINE void AddBase(const ConvConst& k, const Tile<PIXELS>& tile, size_t block,
+                             typename V::Ints (&sums)[PIXELS]) {
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    const typename V::Ints base = V::LoadInts(tile.base[m] + block * kLanes);
+    sums[m] = V::AddInts(base, k.halved ? sums[m] : V::AddInts(sums[m], sums[m]));
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- Elastic Link
@@ -108,24 +117,27 @@ BINARIZE_INLINE void PlainLinkValues(const ConvConst& k, const ConvCall& call, c
   const Block& b = k.blocks[block];
   const E* first = w.first + k.link_first[block * kLanes];
   const size_t step = w.columns * call.link_channels;
+  const auto load = [&b](const E* p) { return b.lanes == kLanes ? V::Load(p) : V::LoadFirst(p, b.lanes); };
   typename V::Floats sum[PIXELS];
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) sum[m] = V::Set(-0.0f);  // the neutral element of addition
-  for (size_t r = 0; r < w.rows; ++r) {
-    for (size_t c = 0; c < w.columns; ++c) {
+  for (int m = 0; m < PIXELS; ++m) sum[m] = load(first + m * step);
+  for (size_t r = 0, i = 1; r < w.rows; ++r) {
+    for (size_t c = 0; c < w.columns; ++c, i = 0) {
       const E* pixel = first + (r * call.map_w + c) * call.link_channels;
-      for (size_t i = 0; i < b.link_terms; ++i) {
+      for (; i < b.link_terms; ++i) {
         const E* term = pixel + i * k.link_step;
         BINARIZE_UNROLL
-        for (int m = 0; m < PIXELS; ++m) {
-          sum[m] = V::Add(sum[m], b.lanes == kLanes ? V::Load(term + m * step) : V::LoadFirst(term + m * step, b.lanes));
-        }
+        for (int m = 0; m < PIXELS; ++m) sum[m] = V::Add(sum[m], load(term + m * step));
       }
     }
   }
-  const typename V::Floats share = V::Set(1.0f / static_cast<float>(w.rows * w.columns));
+  if (w.rows * w.columns > 1) {
+    const typename V::Floats share = V::Set(1.0f / static_cast<float>(w.rows * w.columns));
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) sum[m] = V::Mul(sum[m], share);
+  }
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) V::Store(values + m * kLanes, V::Mul(sum[m], share));
+  for (int m = 0; m < PIXELS; ++m) V::Store(values + m * kLanes, sum[m]);
 }
 
 // EL(link) of a block of PIXELS pixels, summed before the convolution so that it does not crowd its registers.
@@ -212,28 +224,21 @@ BINARIZE_INLINE void Activate(const ConvConst& k, size_t block, typename V::Floa
   }
 }
 
-// Block n of the tile, which is `block` of the conv; `doubled` are twice its mismatches. FULL: it has all 16 lanes.
+// Block n of a tile that starts at `column`, which is `block` of the conv, from its accumulators. FULL: it has all 16
+// lanes.
 template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, const Tile<PIXELS>& tile,
+BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t column,
                             const Link<E, PIXELS, BLOCKS>& link, size_t block, int n,
-                            const typename V::Ints (&doubled)[PIXELS]) {
+                            const typename V::Ints (&accumulators)[PIXELS]) {
   using Floats = typename V::Floats;
   const size_t channel = block * kLanes;
   const size_t lanes = k.blocks[block].lanes;
-  const size_t first = tile.column * k.channels_out + channel;
+  const size_t first = column * k.channels_out + channel;
   Floats t[PIXELS];
 
   const Floats scale = V::Load(k.scale + channel), bias = V::Load(k.bias + channel);
-  if (tile.one_base) {
-    const typename V::Ints base = V::LoadInts(tile.base[0] + channel);
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(V::ToFloats(base, doubled[m]), scale, bias);
-  } else {
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      t[m] = V::Fma(V::ToFloats(V::LoadInts(tile.base[m] + channel), doubled[m]), scale, bias);
-    }
-  }
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(V::ToFloats(accumulators[m]), scale, bias);
   if (row.link != nullptr) AddLink<V, FULL>(k, link, block, n, t);
   if (row.residual != nullptr) {
     const E* residual = static_cast<const E*>(row.residual) + first;
@@ -254,7 +259,7 @@ BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, const Tile<P
   if (row.next_bits != nullptr) {
     const Floats threshold = V::Load(k.next_threshold + channel);
     const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
-    uint16_t* next = row.next_bits + tile.column * k.words_out * 4 + block;
+    uint16_t* next = row.next_bits + column * k.words_out * 4 + block;
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
       next[m * k.words_out * 4] = static_cast<uint16_t>(V::Above(t[m], threshold) & valid);

@@ -84,33 +84,43 @@ void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
   for (; block < count; ++block) SumsOfBlocks<V, 1>(k, job, block);
 }
 
-// The largest sums under the window of output pixel `column`, negated and ready for the epilogue.
-template <class V>
-BINARIZE_INLINE typename V::Ints PoolSums(const Int8Const& k, const Int8FinishJob& job, size_t block, size_t column) {
-  const size_t first = column * job.pool_stride, step = k.epilogue.block_count * kLanes;
+// The columns of a row of sums under a pool's window.
+struct PoolColumns {
+  size_t begin, count;
+};
+
+BINARIZE_INLINE PoolColumns ColumnsUnder(const Int8FinishJob& job, size_t column) {
+  const size_t first = column * job.pool_stride;
   const size_t begin = first < job.pool_pad ? 0 : first - job.pool_pad;
-  const size_t end = Min(first + job.pool_w - job.pool_pad, job.row_width);
-  typename V::Ints most = V::LoadInts(job.rows[0] + begin * step + block * kLanes);
-  for (size_t r = 0; r < job.row_count; ++r) {
-    const int32_t* sums = job.rows[r] + block * kLanes;
-    for (size_t c = begin; c < end; ++c) most = V::MaxInts(most, V::LoadInts(sums + c * step));
-  }
-  return V::SubInts(V::ZeroInts(), most);
+  return {begin, Min(first + job.pool_w - job.pool_pad, job.row_width) - begin};
 }
 
+// PIXELS output pixels whose windows have as many columns each.
 template <class V, class E, int PIXELS>
-BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, size_t column) {
-  const Tile<PIXELS> tile = MakeTile<PIXELS>(k.epilogue, job.out, column);
+BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, size_t column,
+                                  const PoolColumns& window) {
   Link<E, PIXELS, 1> none;
   none.map = nullptr;
+  const size_t step = k.epilogue.block_count * kLanes, pixel_step = job.pool_stride * step;
   for (size_t block = 0; block < k.epilogue.block_count; ++block) {
-    typename V::Ints negated[PIXELS];
+    const size_t first = window.begin * step + block * kLanes;
+    typename V::Ints most[PIXELS];
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) negated[m] = PoolSums<V>(k, job, block, column + m);
+    for (int m = 0; m < PIXELS; ++m) most[m] = V::LoadInts(job.rows[0] + first + m * pixel_step);
+    for (size_t r = 0, c = 1; r < job.row_count; ++r, c = 0) {
+      for (; c < window.count; ++c) {
+        const int32_t* sums = job.rows[r] + first + c * step;
+        BINARIZE_UNROLL
+        for (int m = 0; m < PIXELS; ++m) most[m] = V::MaxInts(most[m], V::LoadInts(sums + m * pixel_step));
+      }
+    }
+    const typename V::Ints base = V::LoadInts(k.base + block * kLanes);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) most[m] = V::AddInts(base, most[m]);
     if (k.epilogue.blocks[block].lanes == kLanes) {
-      Finish<V, true>(k.epilogue, job.out, tile, none, block, 0, negated);
+      Finish<V, true>(k.epilogue, job.out, column, none, block, 0, most);
     } else {
-      Finish<V, false>(k.epilogue, job.out, tile, none, block, 0, negated);
+      Finish<V, false>(k.epilogue, job.out, column, none, block, 0, most);
     }
   }
 }
@@ -118,9 +128,17 @@ BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, 
 template <class V, class E>
 void FinishElements(const Int8Const& k, const Int8FinishJob& job) {
   constexpr size_t kPixels = 4;
-  size_t column = job.out.begin;
-  for (; column + kPixels <= job.out.end; column += kPixels) FinishPixels<V, E, 4>(k, job, column);
-  for (; column < job.out.end; ++column) FinishPixels<V, E, 1>(k, job, column);
+  for (size_t column = job.out.begin; column < job.out.end;) {
+    const PoolColumns window = ColumnsUnder(job, column);
+    const bool several = column + kPixels <= job.out.end && window.count == job.pool_w &&
+                         ColumnsUnder(job, column + kPixels - 1).count == job.pool_w;
+    if (several) {
+      FinishPixels<V, E, 4>(k, job, column, window);
+    } else {
+      FinishPixels<V, E, 1>(k, job, column, window);
+    }
+    column += several ? kPixels : 1;
+  }
 }
 
 template <class V>

@@ -114,13 +114,11 @@ BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const 
                                 size_t column, const int32_t* sums, size_t step) {
   Link<E, PIXELS, 1> link;
   PrepareLink<V>(k, call, row, block, column, link);
-  typename V::Ints doubled[PIXELS];
+  typename V::Ints accumulators[PIXELS];
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) {
-    const typename V::Ints sum = V::LoadInts(sums + m * step);
-    doubled[m] = V::AddInts(sum, sum);
-  }
-  Finish<V, FULL>(k, row, MakeTile<PIXELS>(k, row, column), link, block, 0, doubled);
+  for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadInts(sums + m * step));
+  AddBase<V>(k, MakeTile<PIXELS>(k, row, column), block, accumulators);
+  Finish<V, FULL>(k, row, column, link, block, 0, accumulators);
 }
 
 template <class V, class E, int PIXELS, int PANELS>

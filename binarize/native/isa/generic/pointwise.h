@@ -7,37 +7,66 @@
 namespace binarize {
 namespace generic {
 
-// Sixteen channels of one pixel, or the first `lanes` of them; the result is their bits.
-template <class V, bool FULL, class X, class E>
-BINARIZE_INLINE uint64_t ActivateBlock(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
+// Sixteen channels, or the first `lanes` of them, of PIXELS pixels: their parameters are loaded once.
+template <class V, bool FULL, class X, class E, int PIXELS>
+BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
   using Floats = typename V::Floats;
   const size_t at = pixel * job.channels + channel;
-  Floats t = Read<V, FULL>(static_cast<const X*>(job.x) + at, lanes);
-  if (job.gate != nullptr) t = V::Mul(t, Read<V, FULL>(job.gate + channel, lanes));
-  t = V::Fma(t, V::Load(job.scale + channel), V::Load(job.bias + channel));
-  if (job.residual != nullptr) t = V::Add(t, Read<V, FULL>(static_cast<const E*>(job.residual) + at, lanes));
-  t = V::Add(V::Leak(t, V::Load(job.slope + channel)), V::Load(job.shift + channel));
-  if (job.y != nullptr) Write<V, FULL>(static_cast<E*>(job.y) + at, t, lanes);
-  const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
-  return V::Above(t, V::Load(job.threshold + channel)) & valid;
+  Floats t[PIXELS];
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(static_cast<const X*>(job.x) + at + m * job.channels, lanes);
+  if (job.gate != nullptr) {
+    const Floats gate = Read<V, FULL>(job.gate + channel, lanes);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Mul(t[m], gate);
+  }
+  const Floats scale = V::Load(job.scale + channel), bias = V::Load(job.bias + channel);
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(t[m], scale, bias);
+  if (job.residual != nullptr) {
+    const E* residual = static_cast<const E*>(job.residual) + at;
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], Read<V, FULL>(residual + m * job.channels, lanes));
+  }
+  const Floats slope = V::Load(job.slope + channel), shift = V::Load(job.shift + channel);
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(V::Leak(t[m], slope), shift);
+  if (job.y != nullptr) {
+    E* y = static_cast<E*>(job.y) + at;
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(y + m * job.channels, t[m], lanes);
+  }
+  if (job.bits != nullptr) {
+    const Floats threshold = V::Load(job.threshold + channel);
+    const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
+    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + pixel * job.words * 4 + channel / kLanes;
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      bits[m * job.words * 4] = static_cast<uint16_t>(V::Above(t[m], threshold) & valid);
+    }
+  }
+}
+
+template <class V, class X, class E, int PIXELS>
+BINARIZE_INLINE void ActivatePixels(const ActivateJob& job, size_t pixel) {
+  size_t channel = 0;
+  for (; channel + kLanes <= job.channels; channel += kLanes) {
+    ActivateTile<V, true, X, E, PIXELS>(job, pixel, channel, kLanes);
+  }
+  if (channel < job.channels) ActivateTile<V, false, X, E, PIXELS>(job, pixel, channel, job.channels - channel);
+  if (job.bits == nullptr) return;
+  for (int m = 0; m < PIXELS; ++m) {  // the quarters of the last word that have no channel
+    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + (pixel + m) * job.words * 4;
+    for (size_t quarter = (job.channels + kLanes - 1) / kLanes; quarter < job.words * 4; ++quarter) bits[quarter] = 0;
+  }
 }
 
 template <class V, class X, class E>
 void ActivateElements(const ActivateJob& job) {
-  for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
-    for (size_t word = 0; word < job.words; ++word) {
-      uint64_t packed = 0;
-      for (size_t quarter = 0; quarter < 4; ++quarter) {
-        const size_t channel = word * 64 + quarter * kLanes;
-        if (channel >= job.channels) break;
-        const size_t left = job.channels - channel;
-        const uint64_t bits = left >= kLanes ? ActivateBlock<V, true, X, E>(job, pixel, channel, kLanes)
-                                             : ActivateBlock<V, false, X, E>(job, pixel, channel, left);
-        packed |= bits << (quarter * kLanes);
-      }
-      if (job.bits != nullptr) job.bits[pixel * job.words + word] = packed;
-    }
-  }
+  constexpr size_t kPixels = 4;
+  size_t pixel = 0;
+  for (; pixel + kPixels <= job.pixels; pixel += kPixels) ActivatePixels<V, X, E, 4>(job, pixel);
+  for (; pixel < job.pixels; ++pixel) ActivatePixels<V, X, E, 1>(job, pixel);
 }
 
 template <class V>

@@ -13,12 +13,13 @@
 //   Max, Min                        Max(a, b) and Min(a, b) are b when they are equal or one is NaN
 //   Leak(t, slope)                  t > 0 ? t : slope * t
 //   Above(a, b)                     bit i: a[i] > b[i]
-//   ToFloats(base, doubled)         float(base - doubled)
+//   ToFloats(x)                     of int32
 //   Pin(c)                          a counter is final here: the compiler may not move its arithmetic past this point
 //   Xor(a, b), XorAnd(a, b, mask)   (a ^ b) & mask
 //
-//   Counter, kCounterSteps          counts of ones by lane, for at most so many steps (0: any number)
+//   Counter, kCounterSteps          counts of ones by lane, for at most so many steps
 //   ZeroCounter(), Count(c, x), Counts(c), AddInts(a, b), ZeroInts()
+//   ... or kCounterSteps is 0, a Counter is Ints that may start anywhere, and Count(c, x) subtracts the ones
 //
 //   MaxInts, SubInts                of int32
 //   StoreInts(p, x), StoreBytes(p, x)  sixteen int32; sixteen bytes, of values in [0, 255]

@@ -99,8 +99,8 @@ struct Neon {
     }
     return vaddvq_u32(sum);
   }
-  BINARIZE_INLINE Floats ToFloats(Ints base, Ints doubled) {
-    return Each([&](int i) { return vcvtq_f32_s32(vreinterpretq_s32_u32(vsubq_u32(base.q[i], doubled.q[i]))); });
+  BINARIZE_INLINE Floats ToFloats(Ints x) {
+    return Each([&](int i) { return vcvtq_f32_s32(vreinterpretq_s32_u32(x.q[i])); });
   }
 
   BINARIZE_INLINE Ints ZeroInts() {

@@ -102,7 +102,8 @@ void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, siz
     }
   }
   const int32_t* base = Base(k, row, column, block);
-  for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
+  const int32_t unit = k.halved ? 1 : 2;
+  for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - unit * mismatches[lane];
   Finish(k, call, row, column, block, mismatches);
 }
 
