@@ -1,6 +1,6 @@
-"""docs/performance.md and its plot from the committed results: `python -m benchmarks.render`.
+"""The figures of docs from the committed results: `python -m benchmarks.render`.
 
-The prose of the page is written by hand; what stands between `<!-- name -->` and `<!-- end -->` is made here.
+The prose of the pages is written by hand; what stands between `<!-- name -->` and `<!-- end -->` is made here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from binarize.files import write_text
 from binarize.runtime.library import DOMAIN
 
 PAGE = records.ROOT / "docs" / "performance.md"
+PAGES = (PAGE, PAGE.with_name("recipes.md"))
 PLOT = PAGE.with_suffix(".svg")
 FLOAT = "ORT float32"
 INT8 = ("ORT int8", "OpenVINO int8")
@@ -28,7 +29,8 @@ SHOWN = (*OURS, *INT8, "OpenVINO default", "OpenVINO float32", FLOAT)
 
 
 def main() -> None:
-    write_text(PAGE, rendered(PAGE.read_text(encoding="utf-8")))
+    for page in PAGES:
+        write_text(page, rendered(page.read_text(encoding="utf-8")))
     plot(PLOT)
 
 
@@ -254,6 +256,21 @@ def _peer_layers() -> str:
     return _table(columns, rows)
 
 
+def _recipes() -> str:
+    """Every recipe's latency against that of `el`, one thread."""
+    row = records.find("recipes", "resnet18", 1)
+    assert row is not None
+    names = sorted((name for name in row["contenders"] if name != FLOAT), key=lambda name: _time(row, name) or 0.0)
+    rows = []
+    for name in (*names, FLOAT):
+        size = f"{row['bytes'][name] / 1e6:.1f} MB"
+        ratio = f"{_ratio(row, name, 'el') or 0:.2f}x"
+        rows.append(
+            [f"`{name}`" if name != FLOAT else name, _ms(_time(row, name)), ratio, str(row["nodes"][name]), size]
+        )
+    return _table(("recipe", "ms", "against `el`", "nodes", "file"), rows)
+
+
 def _us(milliseconds: float | None) -> str:
     return "–" if milliseconds is None else f"{1000 * milliseconds:.0f}"
 
@@ -269,6 +286,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "ends": _ends,
     "peer_networks": _peer_networks,
     "peer_layers": _peer_layers,
+    "recipes": _recipes,
 }
 
 

@@ -308,6 +308,8 @@ def _build(current: Any, values: dict[str, Any], source: str, prefix: str) -> An
         if key not in hints:
             raise UsageError(f"unknown key {name!r}", layer=source, hint=_suggest(key, hints, prefix))
         if dataclasses.is_dataclass(hints[key]):
+            if isinstance(value, str) and "kind" in get_type_hints(hints[key]):
+                value = {"kind": value}  # link=elastic
             if not isinstance(value, dict):
                 raise UsageError(f"{name!r} is a table, not a value", layer=source)
             changes[key] = _build(getattr(current, key), value, source, f"{name}.")

@@ -25,13 +25,11 @@ from binarize.passes.lower_convs import LowerConvs
 from binarize.passes.lower_layers import lower_layers
 from binarize.passes.lower_maps import LowerMaps
 from binarize.passes.merge_equal import MergeEqual
-from binarize.passes.merge_planes import MergePlanes
 from binarize.passes.narrow_stream import NarrowStream
 from binarize.passes.swap_max_pool import SwapMaxPool
 
 LOWERING_PASSES: tuple[Pass, ...] = (
     LowerConvs(),
-    MergePlanes(),
     FuseEpilogue(),
     SwapMaxPool(),
     DropExpands(),

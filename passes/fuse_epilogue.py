@@ -1,4 +1,4 @@
-"""Pull what follows a packed conv or an activation into it: gate, batch norm, Elastic Link, residual, RPReLU.
+"""Pull what follows a packed conv or an activation into it: factors, batch norm, Elastic Link, residual, RPReLU.
 
 Unfused, each of these costs more than the convolution. One step takes one consumer; steps repeat until none fits.
 The fused value's `origin` names the original node whose value it now computes, for the proof of equality.
@@ -6,6 +6,7 @@ The fused value's `origin` names the original node whose value it now computes, 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from binarize.passes.lower_tools import (
     is_permute,
     item_of,
     permute,
+    tensor_of,
 )
 
 ATEN = torch.ops.aten
@@ -71,7 +73,7 @@ def _fuse_one(graph_module: GraphModule, fused: Fused) -> bool:
     if len(value.users) != 1 or fused.activated:
         return False
     user = next(iter(value.users))
-    for step in (_absorb_gate, _fold_batch_norm, _absorb_link, _absorb_residual, _absorb_activation):
+    for step in _STEPS:
         replaced = step(graph_module, fused, value, user)
         if replaced is not None:
             fused.node.meta["origin"] = replaced.meta.get("origin", replaced.name)
@@ -91,15 +93,58 @@ def _take_place_of(replaced: Node, user: Node, chain: tuple[Node, Node, Node]) -
 
 
 def _absorb_gate(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
-    """`value * gate` with one factor per image and channel: squeeze-excite. It comes first in an activation."""
-    if user.target is not ATEN.mul.Tensor or not fused.has("gate") or not _is_neutral(fused):
+    """`value * gate` with one factor per image and channel: squeeze-excite, Real-to-Binary's gate."""
+    gate = _other_operand(user, value, ATEN.mul.Tensor)
+    if gate is None or not fused.absent("gate") or not _takes_factors(fused) or not is_gate(gate, user):
         return None
-    left, right = user.args[:2]
-    gate = right if left is value else left
-    if not is_gate(gate, user):
-        return None
-    assert isinstance(gate, Node)
     fused.update(gate=permute(graph_module, gate, TO_NHWC, user))
+    return user
+
+
+def _absorb_factor(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
+    """`value * factor` with one factor per pixel, of each image (XNOR-Net's K) or of all (a spatial scale)."""
+    factor = _other_operand(user, value, ATEN.mul.Tensor)
+    if factor is None or not fused.has("factor") or not _takes_factors(fused):
+        return None
+    map_size = fake_value(user).shape[2:] if fake_value(user) is not None else ()
+    pixels = tensor_of(factor)
+    if pixels is not None:
+        if len(map_size) != 2 or math.prod(pixels.shape[:-2]) != 1:
+            return None
+        _multiply_factor(graph_module, fused, pixels, tuple(map_size), user)
+        return user
+    shape: tuple[Any, ...] = tuple(fake_value(factor).shape) if fake_value(factor) is not None else ()
+    if len(shape) != 4 or shape[1] != 1 or tuple(shape[2:]) != tuple(map_size) or not fused.absent("factor"):
+        return None
+    fused.update(factor=permute(graph_module, factor, TO_NHWC, user))
+    return user
+
+
+def _multiply_factor(
+    graph_module: GraphModule, fused: Fused, pixels: Tensor, map_size: tuple[int, ...], user: Node
+) -> None:
+    """The constant `pixels`, broadcastable to `map_size`, goes into the factor that is there."""
+    whole = pixels.reshape(1, *pixels.shape[-2:], 1) if pixels.dim() > 1 else pixels.reshape(1, 1, -1, 1)
+    known = tensor_of(fused["factor"])
+    if map_size == (1, 1):  # a factor of one pixel would look like none
+        _set(graph_module, fused, "scale", fused.value("scale") * pixels.reshape(-1))
+    elif known is not None:
+        _set(graph_module, fused, "factor", (known * whole).expand(1, *map_size, 1))
+    else:
+        name = add_constant(graph_module, f"{fused.node.meta['layer']}_factor", whole.expand(1, *map_size, 1), user)
+        with graph_module.graph.inserting_before(user):
+            fused.update(factor=graph_module.graph.call_function(ATEN.mul.Tensor, (fused["factor"], name)))
+
+
+def _absorb_constant(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
+    """`value + constant` per channel: a conv's own bias behind its factors."""
+    other = _other_operand(user, value)
+    added = None if other is None else tensor_of(other)
+    if added is None or added.dim() < 3 or added.numel() != added.shape[-3] or fake_value(user) is None:
+        return None
+    if added.numel() not in (1, int(fake_value(user).shape[1])):
+        return None
+    _set(graph_module, fused, "bias", fused.value("bias").double() + added.double().flatten())
     return user
 
 
@@ -115,9 +160,10 @@ def is_gate(factor: Any, product: Node) -> bool:
     return tuple(mine.shape[:2]) == tuple(full.shape[:2])
 
 
-def _is_neutral(fused: Fused) -> bool:
-    plain = torch.all(fused.value("scale") == 1) and torch.all(fused.value("bias") == 0)
-    return bool(plain) and fused.absent("gate") and fused.absent("residual") and not fused.activated
+def _takes_factors(fused: Fused) -> bool:
+    """Whether `fused` is so far a product, into which factors may go; those of an activation come before its scale."""
+    plain = torch.all(fused.value("bias") == 0) and (fused.has("geometry") or torch.all(fused.value("scale") == 1))
+    return bool(plain) and fused.absent("link") and fused.absent("residual")
 
 
 def _fold_batch_norm(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
@@ -192,9 +238,20 @@ def _absorb_activation(graph_module: GraphModule, fused: Fused, value: Node, use
     return user
 
 
-def _other_operand(user: Node, value: Node) -> Node | None:
-    """What `user` adds to `value`, if it is a plain addition of two tensors."""
-    if user.target is not ATEN.add.Tensor or user.kwargs.get("alpha", 1) != 1:
+_STEPS: tuple[Step, ...] = (
+    _absorb_gate,
+    _absorb_factor,
+    _absorb_constant,
+    _fold_batch_norm,
+    _absorb_link,
+    _absorb_residual,
+    _absorb_activation,
+)
+
+
+def _other_operand(user: Node, value: Node, target: Any = ATEN.add.Tensor) -> Node | None:
+    """What `user` adds to `value` (or does with it by `target`), if it is a plain operation on two tensors."""
+    if user.target is not target or user.kwargs.get("alpha", 1) != 1:
         return None
     left, right = user.args[:2]
     other = right if left is value else left

@@ -1,6 +1,7 @@
 """Let the operator that makes a map also pack it for the conv that reads it: the bits cost nothing in its epilogue.
 
-A map read by several convs with different thresholds keeps a `pack` for each but the first.
+A map read by several convs with different thresholds keeps a `pack` for each but the first, and so does one that is
+packed to several planes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class FusePacks:
 def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) -> Node | None:
     """The packed output of what makes `source`, now with `threshold`; None if it is taken or makes none."""
     producer = producer_of(source)
-    if producer is None or item_of(producer.node, 1) is not None:
+    if producer is None or item_of(producer.node, 1) is not None or constant(threshold).dim() > 1:
         return None
     producer.node.prepend(threshold)
     producer.update(next_threshold=threshold)

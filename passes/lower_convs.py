@@ -7,7 +7,7 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from binarize.nn.ops import geometry_from_ints, pack_weight
+from binarize.nn.ops import Terms, geometry_from_ints, pack_weight
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.lower_tools import (
     OPS,
@@ -34,7 +34,7 @@ class LowerConvs:
 
 
 def _lower(graph_module: GraphModule, node: Node) -> None:
-    x, threshold, weight, scale, bias, geometry = node.args
+    x, threshold, weight, scale, bias, geometry, terms = node.args
     assert isinstance(x, Node) and isinstance(weight, Node)
     ints: list[int] = list(geometry)  # type: ignore[arg-type]
     graph = graph_module.graph
@@ -45,14 +45,15 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
     def new(suffix: str, value: torch.Tensor) -> Node:
         return add_constant(graph_module, f"{name}_{suffix}", value, node)
 
-    packed = new("packed_weight", pack_weight(constant(weight), groups))
+    packed = new("packed_weight", pack_weight(constant(weight), groups, Terms(*terms).bases))  # type: ignore
     absent, zero, one = torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.ones(1)
     nhwc = permute(graph_module, x, TO_NHWC, node)
     rest = [new("link", absent), new("gamma", zero), new("residual", absent)]
     rest += [new("slope", one), new("shift", zero), new("next_threshold", zero)]
+    rest += [new("gate", absent + 1), new("factor", absent + 1)]
     with graph.inserting_before(node):
         bits = graph.call_function(PACK, (nhwc, threshold))
-        conv = graph.call_function(PACKED_CONV, (bits, packed, scale, bias, *rest, ints))
+        conv = graph.call_function(PACKED_CONV, (bits, packed, scale, bias, *rest, ints, terms))
         y = graph.call_function(operator.getitem, (conv, 0))
     set_value_like(y, node, lambda v: v.permute(TO_NHWC))
     conv.meta["layer"] = name

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from binarize.nn.functional import channelwise
 from binarize.nn.geometry import ConvGeometry
-from binarize.nn.ops import binary_conv2d, geometry_to_ints
+from binarize.nn.ops import Terms, binary_conv2d, geometry_to_ints
+
+ONE_TERM = Terms()
 
 
 def planes(weight: Tensor) -> list[Tensor]:
@@ -27,20 +29,23 @@ def binary_conv(
     bias: Tensor,
     geometry: ConvGeometry,
     neutral: tuple[Tensor, Tensor],
+    terms: Terms = ONE_TERM,
 ) -> Tensor:
-    """`scale * conv(sign(x - threshold), sign(weight)) + bias` on `[N, C, ...]`.
+    """`bias + sum over terms of scale * conv(sign(x - threshold), sign(weight))` on `[N, C, ...]`.
 
     Args:
-        weights: the `planes` of the weight.
+        threshold, scale: `[C]` and `[O]`, or with an axis for planes and terms before; a conv in three dimensions has
+            one term.
+        weights: the `planes` of the weight, `[bases * O, ...]`.
         neutral: ones and zeros, `[O]` each: scale and bias of a conv that gives a bare accumulator.
     """
     g = geometry.at(*x.shape[2:])
     if g.dims == 1:
-        row = binary_conv2d(x.unsqueeze(2), threshold, weights[0], scale, bias, geometry_to_ints(_row(g)))
-        return row.squeeze(2)
+        ints = geometry_to_ints(_row(g))
+        return binary_conv2d(x.unsqueeze(2), threshold, weights[0], scale, bias, ints, list(terms)).squeeze(2)
     if g.dims == 2:
-        return binary_conv2d(x, threshold, weights[0], scale, bias, geometry_to_ints(g))
-    return _sum_of_taps(x, threshold, weights, neutral, g) * channelwise(scale, x) + channelwise(bias, x)
+        return binary_conv2d(x, threshold, weights[0], scale, bias, geometry_to_ints(g), list(terms))
+    return _sum_of_taps(x, threshold, weights, neutral, g, terms) * channelwise(scale, x) + channelwise(bias, x)
 
 
 def _row(g: ConvGeometry) -> ConvGeometry:
@@ -50,7 +55,7 @@ def _row(g: ConvGeometry) -> ConvGeometry:
 
 
 def _sum_of_taps(
-    x: Tensor, threshold: Tensor, weights: list[Tensor], neutral: tuple[Tensor, Tensor], g: ConvGeometry
+    x: Tensor, threshold: Tensor, weights: list[Tensor], neutral: tuple[Tensor, Tensor], g: ConvGeometry, terms: Terms
 ) -> Tensor:
     """The accumulator of a 3-d conv: one 2-d conv of the frames per tap in depth, moved and summed.
 
@@ -72,7 +77,7 @@ def _sum_of_taps(
         if first >= last:
             continue
         folded = chosen.transpose(1, 2).reshape(-1, channels, *x.shape[3:])
-        maps = binary_conv2d(folded, threshold, weight, *neutral, ints)
+        maps = binary_conv2d(folded, threshold, weight, *neutral, ints, list(terms))
         maps = maps.reshape(-1, count, *maps.shape[1:]).transpose(1, 2)[:, :, first:last]
         maps = F.pad(maps, (0, 0, 0, 0, first - shift, shift + depth - last))
         total = maps if total is None else total + maps

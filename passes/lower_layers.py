@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from binarize.errors import UsageError
 from binarize.nn import BinaryConv, ChannelInteraction, ElasticLink, RPReLU
+from binarize.nn.activation_binarizer import Plane
 from binarize.nn.functional import CONV
-from binarize.nn.ops import elastic_link, geometry_to_ints, rprelu
+from binarize.nn.ops import Terms, elastic_link, geometry_to_ints, rprelu
 from binarize.passes.lower_dimensions import binary_conv, planes
 
 
 class _BinaryConv(nn.Module):
-    """A `binary_conv2d` per plane of the input and base of the weight, summed, then the conv's other factors.
+    """A `binary_conv2d` over all planes of the input and bases of the weight, then the conv's other factors.
 
-    Most recipes have one term and no such factors; then scale and bias are the op's own.
+    Most recipes have no such factors; then scale and bias are the op's own.
     """
 
     scale: Tensor | None
@@ -44,32 +45,38 @@ class _BinaryConv(nn.Module):
         self.register_buffer("bias", None if plain or conv.bias is None else per_channel(bias))
         self.register_buffer("one", torch.ones_like(scale))
         self.register_buffer("zero", torch.zeros_like(scale))
-        self.terms = 0
-        for offset, beta in conv.binarize_input.planes():
-            for latent, alpha in conv.binarize_weight.bases(weight):
-                self._add_term(
-                    conv.threshold.detach() + offset,
-                    latent,
-                    alpha * beta * (scale if self.interaction is None else 1.0),
-                    bias if plain and self.terms == 0 else torch.zeros_like(bias),
-                )
+        self.parts: list[Terms] = []
+        inputs, bases = conv.binarize_input.planes(), conv.binarize_weight.bases(weight)
+        whole = [(bases, inputs)] if conv.dims < 3 else [([base], [plane]) for base in bases for plane in inputs]
+        own = scale if self.interaction is None else self.one
+        for some_bases, some_inputs in whole:
+            own_bias = bias if plain and not self.parts else torch.zeros_like(bias)
+            self._add_part(conv.threshold.detach(), some_bases, some_inputs, own, own_bias)
 
-    def _add_term(self, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
-        weights = planes(weight)
+    def _add_part(
+        self, threshold: Tensor, bases: list[tuple[Tensor, Tensor]], inputs: list[Plane], scale: Tensor, bias: Tensor
+    ) -> None:
+        """Terms that are one operator: all of them, except in three dimensions, where each is a sum over taps."""
+        weights = planes(torch.cat([latent for latent, _ in bases]))
         self.taps = len(weights)
-        named = {"threshold": threshold, "scale": scale, "bias": bias}
+        named = {
+            "threshold": _stacked([threshold + offset for plane in inputs for offset in plane.offsets]),
+            "scale": _stacked([alpha * plane.weight * scale for _, alpha in bases for plane in inputs]),
+            "bias": bias,
+        }
         named |= {f"weight_{tap}": plane for tap, plane in enumerate(weights)}
         for name, tensor in named.items():
-            self.register_buffer(f"{name}_of_{self.terms}", tensor)
-        self.terms += 1
+            self.register_buffer(f"{name}_of_{len(self.parts)}", tensor)
+        self.parts.append(Terms(len(inputs), len(bases), int(len(inputs[0].offsets) == 2)))
 
     def forward(self, x: Tensor) -> Tensor:
         out, features = None, self.features(x)
-        for k in range(self.terms):
+        for k, terms in enumerate(self.parts):
             weights = [getattr(self, f"weight_{tap}_of_{k}") for tap in range(self.taps)]
             threshold, scale, bias = (getattr(self, f"{name}_of_{k}") for name in ("threshold", "scale", "bias"))
-            term = binary_conv(features, threshold, weights, scale, bias, self.geometry, (self.one, self.zero))
-            out = term if out is None else out + term
+            neutral = (self.one, self.zero)
+            part = binary_conv(features, threshold, weights, scale, bias, self.geometry, neutral, terms)
+            out = part if out is None else out + part
         assert out is not None
         if self.interaction is not None:
             out = self.interaction(out) * self.scale
@@ -77,6 +84,11 @@ class _BinaryConv(nn.Module):
             out = part(out, x)
         out = out if self.bias is None else out + self.bias
         return out if self.tail is None else self.tail(x, out)
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """`[O]` of one, `[count, O]` of several."""
+    return values[0] if len(values) == 1 else torch.stack(values)
 
 
 class _Interaction(nn.Module):

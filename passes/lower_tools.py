@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from binarize.nn.geometry import ConvGeometry
-from binarize.nn.ops import geometry_from_ints, is_absent
+from binarize.nn.ops import Terms, geometry_from_ints, is_absent
 
 OPS = torch.ops.binarize
 PACK = OPS.pack.default
@@ -24,7 +24,10 @@ TO_NCHW = [0, 3, 1, 2]
 
 _EPILOGUE = ["slope", "shift", "next_threshold"]
 ARGUMENTS = {
-    PACKED_CONV: ["bits", "weight", "scale", "bias", "link", "gamma", "residual", *_EPILOGUE, "geometry"],
+    PACKED_CONV: [
+        *("bits", "weight", "scale", "bias", "link", "gamma", "residual", *_EPILOGUE),
+        *("gate", "factor", "geometry", "terms"),
+    ],
     ACTIVATE: ["x", "gate", "scale", "bias", "residual", *_EPILOGUE],
 }
 """Names of the arguments, in order, of the two operators that end in an epilogue."""
@@ -121,7 +124,7 @@ class Fused:
         return constant(self[name])
 
     def absent(self, name: str) -> bool:
-        """Whether the optional input `name` (`link`, `gate` or `residual`) is its neutral element or not there."""
+        """Whether `name` (`link`, `gate`, `factor` or `residual`) is its neutral element or not there."""
         tensor = tensor_of(self[name]) if self.has(name) else torch.zeros(1, 1, 1, 1)
         return tensor is not None and is_absent(tensor)
 
@@ -137,6 +140,10 @@ class PackedConv(Fused):
     @property
     def geometry(self) -> ConvGeometry:
         return geometry_from_ints(self["geometry"])
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(*self["terms"])
 
 
 def packed_convs(graph_module: GraphModule) -> list[PackedConv]:

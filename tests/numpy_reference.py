@@ -32,8 +32,9 @@ def unpack_signs(bits: Bits, channels: int) -> np.ndarray:
 
 
 def pack(x: Float, threshold: Float) -> Bits:
-    """`bit = 1 if x > threshold else 0`; x `[N, H, W, C]`, threshold `[C]` or `[1]`."""
-    return pack_bits(x.astype(np.float32) > threshold)
+    """`bit = 1 if x > threshold else 0`; x `[N, H, W, C]`, threshold `[C]`, `[1]` or `[planes, C]`."""
+    rows = threshold if threshold.ndim == 2 else threshold[None]
+    return np.concatenate([pack_bits(x.astype(np.float32) > row) for row in rows], axis=-1)
 
 
 def pack_weight(weight: np.ndarray, group: int) -> Bits:
@@ -54,6 +55,17 @@ class Conv:
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
+    planes: int = 1
+    bases: int = 1
+    ternary: int = 0
+
+    @property
+    def terms(self) -> int:
+        return self.planes * self.bases
+
+    @property
+    def bit_planes(self) -> int:
+        return self.planes * (2 if self.ternary else 1)
 
     def extent(self, size: int, kernel: int, axis: int) -> int:
         """Output rows (axis 0) or columns (axis 1)."""
@@ -67,7 +79,7 @@ class Conv:
 
 
 def accumulate(bits: Bits, weight: Bits, conv: Conv) -> np.ndarray:
-    """Exact accumulators `[N, Ho, Wo, O]`, int64; a tap in the padding contributes 0."""
+    """Exact accumulators of one plane of bits and one base, `[N, Ho, Wo, O]`, int64; a padded tap contributes 0."""
     n, h, w, _ = bits.shape
     rows, kh, kw, _ = weight.shape
     out_h, out_w = conv.extent(h, kh, 0), conv.extent(w, kw, 1)
@@ -86,6 +98,32 @@ def accumulate(bits: Bits, weight: Bits, conv: Conv) -> np.ndarray:
             ].reshape(n, out_h, out_w, conv.group, -1)
             result += np.einsum("nhwgc,jgc->nhwgj", tap, weights[:, r, c].reshape(rows, conv.group, -1))
     return result.reshape(n, out_h, out_w, -1)
+
+
+def accumulators_by_term(bits: Bits, weight: Bits, conv: Conv) -> np.ndarray:
+    """Accumulators `[terms, N, Ho, Wo, O]`, int64: for each base each plane, the latter the mean of two if ternary."""
+    digits = 2 if conv.ternary else 1
+    signs = np.split(bits, conv.bit_planes, axis=-1)
+    result = []
+    for base in np.split(weight, conv.bases):
+        for plane in range(conv.planes):
+            parts = [accumulate(np.ascontiguousarray(s), base, conv) for s in signs[plane * digits :][:digits]]
+            result.append(sum(parts) // digits)
+    return np.stack(result)
+
+
+def sum_of_terms(
+    bits: Bits, weight: Bits, conv: Conv, scale: Float, bias: Float, gate: Float | None, factor: Float | None
+) -> Float:
+    """`t` before the link: from the bias on, a fused multiply-add per term."""
+    accumulators = accumulators_by_term(bits, weight, conv).astype(np.float32)
+    shape = accumulators.shape[1:]
+    scales = np.broadcast_to(scale, (conv.terms, shape[-1]))
+    t = np.broadcast_to(bias, shape)
+    for accumulator, own in zip(accumulators, scales, strict=True):
+        whole = own if gate is None else own * gate
+        t = fma(accumulator if factor is None else accumulator * factor, np.broadcast_to(whole, shape), t)
+    return t
 
 
 def elastic_link(link: Float, out_channels: int, kernel: tuple[int, int], conv: Conv) -> Float:
@@ -148,16 +186,17 @@ def binary_conv2d(
     slope: Float | None = None,
     shift: Float | None = None,
     next_threshold: Float | None = None,
+    gate: Float | None = None,
+    factor: Float | None = None,
     stream: type = np.float32,
 ) -> tuple[Float, Bits]:
     """`(y, next_bits)` of docs/ops.md; parameters are float32 `[O]` or `[1]`, None means neutral.
 
     `stream` is the element type of link, residual and y.
     """
-    accumulators = accumulate(bits, weight, conv)
-    out_channels = accumulators.shape[-1]
+    t = sum_of_terms(bits, weight, conv, scale, bias, gate, factor)
+    out_channels = t.shape[-1]
     full = np.broadcast_to
-    t = fma(accumulators.astype(np.float32), full(scale, accumulators.shape), full(bias, accumulators.shape))
     if link is not None and gamma is not None:
         t = fma(full(gamma, t.shape), elastic_link(link, out_channels, weight.shape[1:3], conv), t)
     if residual is not None:

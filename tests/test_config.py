@@ -201,6 +201,7 @@ def test_settings(setting: str, path: str, value: Any) -> None:
 
 def test_later_settings_win() -> None:
     assert Config().with_settings(["seed=1", "seed=2"]).seed == 2
+    assert Config().with_settings(["link=none"]) == Config().with_settings(["link.kind=none"])
 
 
 @pytest.mark.parametrize("setting", ["training.epochs", "", "=3", "training.=3", ".epochs=3", "a.b.c=3"])

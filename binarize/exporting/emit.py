@@ -21,7 +21,7 @@ from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
 from binarize.files import atomic_output
 from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
-from binarize.nn.ops import geometry_from_ints
+from binarize.nn.ops import Terms, geometry_from_ints
 from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, packed_convs
 
 DOMAIN = "ai.binarize"
@@ -117,20 +117,21 @@ def _operators() -> Any:
             )
         )
 
-    parameters = dict.fromkeys(("scale", "bias", "gamma", "slope", "shift", "next_threshold", "gate"), "tensor(float)")
+    floats = ("scale", "bias", "gamma", "slope", "shift", "next_threshold", "gate", "factor")
+    parameters = dict.fromkeys(floats, "tensor(float)")
 
     def typed(*names: str, **others: str) -> dict[str, str]:
         return {n: others.get(n, parameters.get(n, "stream")) for n in names}
 
     epilogue = ("slope", "shift", "next_threshold")
-    integers = {"channels": types.INT, "group": types.INT}
+    integers = dict.fromkeys(("channels", "group", *Terms._fields), types.INT)
     both = {"y": "stream", "next_bits": "tensor(uint64)"}
     window = dict.fromkeys(("kernel_shape", "strides", "pads"), types.INTS)
     register("Pack", {"x": "stream", "threshold": "tensor(float)"}, {"bits": "tensor(uint64)"}, {})
     register(
         "BinaryConv2d",
         dict.fromkeys(("bits", "weight"), "tensor(uint64)")
-        | typed("scale", "bias", "link", "gamma", "residual", *epilogue),
+        | typed("scale", "bias", "link", "gamma", "residual", *epilogue, "gate", "factor"),
         both,
         integers | dict.fromkeys(("strides", "pads", "dilations"), types.INTS),
     )
@@ -146,7 +147,7 @@ def _translate_pack(x: Any, threshold: Any) -> Any:
 
 
 def _translate_conv(*arguments: Any) -> Any:
-    *tensors, ints = arguments
+    *tensors, ints, terms = arguments
     g = geometry_from_ints(list(ints))
     return _operators().BinaryConv2d(
         *tensors,
@@ -155,6 +156,7 @@ def _translate_conv(*arguments: Any) -> Any:
         strides=list(g.stride),
         pads=list(g.pads),
         dilations=list(g.dilation),
+        **Terms(*terms)._asdict(),
     )
 
 

@@ -65,10 +65,10 @@ class _Body:
         return self.op("Concat", *parts, axis=0)
 
 
-def _pack(body: _Body, x: str, threshold: str, output: str) -> None:
-    """Adds `output = bits of x > threshold`: powers of two per channel, summed over half words."""
-    positive = body.op("Cast", body.op("Greater", x, threshold), to=onnx.TensorProto.INT64)
-    channels = body.extents(x, 3, 4)
+def _pack(body: _Body, bits: str, output: str | None = None) -> str:
+    """Booleans `[a, b, c, C]` to words `[a, b, c, Wc]`: powers of two per channel, summed over half words."""
+    positive = body.op("Cast", bits, to=onnx.TensorProto.INT64)
+    channels = body.extents(bits, 3, 4)
     word = body.constant([64])
     words = body.op("Div", body.op("Add", channels, body.constant([63])), word)
     missing = body.op("Sub", body.op("Mul", words, word), channels)
@@ -81,7 +81,7 @@ def _pack(body: _Body, x: str, threshold: str, output: str) -> None:
     halves = body.op("Cast", sums, to=onnx.TensorProto.UINT64)
     placed = body.op("BitShift", halves, body.constant([0, 32], np.uint64), direction="LEFT")
     low, high = (body.op("Gather", placed, body.constant(index), axis=4) for index in (0, 1))
-    body.op("BitwiseOr", low, high, output=output)
+    return body.op("BitwiseOr", low, high, output=output)
 
 
 def _signs(body: _Body, bits: str, channels: str) -> str:
@@ -95,20 +95,50 @@ def _signs(body: _Body, bits: str, channels: str) -> str:
     return body.op("Sub", body.op("Mul", used, body.constant(2.0, np.float32)), body.constant(1.0, np.float32))
 
 
+def _planes(body: _Body, channels: str, planes: str) -> str:
+    """The input's planes as images, `[N * planes, C, H, W]`: signs, or the mean of two."""
+    one = body.constant([1])
+    digits = body.op("Add", body.int_attribute("ternary"), one)
+    image, size = body.extents("bits", 0, 1), body.extents("bits", 1, 3)
+    words = body.op("Div", body.op("Add", channels, body.constant([63])), body.constant([64]))
+    rows = body.op("Mul", body.extents("bits", 1, 2), body.extents("bits", 2, 3))
+    by_plane = body.op("Reshape", "bits", body.concat(image, rows, body.op("Mul", planes, digits), words))
+    signs = body.op("Reshape", _signs(body, by_plane, channels), body.concat(image, size, planes, digits, channels))
+    means = body.op("ReduceMean", signs, body.constant([4]), keepdims=0)
+    batch = body.op("Transpose", means, perm=[0, 3, 4, 1, 2])
+    return body.op("Reshape", batch, body.concat(body.op("Mul", image, planes), channels, size))
+
+
 def _accumulators(body: _Body, channels: str, group: str) -> str:
-    """The binary convolution as a float Conv of signs, NHWC; its zero padding is ours, its sums are exact."""
-    x = body.op("Transpose", _signs(body, "bits", channels), perm=[0, 3, 1, 2])
+    """All terms `[N, Ho, Wo, terms, O]` by one float Conv of signs; its zero padding is ours, its sums are exact.
+
+    The planes of the input are images of a larger batch, the bases of the weight more output channels of each group.
+    """
+    planes, bases = body.int_attribute("planes"), body.int_attribute("bases")
     kernel = body.extents("weight", 1, 3)
-    rows = body.extents("weight", 0, 1)
+    rows = body.op("Div", body.extents("weight", 0, 1), bases)
     per_group = body.op("Div", channels, group)
-    by_group = body.op("Reshape", _signs(body, "weight", channels), body.concat(rows, kernel, group, per_group))
-    grouped = body.op("Transpose", by_group, perm=[3, 0, 4, 1, 2])  # group, row, channel of the group, kh, kw
-    out_channels = body.op("Mul", rows, group)
-    w = body.op("Reshape", grouped, body.concat(out_channels, per_group, kernel))
+    by_group = body.op("Reshape", _signs(body, "weight", channels), body.concat(bases, rows, kernel, group, per_group))
+    grouped = body.op("Transpose", by_group, perm=[4, 0, 1, 5, 2, 3])  # group, base, row, channel of the group, kh, kw
+    outputs = body.op("Mul", body.op("Mul", group, bases), rows)
+    w = body.op("Reshape", grouped, body.concat(outputs, per_group, kernel))
     ints = onnx.AttributeProto.INTS
     references = {name: (name, ints) for name in ("strides", "pads", "dilations")}
     references["group"] = ("group", onnx.AttributeProto.INT)
-    return body.op("Transpose", body.with_reference("Conv", x, w, references=references), perm=[0, 2, 3, 1])
+    found = body.with_reference("Conv", _planes(body, channels, planes), w, references=references)
+    image, size = body.extents("bits", 0, 1), body.extents(found, 2, 4)
+    parts = body.op("Reshape", found, body.concat(image, planes, group, bases, rows, size))
+    by_term = body.op("Transpose", parts, perm=[0, 5, 6, 3, 1, 2, 4])
+    terms, out_channels = body.op("Mul", bases, planes), body.op("Mul", group, rows)
+    return body.op("Reshape", by_term, body.concat(image, size, terms, out_channels))
+
+
+def _sum_of_terms(body: _Body, accumulators: str) -> str:
+    """`sum over terms of accumulator * factor * (scale * gate)`, `[N, Ho, Wo, O]`."""
+    axis = body.constant([3])
+    gate, factor = (body.op("Unsqueeze", name, axis) for name in ("gate", "factor"))
+    scaled = body.op("Mul", body.op("Mul", accumulators, factor), body.op("Mul", gate, "scale"))
+    return body.op("ReduceSum", scaled, axis, keepdims=0)
 
 
 def _link_offset(body: _Body) -> str:
@@ -171,10 +201,10 @@ def _channel_map(body: _Body, link_channels: str, out_channels: str, group: str)
     return body.op("Cast", same, to=onnx.TensorProto.FLOAT)
 
 
-def _elastic_link(body: _Body, accumulators: str, group: str) -> str:
+def _elastic_link(body: _Body, outputs: str, group: str) -> str:
     """`EL(link)`: mean over the stride's window, then the channel map; zero for the neutral link."""
     link = body.floats("link")
-    extents = body.extents(accumulators, 1, 3)
+    extents = body.extents(outputs, 1, 3)
     strides = body.ints_attribute("strides")
     offset = _link_offset(body)
     sums = _window_sums(body, link, offset, extents, strides)
@@ -183,13 +213,21 @@ def _elastic_link(body: _Body, accumulators: str, group: str) -> str:
     ones = body.op("ConstantOfShape", pixels, value=numpy_helper.from_array(np.ones(1, dtype=np.float32)))
     counts = _window_sums(body, ones, offset, extents, strides)
     mean = body.op("Div", sums, body.op("Max", counts, body.constant(1.0, np.float32)))
-    channels = _channel_map(body, body.extents("link", 3, 4), body.extents(accumulators, 3, 4), group)
+    channels = _channel_map(body, body.extents("link", 3, 4), body.extents(outputs, 3, 4), group)
     return body.op("MatMul", mean, channels)
 
 
 def _pack_function() -> onnx.FunctionProto:
+    """Planes are columns of a wider map until they are packed."""
     body = _Body()
-    _pack(body, body.floats("x"), "threshold", "bits")
+    last = body.op("Shape", "threshold", start=-1)  # C, or 1 for all channels
+    by_plane = body.op("Reshape", "threshold", body.concat(body.constant([-1]), last))
+    positive = body.op("Greater", body.op("Unsqueeze", body.floats("x"), body.constant([3])), by_plane)
+    size, columns, planes = body.extents("x", 0, 2), body.extents("x", 2, 3), body.extents(by_plane, 0, 1)
+    wide = body.concat(size, body.op("Mul", columns, planes), body.extents("x", 3, 4))
+    words = _pack(body, body.op("Reshape", positive, wide))
+    per_pixel = body.op("Mul", body.extents(words, 3, 4), planes)
+    body.op("Reshape", words, body.concat(size, columns, per_pixel), output="bits")
     return helper.make_function(
         DOMAIN, "Pack", ["x", "threshold"], ["bits"], body.nodes, [helper.make_opsetid("", OPSET)]
     )
@@ -201,7 +239,7 @@ def _epilogue(body: _Body, t: str) -> None:
     positive = body.op("Greater", t, body.constant(0.0, np.float32))
     t = body.op("Where", positive, t, body.op("Mul", "slope", t))
     y = body.op("CastLike", body.op("Add", t, "shift"), "residual", output="y")
-    _pack(body, body.floats(y), "next_threshold", "next_bits")
+    _pack(body, body.op("Greater", body.floats(y), "next_threshold"), "next_bits")
 
 
 def _activate_function() -> onnx.FunctionProto:
@@ -245,9 +283,8 @@ def _pool_function(op_type: str, own: str, default: Any) -> onnx.FunctionProto:
 def _binary_conv2d_function() -> onnx.FunctionProto:
     body = _Body()
     channels, group = body.int_attribute("channels"), body.int_attribute("group")
-    accumulators = _accumulators(body, channels, group)
-    t = body.op("Add", body.op("Mul", accumulators, "scale"), "bias")
-    t = body.op("Add", body.op("Mul", "gamma", _elastic_link(body, accumulators, group)), t)
+    t = body.op("Add", _sum_of_terms(body, _accumulators(body, channels, group)), "bias")
+    t = body.op("Add", body.op("Mul", "gamma", _elastic_link(body, t, group)), t)
     _epilogue(body, t)
     inputs = [
         "bits",
@@ -260,12 +297,17 @@ def _binary_conv2d_function() -> onnx.FunctionProto:
         "slope",
         "shift",
         "next_threshold",
+        "gate",
+        "factor",
     ]
     defaults: Sequence[tuple[str, Any]] = (
         ("group", 1),
         ("strides", [1, 1]),
         ("pads", [0, 0, 0, 0]),
         ("dilations", [1, 1]),
+        ("planes", 1),
+        ("bases", 1),
+        ("ternary", 0),
     )
     return helper.make_function(
         DOMAIN,

@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from binarize.errors import VerificationError
 from binarize.exporting.emit import own_nodes
 from binarize.lowering import Lowered, float_inputs
-from binarize.nn.ops import geometry_from_ints, pack_bits, unpack_signs
+from binarize.nn.ops import geometry_from_ints, pack, unpack_signs
 from binarize.passes.layout_rules import MOVES
 from binarize.passes.lower_tools import ACTIVATE, ARGUMENTS, PACK, PACKED_CONV, POOL, TO_NHWC, Fused, constant
 from binarize.runtime import InferenceSession
@@ -138,7 +138,7 @@ class _Expected:
     output: str
     value: np.ndarray
     tolerance: np.ndarray
-    """For floats: allowed difference per channel. For bits: whether a channel's value is too near to its threshold."""
+    """For floats: allowed difference per channel. For bits: whether a value is too near to a threshold."""
 
 
 class _Recorder(Interpreter):
@@ -172,7 +172,7 @@ class _Forced(_Recorder):
         value = value.permute(TO_NHWC).contiguous()
         result: Any = value
         if n.target in ARGUMENTS:
-            result = value, pack_bits(value > Fused(n).value("next_threshold"))
+            result = value, pack(value, Fused(n).value("next_threshold"))
         self.values[n.name] = result
         return result
 
@@ -235,8 +235,10 @@ class _Bounds:
     values: dict[str, Any]
 
     def near(self, value: Tensor, threshold: Node, tolerance: Any) -> np.ndarray:
-        """Where a bit may be either."""
-        return ((value - constant(threshold)).abs().numpy() <= tolerance) & (np.asarray(tolerance) > 0)
+        """Where a bit may be either, `[..., planes, C]`."""
+        thresholds = constant(threshold)
+        by_plane = value.unsqueeze(-2) - thresholds.view(-1, thresholds.shape[-1])
+        return (by_plane.abs().numpy() <= tolerance) & (np.asarray(tolerance) > 0)
 
     def drift(self, node: Node) -> float:
         """How far `node`'s value may be off in the cut model: not at all where forced values are only moved about."""
@@ -261,18 +263,20 @@ class _Bounds:
 
         A float16 stream rounds twice: what the node gives, and what it is compared with.
         """
-        scale, size, off = fused.value("scale").abs(), fused.value("bias").abs(), torch.zeros(1)
-        terms = 1
+        size, off, summed = fused.value("bias").abs(), torch.zeros(1), 1
         if fused.has("geometry"):
             g = geometry_from_ints(fused["geometry"])
-            terms = max(1, -(-g.in_channels // g.out_channels))
-            size = size + g.in_channels // g.groups * g.kernel[0] * g.kernel[1] * scale
+            summed = max(1, -(-g.in_channels // g.out_channels))
+            counts = g.in_channels // g.groups * g.kernel[0] * g.kernel[1]
+            scale = counts * fused.value("scale").abs().view(-1, fused.value("scale").shape[-1]).sum(0)
+            factors = "gate", "factor"
         else:
-            x, gate = self.largest(fused["x"]), self.largest(fused["gate"])
-            size = size + scale * gate * x
-            off = off + scale * (gate * self.off(fused["x"]) + x * self.off(fused["gate"]))
+            scale, factors = fused.value("scale").abs(), ("x", "gate")
+        first, second = (self.largest(fused[name]) for name in factors)
+        size = size + scale * first * second
+        off = off + scale * (second * self.off(fused[factors[0]]) + first * self.off(fused[factors[1]]))
         if not fused.absent("link"):
-            gamma = fused.value("gamma").abs() * terms
+            gamma = fused.value("gamma").abs() * summed
             size = size + gamma * self.largest(fused["link"])
             off = off + gamma * self.off(fused["link"])
         if not fused.absent("residual"):
@@ -316,9 +320,10 @@ def _run_forced(
 
 
 def _compare_bits(item: _Expected, value: np.ndarray, result: Verification) -> None:
-    channels = item.tolerance.shape[-1]
+    planes, channels = item.tolerance.shape[-2:]
     got, want = (
-        unpack_signs(torch.from_numpy(words.view(np.uint64)), channels).numpy() for words in (value, item.value)
+        unpack_signs(torch.from_numpy(words.view(np.uint64).reshape(*words.shape[:-1], planes, -1)), channels).numpy()
+        for words in (value, item.value)
     )
     different = got != want
     result.bits += different.size

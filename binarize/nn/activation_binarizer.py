@@ -1,18 +1,26 @@
 """What becomes of a binary conv's input: signs, ternary values, or a sum of several sign planes.
 
-Each part maps the centred input `z = x - threshold` to `sum over n of weight[n] * sign(z - offset[n])`. Training
-computes that sum; `planes()` names its terms for the packed graph, where each is a plane of bits.
+Each part maps the centred input `z = x - threshold` to `sum over n of weight[n] * plane[n]`, where a plane is
+`sign(z - offset)`, or the mean of two such signs. Training computes that sum; `planes()` names its terms for the packed
+graph, where each sign is a plane of bits.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from binarize.config import ConvConfig
 from binarize.nn.sign import ClipSign, activation_sign, hard_sign
+
+
+class Plane(NamedTuple):
+    """`weight * mean over offsets of sign(z - offset)`; one offset, or two for a ternary plane."""
+
+    offsets: tuple[float, ...]
+    weight: float
 
 
 class SignActivation(nn.Module):
@@ -25,8 +33,8 @@ class SignActivation(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return activation_sign(z, self.gradient, self.bound)
 
-    def planes(self) -> list[tuple[float, float]]:
-        return [(0.0, 1.0)]
+    def planes(self) -> list[Plane]:
+        return [Plane((0.0,), 1.0)]
 
     def observe(self, z: Tensor) -> None:
         """Nothing to calibrate."""
@@ -73,9 +81,9 @@ class TernaryActivation(nn.Module):
                 self.mean_abs.lerp_(z.detach().abs().mean().to(self.mean_abs), self.momentum)
         return _Ternary.apply(z, (self.factor * self.mean_abs).to(z))
 
-    def planes(self) -> list[tuple[float, float]]:
+    def planes(self) -> list[Plane]:
         delta = float(self.factor * self.mean_abs)
-        return [(delta, 0.5), (-delta, 0.5)]
+        return [Plane((delta, -delta), 1.0)]
 
     def observe(self, z: Tensor) -> None:
         """Take `mean |z|` from calibration data: the plain mean over the batches observed."""
@@ -113,8 +121,9 @@ class ActivationBases(nn.Module):
         planes = (b * ClipSign.apply(z + (v - 0.5), 0.5) for v, b in zip(self.shift, self.factor, strict=True))
         return torch.stack(tuple(planes)).sum(0) if self.shift.numel() > 1 else next(planes)
 
-    def planes(self) -> list[tuple[float, float]]:
-        return [(0.5 - float(v), float(b)) for v, b in zip(self.shift.detach(), self.factor.detach(), strict=True)]
+    def planes(self) -> list[Plane]:
+        pairs = zip(self.shift.detach(), self.factor.detach(), strict=True)
+        return [Plane((0.5 - float(v),), float(b)) for v, b in pairs]
 
     def observe(self, z: Tensor) -> None:
         """Spread the thresholds by the input's standard deviation, the largest seen in calibration."""

@@ -8,6 +8,7 @@ Python and can be compared with the trained module and with ONNX Runtime.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,20 @@ from binarize.nn.sign import hard_sign
 
 WORD = 64
 """Channels per packed word."""
+
+
+class Terms(NamedTuple):
+    """What a conv sums: a term for each base of the weight and, fastest, each plane of the input (docs/ops.md).
+
+    Attributes:
+        planes: of the input.
+        bases: of the weight, stacked along its rows.
+        ternary: whether a plane is the mean of two planes of bits.
+    """
+
+    planes: int = 1
+    bases: int = 1
+    ternary: int = 0
 
 
 def geometry_from_ints(values: list[int]) -> ConvGeometry:
@@ -39,23 +54,53 @@ def _channelwise(x: Tensor) -> Tensor:
 
 
 def _convolve(signs: Tensor, weight: Tensor, g: ConvGeometry) -> Tensor:
-    """Zero-padded convolution of +-1 values: exact integers in float32."""
+    """Zero-padded convolution of +-1 and 0 values: exact integers in float32."""
     top, left, bottom, right = g.pads
     return F.conv2d(F.pad(signs, (left, right, top, bottom)), weight, None, g.stride, 0, g.dilation, g.groups)
 
 
+def _sum_of_terms(
+    signs: list[Tensor], weight: Tensor, scale: Tensor, bias: Tensor, g: ConvGeometry, terms: list[int]
+) -> Tensor:
+    """`bias + sum over terms of scale * conv(plane, base)` on NCHW.
+
+    Args:
+        signs: of each plane of bits.
+        weight: signs `[bases * O, C/g, kh, kw]`.
+        scale: `[O]`, or `[terms, O]`.
+    """
+    form = Terms(*terms)
+    planes = [(a + b) / 2 for a, b in zip(signs[::2], signs[1::2], strict=True)] if form.ternary else signs
+    scales = scale.expand(form.planes * form.bases, -1)
+    total: Tensor | None = None
+    for (base, plane), factor in zip(itertools.product(weight.chunk(form.bases), planes), scales, strict=True):
+        term = _convolve(plane, base, g) * _channelwise(factor)
+        total = term + _channelwise(bias) if total is None else total + term
+    assert total is not None
+    return total
+
+
 @torch.library.custom_op("binarize::binary_conv2d", mutates_args=())
 def binary_conv2d(
-    x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int]
+    x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int], terms: list[int]
 ) -> Tensor:
-    """`scale * conv(sign(x - threshold), sign(weight)) + bias` on NCHW float32."""
+    """`bias + sum over terms of scale * conv(sign(x - threshold), sign(weight))` on NCHW float32.
+
+    Args:
+        threshold: `[C]`, or `[planes of bits, C]`.
+        weight: latent, `[bases * O, C/g, kh, kw]`.
+        scale: `[O]`, or `[terms, O]`.
+        terms: see `Terms`.
+    """
     g = geometry_from_ints(geometry)
-    signs = hard_sign(x - _channelwise(threshold))
-    return _convolve(signs, hard_sign(weight), g) * _channelwise(scale) + _channelwise(bias)
+    signs = [hard_sign(x - _channelwise(t)) for t in threshold.view(-1, g.in_channels)]
+    return _sum_of_terms(signs, hard_sign(weight), scale, bias, g, terms)
 
 
 @binary_conv2d.register_fake
-def _(x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int]) -> Tensor:
+def _(
+    x: Tensor, threshold: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int], terms: list[int]
+) -> Tensor:
     g = geometry_from_ints(geometry)
     return x.new_empty(x.shape[0], g.out_channels, *g.output_size(x.shape[2], x.shape[3]))
 
@@ -85,13 +130,20 @@ def _(x: Tensor, shift_in: Tensor, slope: Tensor, shift_out: Tensor) -> Tensor:
 
 @torch.library.custom_op("binarize::pack", mutates_args=())
 def pack(x: Tensor, threshold: Tensor) -> Tensor:
-    """Bits of `x > threshold`: float32 or float16 `[N, H, W, C]` -> uint64 `[N, H, W, ceil(C/64)]`."""
-    return pack_bits(x.float() > threshold)
+    """Bits of `x > threshold`: float32 or float16 `[N, H, W, C]` -> uint64 `[N, H, W, planes * ceil(C/64)]`.
+
+    Args:
+        threshold: `[C]` or `[1]`, or `[planes, C]`.
+    """
+    if threshold.dim() == 1:
+        return pack_bits(x.float() > threshold)
+    return torch.cat([pack_bits(x.float() > plane).view(torch.int64) for plane in threshold], -1).view(torch.uint64)
 
 
 @pack.register_fake
 def _(x: Tensor, threshold: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], -(-x.shape[-1] // WORD), dtype=torch.uint64)
+    planes = threshold.shape[0] if threshold.dim() == 2 else 1
+    return x.new_empty(*x.shape[:-1], planes * -(-x.shape[-1] // WORD), dtype=torch.uint64)
 
 
 def pack_bits(bits: Tensor) -> Tensor:
@@ -109,15 +161,21 @@ def unpack_signs(words: Tensor, channels: int) -> Tensor:
     return bits.flatten(-2)[..., :channels].float() * 2 - 1
 
 
-def pack_weight(weight: Tensor, groups: int) -> Tensor:
-    """Latent weights `[O, C/groups, kh, kw]` -> uint64 `[O/groups, kh, kw, ceil(C/64)]`, the neutral layout."""
+def pack_weight(weight: Tensor, groups: int, bases: int = 1) -> Tensor:
+    """Latent weights `[bases * O, C/groups, kh, kw]` -> uint64 `[bases * O/groups, kh, kw, ceil(C/64)]`, the neutral
+    layout."""
+    if bases > 1:
+        packed = [pack_weight(base, groups).view(torch.int64) for base in weight.chunk(bases)]
+        return torch.cat(packed).view(torch.uint64)
     out_channels, group_in, rows, columns = weight.shape
     by_row = (weight > 0).view(groups, out_channels // groups, group_in, rows, columns)
     return pack_bits(by_row.permute(1, 3, 4, 0, 2).reshape(out_channels // groups, rows, columns, groups * group_in))
 
 
-def unpack_weight(words: Tensor, g: ConvGeometry) -> Tensor:
+def unpack_weight(words: Tensor, g: ConvGeometry, bases: int = 1) -> Tensor:
     """The inverse of `pack_weight`, as float32 signs."""
+    if bases > 1:
+        return torch.cat([unpack_weight(base, g) for base in words.chunk(bases)])
     signs = unpack_signs(words, g.in_channels)
     rows = signs.view(*signs.shape[:3], g.groups, g.in_channels // g.groups)
     return rows.permute(3, 0, 4, 1, 2).reshape(g.out_channels, g.in_channels // g.groups, *g.kernel)
@@ -144,15 +202,23 @@ def packed_conv2d(
     slope: Tensor,
     shift: Tensor,
     next_threshold: Tensor,
+    gate: Tensor,
+    factor: Tensor,
     geometry: list[int],
+    terms: list[int],
 ) -> tuple[Tensor, Tensor]:
     """The fused operator `ai.binarize::BinaryConv2d` of docs/ops.md: NHWC `y` and its packed bits.
 
     `link`, `residual` and `y` have one element type, float32 or float16; the arithmetic is float32.
     """
     g = geometry_from_ints(geometry)
-    signs = unpack_signs(bits, g.in_channels).permute(0, 3, 1, 2)
-    y = _convolve(signs, unpack_weight(weight, g), g).permute(0, 2, 3, 1) * scale + bias
+    form = Terms(*terms)
+    count = form.planes * (2 if form.ternary else 1)
+    words = bits.view(torch.int64).chunk(count, -1)
+    signs = [unpack_signs(plane.contiguous().view(torch.uint64), g.in_channels).permute(0, 3, 1, 2) for plane in words]
+    zero = torch.zeros(1)
+    sums = _sum_of_terms(signs, unpack_weight(weight, g, form.bases), scale, zero, g, terms).permute(0, 2, 3, 1)
+    y = sums * gate * factor + bias
     if not is_absent(link):
         y = y + gamma * functional.elastic_link(link.float().permute(0, 3, 1, 2), g).permute(0, 2, 3, 1)
     return _epilogue(y, residual, slope, shift, next_threshold)
@@ -170,7 +236,10 @@ def _(
     slope: Tensor,
     shift: Tensor,
     next_threshold: Tensor,
+    gate: Tensor,
+    factor: Tensor,
     geometry: list[int],
+    terms: list[int],
 ) -> tuple[Tensor, Tensor]:
     g = geometry_from_ints(geometry)
     rows, columns = g.output_size(bits.shape[1], bits.shape[2])

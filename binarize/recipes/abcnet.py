@@ -21,6 +21,6 @@ ABCNET = Recipe(
         "M = conv.weight_bases, N = conv.activation_bases, 3 each; the paper's Table 1 row is 1 and 1",
     ),
     table1=("45.2", "52.9", "NC", "42.7", "52.4"),
-    cost="M x N binary convolutions per conv and M bits per weight; each adds to the map the others made",
+    cost="M x N binary convolutions per conv and M bits per weight, in one operator",
     limits=("a block's own shortcut is the only one",),
 )

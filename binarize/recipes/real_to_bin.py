@@ -23,7 +23,7 @@ REAL_TO_BIN = Recipe(
         "attention: mean squared difference of Q / max Q, Q = mean over channels of x^2, at the inputs of wide convs",
     ),
     table1=("64.8", "65.9", "54.8", "65.4", "66.1"),
-    cost="a mean over the map and two small matrix products per conv, and its batch norm outside of the fused operator",
+    cost="a mean over the map and two small matrix products per conv",
     limits=(
         "the authors' blocks have the batch norm before the sign and the PReLU before the shortcut; a converted net "
         "keeps its own order, conv, batch norm, activation",

@@ -21,7 +21,7 @@ XNOR = Recipe(
         "with conv.box_scale: y = BN(K * alpha * (...)), K = box filter of mean over channels of |x|",
     ),
     table1=("52.1", "54.2", "NC", "51.2", "53.2"),
-    cost="as el without links; conv.box_scale adds a float pass over the input and breaks the conv's fusion",
+    cost="as el without links; conv.box_scale adds a float pass over the input",
     limits=(
         "a block's own shortcut is the only one, so deep nets and MobileNets lose most",
         "depthwise: the mean over one input channel is the weight itself, so these stay uncentred; K is left out",

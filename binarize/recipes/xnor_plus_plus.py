@@ -21,7 +21,7 @@ XNOR_PLUS_PLUS = Recipe(
         "with conv.scale=spatial: Gamma = alpha_o beta_row gamma_column, all learned (the paper's best case)",
     ),
     table1=("-", "-", "-", "57.1", "-"),
-    cost="as el without links; conv.scale=spatial multiplies the map outside of the fused operator",
+    cost="as el without links; conv.scale=spatial a product per pixel more",
     limits=(
         "a block's own shortcut is the only one",
         "conv.scale=spatial fixes the input's size, so it is an option and not the default",

@@ -87,8 +87,9 @@ def test_results_replace_their_own_row_only(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_page_is_up_to_date() -> None:
     """After new results: `python -m benchmarks.render`."""
-    page = render.PAGE.read_text(encoding="utf-8")
-    assert render.rendered(page) == page
+    for path in render.PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert render.rendered(page) == page, f"{path.name}: python -m benchmarks.render"
     assert render.data_digest() in render.PLOT.read_text(encoding="utf-8")
     assert {row["subject"] for row in records.read("networks")} <= set(NETWORKS)
 

@@ -18,6 +18,7 @@ from binarize.exporting import emit, verify
 from binarize.exporting.emit import binary_nodes
 from binarize.lowering import lower
 from binarize.nn import BinaryConv2d
+from binarize.nn.binary_conv import BinaryConv1d, BinaryConv3d
 from binarize.passes.lower_layers import lower_layers
 from tests.models import EveryConv, PreActivation, randomized
 
@@ -108,16 +109,16 @@ def test_every_kind_of_conv_exports_and_is_proved(values):
     assert result.nodes >= 15 and not result.failures
 
 
-@pytest.mark.parametrize("channels", [5, 64, 70, 128])
-def test_two_planes_are_one_exact_conv_of_joined_words(channels):
+@pytest.mark.parametrize(("channels", "groups"), [(5, 1), (64, 1), (70, 1), (128, 1), (18, 9)])
+def test_a_ternary_input_is_one_exact_conv(channels, groups):
     """Borders and unused bits included: accumulators are equal as integers."""
     parts = ConvConfig(activations="ternary", scale="none")
-    net = torch.nn.Sequential(BinaryConv2d(channels, 9, 3, 2, 1, bias=False, parts=parts))
+    net = torch.nn.Sequential(BinaryConv2d(channels, 9, 3, 2, 1, groups=groups, bias=False, parts=parts))
     x = torch.randn(2, channels, 7, 6)
     net.eval()
     lowered = lower(net, (x,))
     names = targets(lowered.fused)
-    assert names.count("binarize.packed_conv2d.default") == 1 and names.count("binarize.pack.default") == 2
+    assert names.count("binarize.packed_conv2d.default") == 1 and names.count("binarize.pack.default") == 1
     with torch.no_grad():
         expected = net(x)
         assert torch.equal(lowered.fused(x), expected) and torch.equal(expected, expected.round())
@@ -125,6 +126,44 @@ def test_two_planes_are_one_exact_conv_of_joined_words(channels):
         for session in (binarize.InferenceSession, ort.InferenceSession):
             got = session(model.SerializeToString()).run(None, {"input": x.numpy()})[0]
             assert np.array_equal(got, expected.numpy())
+
+
+BASES = {"activations": "bases", "weights": "bases", "activation_bases": 2, "weight_bases": 3}
+ALL_FACTORS = {"box_scale": True, "gate": True, "scale": "spatial"}
+
+
+@pytest.mark.parametrize(
+    ("dims", "parts", "bias"),
+    [
+        (1, BASES, True),
+        (2, BASES, True),
+        (3, BASES, True),
+        (2, {"activations": "ternary", "weights": "bases"}, False),
+        (2, {"gate": True}, True),
+        (2, {"scale": "spatial"}, False),
+        (2, ALL_FACTORS, True),
+        (2, ALL_FACTORS | BASES, False),
+    ],
+)
+def test_what_multiplies_accumulators_is_part_of_the_conv(dims, parts, bias):
+    """Bases, gate, K, spatial scale and a bias behind them: one node, with batch norm and activation in it."""
+    conv_class = {1: BinaryConv1d, 2: BinaryConv2d, 3: BinaryConv3d}[dims]
+    norm = {1: torch.nn.BatchNorm1d, 2: torch.nn.BatchNorm2d, 3: torch.nn.BatchNorm3d}[dims]
+    conv = conv_class(6, 10, 3, 1, 1, bias=bias, parts=ConvConfig(**parts), output_size=(7,) * dims)
+    net = randomized(torch.nn.Sequential(conv, norm(10), torch.nn.PReLU(10))).eval()
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.rand_like(parameter)
+    x = torch.randn(3, 6, *(7,) * dims)
+    lowered = lower(net, (x,))
+    if dims == 2:
+        names = targets(lowered.fused)
+        assert names.count("binarize.packed_conv2d.default") == 1 and "binarize.activate.default" not in names
+        with_k = "box_scale" in parts  # a float conv of one channel, times the spatial scale's rows and columns
+        assert sum("conv2d" in name for name in names) == 1 + with_k
+        assert sum("mul" in name for name in names) == 2 * with_k
+        assert not any("batch_norm" in name for name in names)
+    result = verify(lowered, emit(lowered, (x,)), (x,))
+    assert result.nodes and not result.failures
 
 
 def test_one_packed_op_per_conv_and_nothing_left_around_it(lowered_and_model):

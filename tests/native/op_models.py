@@ -20,8 +20,18 @@ from binarize.runtime import InferenceSession
 from binarize.runtime.library import supported_isas
 
 ZERO_MAP = np.zeros((1, 1, 1, 1), dtype=np.float32)
-INPUTS = ["bits", "weight", "scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold"]
-DATA_INPUTS = ("bits", "link", "residual")
+ONE_MAP = np.ones((1, 1, 1, 1), dtype=np.float32)
+INPUTS = [
+    *("bits", "weight", "scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold"),
+    *("gate", "factor"),
+]
+DATA_INPUTS = ("bits", "link", "residual", "gate", "factor")
+NEUTRAL = (ZERO_MAP, ONE_MAP)
+
+
+def is_neutral(value: np.ndarray) -> bool:
+    """Whether it is one of the constants that stand for a missing input."""
+    return any(value is one for one in NEUTRAL)
 
 
 @contextmanager
@@ -69,6 +79,8 @@ class Case:
             slope=v["slope"] if np.any(v["slope"] != 1) else None,
             shift=v["shift"] if np.any(v["shift"] != 0) else None,
             next_threshold=v["next_threshold"],
+            gate=None if v["gate"] is ONE_MAP else v["gate"],
+            factor=None if v["factor"] is ONE_MAP else v["factor"],
             stream=self.stream,
         )
 
@@ -90,13 +102,24 @@ def make_case(
     shift: bool = False,
     exact: bool = False,
     scalar_parameters: bool = False,
+    planes: int = 1,
+    bases: int = 1,
+    ternary: int = 0,
+    gate: bool = False,
+    factor: str = "",
     outputs: tuple[str, ...] = ("y", "next_bits"),
     stream: type = np.float32,
     seed: int = 0,
 ) -> Case:
-    """A random case; `exact` makes y the accumulator itself, `stream` is the type of link, residual and y."""
+    """A random case.
+
+    Args:
+        exact: make y the (sum of) accumulators itself.
+        factor: `image` for one per pixel of each image, `all` for the same in all, empty for none.
+        stream: the type of link, residual and y.
+    """
     rng = np.random.default_rng(seed)
-    conv = Conv(channels, group, strides, pads, dilations)
+    conv = Conv(channels, group, strides, pads, dilations, planes, bases, ternary)
     count = 1 if scalar_parameters else out_channels
 
     def parameter(center: float) -> np.ndarray:
@@ -106,11 +129,15 @@ def make_case(
         return np.full(1, value, dtype=np.float32)
 
     height, width = conv.extent(size[0], kernel[0], 0), conv.extent(size[1], kernel[1], 1)
-    signs = rng.integers(0, 2, (out_channels, channels // group, *kernel)) * 2 - 1
+    signs = rng.integers(0, 2, (bases, out_channels, channels // group, *kernel)) * 2 - 1
+    bits = [reference.pack_bits(rng.integers(0, 2, (batch, *size, channels)) > 0) for _ in range(conv.bit_planes)]
+    by_term = rng.normal(size=(conv.terms, out_channels)).astype(np.float32)
+    images = batch if factor == "image" else 1
+    pixels = rng.normal(size=(images, height, width, 1)).astype(np.float32) if factor else ONE_MAP
     values = {
-        "bits": reference.pack_bits(rng.integers(0, 2, (batch, *size, channels)) > 0),
-        "weight": reference.pack_weight(signs, group),
-        "scale": fixed(1) if exact else parameter(0),
+        "bits": np.concatenate(bits, axis=-1),
+        "weight": np.concatenate([reference.pack_weight(base, group) for base in signs]),
+        "scale": fixed(1) if exact else by_term if conv.terms > 1 and not scalar_parameters else parameter(0),
         "bias": fixed(0) if exact else parameter(0),
         "link": rng.normal(size=(batch, *size, channels)).astype(stream) if link else ZERO_MAP,
         "gamma": parameter(1),
@@ -118,6 +145,8 @@ def make_case(
         "slope": parameter(0) if slope else fixed(1),
         "shift": parameter(0) if shift else fixed(0),
         "next_threshold": parameter(0),
+        "gate": rng.normal(size=(batch, 1, 1, out_channels)).astype(np.float32) if gate else ONE_MAP,
+        "factor": pixels,
     }
     return Case(conv, values, outputs, stream=stream)
 
@@ -158,6 +187,9 @@ def conv_node(case: Case, **overrides: Any) -> onnx.NodeProto:
         "strides": list(conv.strides),
         "pads": list(conv.pads),
         "dilations": list(conv.dilations),
+        "planes": conv.planes,
+        "bases": conv.bases,
+        "ternary": conv.ternary,
     }
     attributes.update(overrides)
     attributes = {name: value for name, value in attributes.items() if value is not None}
@@ -166,8 +198,8 @@ def conv_node(case: Case, **overrides: Any) -> onnx.NodeProto:
 
 
 def conv_model(case: Case, functions: Sequence[onnx.FunctionProto] = (), **overrides: Any) -> bytes:
-    """The one-node model of a case; neutral link and residual are constants."""
-    data = {n: a for n, a in case.values.items() if n in DATA_INPUTS and a is not ZERO_MAP}
+    """The one-node model of a case; neutral inputs are constants."""
+    data = feeds(case)
     constants = {n: a.astype(case.stream) if a is ZERO_MAP else a for n, a in case.values.items() if n not in data}
     kinds = {"y": helper.np_dtype_to_tensor_dtype(np.dtype(case.stream)), "next_bits": TensorProto.UINT64}
     return model_bytes([conv_node(case, **overrides)], data, constants, {n: kinds[n] for n in case.outputs}, functions)
@@ -181,7 +213,7 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
 
 
 def feeds(case: Case) -> dict[str, np.ndarray]:
-    return {n: a for n, a in case.values.items() if n in DATA_INPUTS and a is not ZERO_MAP}
+    return {n: a for n, a in case.values.items() if n in DATA_INPUTS and not is_neutral(a)}
 
 
 def run_kernel(case: Case, isa: str | None = None, threads: int = 1) -> dict[str, np.ndarray]:

@@ -52,8 +52,10 @@ def assert_function_agrees(case: Case) -> None:
 
 def _largest_term(case: Case) -> float:
     """Largest product of accumulator and scale: cancellation may leave y far smaller."""
-    accumulators = reference.accumulate(case.values["bits"], case.values["weight"], case.conv)
-    return float(np.abs(accumulators * case.values["scale"].astype(np.float64)).max(initial=0))
+    accumulators = np.abs(reference.accumulators_by_term(case.values["bits"], case.values["weight"], case.conv))
+    scale, gate, factor = (np.abs(case.values[name].astype(np.float64)) for name in ("scale", "gate", "factor"))
+    scales = np.broadcast_to(scale, (case.conv.terms, accumulators.shape[-1]))[:, None, None, None]
+    return float((accumulators * scales * gate * factor).max(initial=0))
 
 
 @settings(max_examples=60, deadline=None)

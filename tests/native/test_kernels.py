@@ -26,6 +26,11 @@ EXPLORE = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 channel_counts = st.sampled_from([1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 130])
 
 
+counts = st.integers(1, 3)
+several = st.fixed_dictionaries({"planes": counts, "bases": counts, "ternary": st.integers(0, 1)})
+terms = st.one_of(st.just({}), several)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Any legal BinaryConv2d of small size."""
@@ -64,6 +69,9 @@ def cases(draw: st.DrawFn) -> Case:
         shift=draw(flag),
         exact=draw(flag),
         scalar_parameters=draw(flag),
+        **draw(terms),
+        gate=draw(flag) and draw(flag),
+        factor=draw(st.sampled_from(["", "", "all", "image"])),
         outputs=outputs,
         stream=draw(st.sampled_from([np.float32, np.float16])),
         seed=draw(st.integers(0, 2**32 - 1)),
@@ -104,6 +112,19 @@ SHAPES = {
     "dilated": {"channels": 64, "out_channels": 64, "dilations": (2, 3), "pads": (2, 3, 2, 3)},
     "groups of 32": {"channels": 128, "out_channels": 64, "group": 4},
     "resnext": {"channels": 128, "out_channels": 128, "group": 32},
+    "three by three bases": {"channels": 96, "out_channels": 80, "planes": 3, "bases": 3, "size": (9, 9)},
+    "bases of a matrix product": {
+        "channels": 64,
+        "out_channels": 64,
+        "kernel": (1, 1),
+        "pads": (0,) * 4,
+        "bases": 2,
+        "batch": 2,
+        "gate": True,
+    },
+    "ternary": {"channels": 70, "out_channels": 64, "ternary": 1, "size": (9, 9)},
+    "ternary depthwise": {"channels": 70, "out_channels": 70, "group": 70, "ternary": 1, "bases": 2},
+    "gated depthwise": {"channels": 70, "out_channels": 70, "group": 70, "batch": 2, "gate": True, "factor": "image"},
     "depthwise of 9 words": {"channels": 576, "out_channels": 576, "group": 576},
     "depthwise of 18 words": {"channels": 1100, "out_channels": 1100, "group": 1100, "size": (3, 7)},
     "depthwise of one word on a long row": {"channels": 50, "out_channels": 50, "group": 50, "size": (2, 75)},

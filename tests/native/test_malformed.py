@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_reference import Conv
 from onnx import helper
-from op_models import ZERO_MAP, Case, conv_model, feeds, make_case, model_bytes, session_options, tensor_type
+from op_models import ONE_MAP, ZERO_MAP, Case, conv_model, feeds, make_case, model_bytes, session_options, tensor_type
 
 from binarize.errors import UnsupportedModelError
 from binarize.runtime import InferenceSession
@@ -50,6 +50,12 @@ ATTRIBUTES: dict[str, tuple[dict[str, Any], str]] = {
     "enormous pad": ({"pads": [0, 0, 0, 2**62]}, "pads"),
     "zero dilation": ({"dilations": [1, 0]}, "dilations"),
     "enormous dilation": ({"dilations": [2**61, 2**61]}, "dilations"),
+    "zero planes": ({"planes": 0}, "planes"),
+    "enormous planes": ({"planes": 2**62}, "planes"),
+    "negative bases": ({"bases": -1}, "bases"),
+    "bases that do not divide the rows": ({"bases": 3}, "bases"),
+    "enormous bases": ({"bases": 2**62}, "bases"),
+    "neither binary nor ternary": ({"ternary": 2}, "ternary"),
 }
 
 
@@ -126,12 +132,17 @@ INPUTS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "link of another batch": ({"link": (2, 6, 7, 64)}, "link"),
     "residual of another size": ({"residual": (1, 5, 7, 32)}, "residual"),
     "residual of one channel": ({"residual": (1, 6, 7, 1)}, "residual"),
+    "gate of other channels": ({"gate": (1, 1, 1, 31)}, "gate"),
+    "gate of another batch": ({"gate": (2, 1, 1, 32)}, "gate"),
+    "factor of another size": ({"factor": (1, 6, 6, 1)}, "factor"),
+    "factor of another batch": ({"factor": (2, 6, 7, 1)}, "factor"),
+    "factor per channel": ({"factor": (1, 6, 7, 32)}, "factor"),
 }
 
 
 @pytest.mark.parametrize(("shapes", "word"), INPUTS.values(), ids=INPUTS.keys())
 def test_wrong_input_shapes_fail_the_run(shapes: dict[str, tuple[int, ...]], word: str) -> None:
-    case = ordinary()
+    case = make_case(channels=64, out_channels=32, link=True, residual=True, gate=True, factor="image")
     session = InferenceSession(conv_model(case), session_options())
     wrong = {n: np.zeros(shapes.get(n, a.shape), dtype=a.dtype) for n, a in feeds(case).items()}
     with pytest.raises(Exception, match=f"(?s)conv_under_test.*{word}"):
@@ -146,9 +157,17 @@ def test_a_kernel_larger_than_the_map_fails_the_run() -> None:
         session.run(None, {"bits": np.zeros((1, 2, 7, 1), dtype=np.uint64)})
 
 
-def test_pack_refuses_a_wrong_threshold_and_rank() -> None:
+def test_a_scale_per_term_must_have_all_terms() -> None:
+    case = make_case(channels=64, out_channels=32, planes=2, bases=3)
+    for shape in ((5, 32), (6, 31), (192,), (2, 3, 32), (1, 32)):
+        wrong = Case(case.conv, {**case.values, "scale": floats(*shape)})
+        refuse(conv_model(wrong), "BinaryConv2d", "scale")
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 7), (0, 8), (1, 2, 8)])
+def test_pack_refuses_a_wrong_threshold_and_rank(shape: tuple[int, ...]) -> None:
     node = helper.make_node("Pack", ["x", "t"], ["bits"], name="conv_under_test", domain="ai.binarize")
-    x, t = np.zeros((1, 2, 2, 8), dtype=np.float32), np.zeros(7, dtype=np.float32)
+    x, t = np.zeros((1, 2, 2, 8), dtype=np.float32), np.zeros(shape, dtype=np.float32)
     model = model_bytes([node], {"x": x, "t": t}, {}, {"bits": onnx.TensorProto.UINT64})
     session = InferenceSession(model, session_options())
     with pytest.raises(Exception, match=r"(?s)ai.binarize.Pack node 'conv_under_test'.*threshold"):
@@ -165,10 +184,11 @@ huge = st.one_of(st.integers(-2, 3), st.sampled_from([2**20, 2**20 + 1, 2**31, 2
     strides=st.lists(huge, max_size=3),
     pads=st.lists(huge, max_size=5),
     dilations=st.lists(huge, max_size=3),
+    terms=st.fixed_dictionaries({}, optional={"planes": huge, "bases": huge, "ternary": huge}),
     weight=st.tuples(*[st.integers(0, 3)] * 4),
 )
 def test_random_attributes_never_crash(
-    channels: int, group: int, strides: list, pads: list, dilations: list, weight: tuple[int, ...]
+    channels: int, group: int, strides: list, pads: list, dilations: list, terms: dict, weight: tuple[int, ...]
 ) -> None:
     """Whatever the file says, there is a session or one of our errors; a run gives a result or an error."""
     bits = np.zeros((1, 4, 4, 1), dtype=np.uint64)
@@ -179,6 +199,8 @@ def test_random_attributes_never_crash(
         "weight": np.zeros(weight, dtype=np.uint64),
         "link": ZERO_MAP,
         "residual": ZERO_MAP,
+        "gate": ONE_MAP,
+        "factor": ONE_MAP,
     }
     case = Case(Conv(64), values)
     too_large = any(4 < abs(v) <= 2**20 for v in pads)  # legal, but gigabytes of output
@@ -187,7 +209,7 @@ def test_random_attributes_never_crash(
         "pads": None if too_large else pads or None,
         "dilations": dilations or None,
     }
-    model = conv_model(case, channels=channels, group=group, **attributes)
+    model = conv_model(case, channels=channels, group=group, **attributes, **terms)
     try:
         session = InferenceSession(model, session_options())
     except UnsupportedModelError:

@@ -111,7 +111,8 @@ def test_ternary_values_planes_and_gradient():
     z = torch.tensor([-1.5, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 1.0], requires_grad=True)
     out = part(z)
     assert out.tolist() == [-1, -1, -1, 0, 0, 0, 0, 1, 1]  # strict: delta itself is 0 above, -1 below
-    rebuilt = sum(weight * sign(z.detach().numpy() - offset) for offset, weight in part.planes())
+    ((offsets, weight),) = part.planes()
+    rebuilt = weight * sum(sign(z.detach().numpy() - offset) for offset in offsets) / 2
     assert np.array_equal(rebuilt, out.detach().numpy())
     out.sum().backward()
     assert z.grad.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 0]

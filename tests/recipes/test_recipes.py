@@ -74,7 +74,7 @@ def test_it_trains_exports_and_runs(name, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n not in ELASTIC])
 def test_elastic_link_is_a_part_that_any_recipe_can_switch_on(name):
-    module = applied(name, "link.kind=elastic")
+    module = applied(name, "link=elastic")
     linked = {d.layer for d in module.report.binarized if d.link != "none"}
     closed = {n for n in convs(module) if n not in linked}
     assert len(closed) <= 1  # a weightless link that would start at 0 is left out

@@ -163,6 +163,7 @@ void Int8Run::RunTask(const Int8Tensors& tensors, void* scratch, size_t task) co
     job.pool_stride = static_cast<size_t>(s.pool_stride_w);
     job.pool_pad = static_cast<size_t>(s.pool_left);
     job.out.end = static_cast<size_t>(out_w_);
+    job.out.scale = constant.epilogue.scale;
     const int64_t pixel = row * out_w_, at = pixel * s.channels_out;
     if (tensors.residual != nullptr) job.out.residual = At(tensors.residual, constant.epilogue.element, at);
     if (tensors.y != nullptr) job.out.y = const_cast<void*>(At(tensors.y, constant.epilogue.element, at));

@@ -34,22 +34,26 @@ struct Block {
 constexpr size_t kNoMask = static_cast<size_t>(-1);
 
 // Constant for the life of a kernel. Per-channel arrays have 16 * block_count entries; null means neutral.
+//
+// An output is a sum of `terms`: for each base of the weight, each plane of the input, planes running fastest.
 struct ConvConst {
   Element element;           // of link, residual and y
+  size_t terms, planes, bases;
+  size_t digits;             // planes of bits that make one plane: 1, or 2 whose mean is {-1, 0, 1}
   size_t kernel_h, kernel_w;
   size_t channels_out;
   size_t block_count;
-  const Block* blocks;
+  const Block* blocks;       // [bases][block_count]; those of one base differ from another's in their weights alone
   const uint32_t* weights;   // see Block
   const uint8_t* nibbles;    // panels of Kernels::panel_blocks blocks: [kh * kw][span][8][blocks][16], low nibble first
   const uint32_t* masks;     // see Block
   const uint64_t* depthwise; // [kh * kw][depthwise_step], only for depthwise convs
   size_t depthwise_step;     // words_in + 7: the words of a tap repeat, so that any 8 from a word on are one load
-  size_t words_in;           // uint64 words per input pixel
+  size_t words_in;           // uint64 words per plane of bits of an input pixel
   size_t words_out;          // uint64 words per output pixel
 
-  bool halved;                // bases are even and held by half, and scale is doubled: a mismatch then counts 1, not 2
-  const float* scale;
+  bool counts_once;           // accumulator = base - mismatches, not twice them; see ConvPlan
+  const float* scale;         // [terms][16 * block_count]
   const float* bias;
   const float* gamma;         // null: no link
   const float* slope;         // null: no activation
@@ -66,6 +70,7 @@ struct ConvCall {
   size_t row_step;    // uint32 words from one kernel row to the next in the (column-padded) map
   size_t tap_step;    // uint32 words from one tap to the next in a kernel row
   size_t pixel_step;  // uint32 words from one output pixel to the next
+  size_t plane_step;  // uint32 words from one plane of bits to the next
   size_t map_h, map_w;       // link map
   size_t link_channels;
   int64_t link_stride, link_offset;  // columns: the window of output column i starts at i * stride + offset
@@ -76,7 +81,10 @@ struct ConvRow {
   const uint32_t* bits;       // first tap row inside the map, first column of the padded row
   size_t tap_begin, tap_end;  // kernel rows inside the map
   size_t begin, end;
-  const int32_t* base;        // [column class][16 * block_count]: accumulator = base - 2 * mismatches; see `halved`
+  const float* scale;         // of this image: ConvConst::scale, or that times a gate
+  const float* factor;        // multiplies the accumulators of a pixel, per output column; null when neutral
+  const int32_t* base;        // [column class][bases][16 * block_count]: accumulator = base - 2 * mismatches; see
+                              // `counts_once`
   const uint32_t* column_class;  // per output column; null: class 0 everywhere
   const void* link;           // start of this image; null when neutral
   size_t link_row_begin, link_row_end;  // rows of the link window inside the map
@@ -95,10 +103,10 @@ struct ConvWork {
 struct PackJob {
   Element element;          // of x; the threshold is float32
   const void* x;            // [pixels, channels]
-  const float* threshold;
+  const float* threshold;   // [planes, channels]
   size_t threshold_step;    // 1: per channel, 0: one for all
-  uint64_t* bits;           // [pixels, words]
-  size_t pixels, channels, words;
+  uint64_t* bits;           // [pixels, planes, words]
+  size_t pixels, planes, channels, words;
 };
 
 // Pixels of one image. Parameters have a value per channel and are readable up to a multiple of 16 channels.

@@ -13,6 +13,7 @@
 namespace binarize {
 namespace {
 
+constexpr int64_t kMostPlanes = 64;              // of input or weight
 constexpr size_t kNibbles = 8;                   // of a uint32
 constexpr int64_t kMaxTerms = int64_t{1} << 28;  // K: keeps base - 2 * mismatches inside int32
 
@@ -37,10 +38,15 @@ bool AllEqual(const std::vector<float>& values, float neutral) {
   return std::all_of(values.begin(), values.end(), [neutral](float v) { return v == neutral; });
 }
 
-// A value per channel, from one for all or one each, and `padding` up to whole blocks.
-const float* Expand(const std::vector<float>& values, int64_t channels, float padding, std::vector<float>* storage) {
-  storage->assign(static_cast<size_t>(RoundUp(channels, kLanes)), padding);
-  for (size_t o = 0; o < static_cast<size_t>(channels); ++o) (*storage)[o] = values.size() == 1 ? values[0] : values.at(o);
+// `rows` rows of a value per channel, from one for all, one per channel, or all of them, and `padding` up to whole blocks.
+const float* Expand(const std::vector<float>& values, int64_t rows, int64_t channels, float padding,
+                    std::vector<float>* storage) {
+  const size_t padded = static_cast<size_t>(RoundUp(channels, kLanes)), count = static_cast<size_t>(channels);
+  const size_t row_step = values.size() > count ? count : 0, step = values.size() == 1 ? 0 : 1;
+  storage->assign(static_cast<size_t>(rows) * padded, padding);
+  for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+    for (size_t o = 0; o < count; ++o) (*storage)[row * padded + o] = values.at(row * row_step + o * step);
+  }
   return storage->data();
 }
 
@@ -49,7 +55,7 @@ const float* Expand(const std::vector<float>& values, int64_t channels, float pa
 bool CanHalve(const ConvSpec& s, const ConvParameters& p) {
   constexpr float kMost = 0x1p126f;
   const auto small = [](float scale) { return scale > -kMost && scale < kMost; };
-  return s.channels_in / s.group % 2 == 0 && std::all_of(p.scale.begin(), p.scale.end(), small);
+  return !s.ternary && s.channels_in / s.group % 2 == 0 && std::all_of(p.scale.begin(), p.scale.end(), small);
 }
 
 ConvParameters Halved(ConvParameters p) {
@@ -64,14 +70,14 @@ void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highe
                                                    std::to_string(highest) + "], got " + std::to_string(value));
 }
 
-Epilogue::Epilogue(const ConvParameters& p, int64_t channels_out, ConvConst* constant) {
+Epilogue::Epilogue(const ConvParameters& p, int64_t channels_out, ConvConst* constant, int64_t terms) {
   constant->element = p.element;
   constant->channels_out = static_cast<size_t>(channels_out);
   constant->words_out = static_cast<size_t>(WordsFor(channels_out));
   const auto expand = [&](const std::vector<float>& values, float padding, std::vector<float>* storage) {
-    return Expand(values, channels_out, padding, storage);
+    return Expand(values, 1, channels_out, padding, storage);
   };
-  constant->scale = expand(p.scale, 0.0f, &scale_);
+  constant->scale = Expand(p.scale, terms, channels_out, 0.0f, &scale_);
   constant->bias = expand(p.bias, 0.0f, &bias_);
   if (p.has_link) constant->gamma = expand(p.gamma, 0.0f, &gamma_);
   if (!AllEqual(p.slope, 1.0f)) constant->slope = expand(p.slope, 1.0f, &slope_);
@@ -103,6 +109,8 @@ void ValidateSpec(const ConvSpec& s) {
   RequireRange("attribute pads[3]", s.pad_right, 0, kMaxExtent);
   RequireRange("attribute dilations[0]", s.dilation_h, 1, kMaxExtent);
   RequireRange("attribute dilations[1]", s.dilation_w, 1, kMaxExtent);
+  RequireRange("attribute planes", s.planes, 1, kMostPlanes);
+  RequireRange("attribute bases", s.bases, 1, kMostPlanes);
   const int64_t taps = CheckedProduct(s.kernel_h, s.kernel_w, "kernel area");
   const int64_t terms = CheckedProduct(taps, s.channels_in / s.group, "number of terms of a dot product");
   RequireRange("number of terms of a dot product", terms, 1, kMaxTerms);
@@ -121,15 +129,21 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
 ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight, const Kernels& kernels)
     : spec_((ValidateSpec(spec), spec)),
       kernels_(kernels),
-      epilogue_(CanHalve(spec, p) ? Halved(p) : p, spec.channels_out, &constant_) {
-  constant_.halved = CanHalve(spec, p);
+      halved_(CanHalve(spec, p)),
+      epilogue_(halved_ ? Halved(p) : p, spec.channels_out, &constant_, spec.terms()) {
+  constant_.counts_once = halved_ || spec.ternary;
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
   constant_.words_in = static_cast<size_t>(WordsFor(spec.channels_in));
+  constant_.planes = static_cast<size_t>(spec.planes);
+  constant_.bases = static_cast<size_t>(spec.bases);
+  constant_.terms = constant_.planes * constant_.bases;
+  constant_.digits = spec.ternary ? 2 : 1;
 
   LayOutBlocks();
-  const bool depthwise = spec.group == spec.channels_in && spec.group == spec.channels_out;
-  if (depthwise) {
+  // The counters of the depthwise kernels hold one term; several go the way of other grouped convs.
+  const bool one_term = spec.bit_planes() * spec.bases == 1;
+  if (spec.group == spec.channels_in && spec.group == spec.channels_out && one_term) {
     KeepDepthwise(weight);
   } else {
     LayOutWeights();
@@ -139,7 +153,7 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
 
   MapLinkChannels();  // fills fields of the blocks, so it comes before they are published
   constant_.blocks = blocks_.data();
-  constant_.block_count = blocks_.size();
+  constant_.block_count = blocks_.size() / constant_.bases;
   constant_.weights = weights_.data();
   constant_.nibbles = nibbles_.data();
   constant_.masks = masks_.data();
@@ -173,6 +187,8 @@ void ConvPlan::LayOutBlocks() {
     const bool same = b.first == next.first && b.span == next.span;
     if (same && b.masks == kNoMask && next.masks == kNoMask) b.alike = next.alike + 1;
   }
+  const std::vector<Block> one_base = blocks_;
+  for (int64_t base = 1; base < spec_.bases; ++base) blocks_.insert(blocks_.end(), one_base.begin(), one_base.end());
 }
 
 // Reserves memory for the weights: a panel of alike blocks, or words and perhaps masks of a single one.
@@ -217,8 +233,10 @@ void ConvPlan::Interleave(const uint64_t* weight) {
 
 void ConvPlan::FillLane(const uint64_t* weight, size_t block, size_t lane, bool panel, size_t in_panel) {
   const Block& b = blocks_[block];
+  const size_t per_base = blocks_.size() / constant_.bases;
+  const int64_t base = static_cast<int64_t>(block / per_base), rows = spec_.channels_out / spec_.group;
   const int64_t in_per_group = spec_.channels_in / spec_.group;
-  const int64_t o = static_cast<int64_t>(block * kLanes + lane);
+  const int64_t o = static_cast<int64_t>(block % per_base * kLanes + lane);
   const int64_t begin = GroupOf(spec_, o) * in_per_group;
   const size_t taps = constant_.kernel_h * constant_.kernel_w;
   for (size_t k = 0; k < b.span; ++k) {
@@ -226,7 +244,7 @@ void ConvPlan::FillLane(const uint64_t* weight, size_t block, size_t lane, bool 
     const uint32_t mask = ChannelMask(begin, begin + in_per_group, word);
     if (b.masks != kNoMask) masks_[b.masks + k * kLanes + lane] = mask;
     for (size_t tap = 0; tap < taps; ++tap) {
-      const int64_t row = o % (spec_.channels_out / spec_.group);
+      const int64_t row = base * rows + o % rows;
       const uint32_t bits = NeutralWord(spec_, weight, row, static_cast<int64_t>(tap), word) & mask;
       const size_t step = tap * b.span + k;
       if (!panel) {
@@ -262,7 +280,7 @@ void ConvPlan::SumPrefixes(const uint64_t* weight) {
   if (spec_.pad_left == 0 && spec_.pad_right == 0) return;  // no tap of a visited row is ever outside
   const int64_t in_per_group = spec_.channels_in / spec_.group;
   const int64_t out_per_group = spec_.channels_out / spec_.group;
-  const int64_t padded = padded_channels_out();
+  const int64_t channels = padded_channels_out(), padded = spec_.bases * channels;
   const int64_t columns = spec_.kernel_w + 1;
   const int64_t cells = CheckedProduct(spec_.kernel_h + 1, columns, "border table");
   prefix_.assign(static_cast<size_t>(CheckedProduct(cells, padded, "border table")), 0);
@@ -272,14 +290,17 @@ void ConvPlan::SumPrefixes(const uint64_t* weight) {
       const int32_t* corner = &prefix_[static_cast<size_t>((r * columns + c) * padded)];
       const int32_t* left = &prefix_[static_cast<size_t>(((r + 1) * columns + c) * padded)];
       int32_t* here = &prefix_[static_cast<size_t>(((r + 1) * columns + c + 1) * padded)];
-      for (int64_t o = 0; o < spec_.channels_out; ++o) {
+      for (int64_t i = 0; i < padded; ++i) {
+        const int64_t o = i % channels;
+        if (o >= spec_.channels_out) continue;
         const int64_t begin = GroupOf(spec_, o) * in_per_group, end = begin + in_per_group;
+        const int64_t row = i / channels * out_per_group + o % out_per_group;
         int32_t ones = 0;
         for (int64_t word = begin / kHalfBits; word < CeilDiv(end, kHalfBits); ++word) {
-          ones += Popcount32(NeutralWord(spec_, weight, o % out_per_group, r * spec_.kernel_w + c, word) &
+          ones += Popcount32(NeutralWord(spec_, weight, row, r * spec_.kernel_w + c, word) &
                              ChannelMask(begin, end, word));
         }
-        here[o] = ones + above[o] + left[o] - corner[o];
+        here[i] = ones + above[i] + left[i] - corner[i];
       }
     }
   }
@@ -287,10 +308,10 @@ void ConvPlan::SumPrefixes(const uint64_t* weight) {
 
 void ConvPlan::FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
                         int32_t* base) const {
-  const int64_t padded = padded_channels_out();
+  const int64_t padded = spec_.bases * padded_channels_out();
   const int64_t terms =
       (row_end - row_begin) * (column_end - column_begin) * (spec_.channels_in / spec_.group);
-  const int32_t unit = constant_.halved ? 1 : 2;  // of a mismatch
+  const int32_t unit = halved_ ? 1 : 2;  // of a mismatch
   const int32_t inside = static_cast<int32_t>(terms) / 2 * unit + static_cast<int32_t>(terms) % 2;
   const bool whole = column_begin == 0 && column_end == spec_.kernel_w;
   if (whole || row_begin >= row_end || prefix_.empty()) {
@@ -322,7 +343,7 @@ void ConvPlan::MapLinkChannels() {
     link_count_[static_cast<size_t>(o)] =
         out_per_group >= in_per_group ? 1 : static_cast<int32_t>(CeilDiv(in_per_group - j, out_per_group));
   }
-  for (size_t i = 0; i < blocks_.size(); ++i) {
+  for (size_t i = 0; i < blocks_.size() / constant_.bases; ++i) {  // links are read off the first base's blocks
     Block& b = blocks_[i];
     const int32_t* first = &link_first_[i * kLanes];
     const int32_t* count = &link_count_[i * kLanes];

@@ -18,9 +18,15 @@ struct ConvSpec {
   int64_t stride_h = 1, stride_w = 1;
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
   int64_t dilation_h = 1, dilation_w = 1;
+  int64_t planes = 1;    // of the input
+  int64_t bases = 1;     // of the weight
+  bool ternary = false;  // a plane of the input is the mean of two planes of bits
+
+  int64_t terms() const { return planes * bases; }
+  int64_t bit_planes() const { return ternary ? 2 * planes : planes; }
 };
 
-// Per-channel parameters; each holds 1 or channels_out values.
+// Per-channel parameters; each holds 1 or channels_out values, scale perhaps as many per term.
 struct ConvParameters {
   std::vector<float> scale, bias, gamma, slope, shift, next_threshold;
   bool has_link = false;
@@ -31,7 +37,7 @@ struct ConvParameters {
 class Epilogue {
  public:
   // Sets the epilogue's fields of `constant`: element, scale to next_threshold, channels_out, words_out.
-  Epilogue(const ConvParameters& parameters, int64_t channels_out, ConvConst* constant);
+  Epilogue(const ConvParameters& parameters, int64_t channels_out, ConvConst* constant, int64_t terms = 1);
   Epilogue(const Epilogue&) = delete;
   Epilogue& operator=(const Epilogue&) = delete;
 
@@ -58,7 +64,7 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
 // prefix sums for the border corrections. Immutable after construction, so any number of threads may share it.
 class ConvPlan {
  public:
-  // `weight` is the neutral layout [channels_out / group, kernel_h, kernel_w, words] of docs/ops.md.
+  // `weight` is the neutral layout [bases * channels_out / group, kernel_h, kernel_w, words] of docs/ops.md.
   // Bits past the last channel are ignored. The weights are laid out for `kernels`. Throws InvalidModel.
   ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight, const Kernels& kernels);
   ConvPlan(const ConvPlan&) = delete;
@@ -69,12 +75,15 @@ class ConvPlan {
   bool depthwise() const { return constant_.depthwise != nullptr; }
   bool has_link() const { return constant_.gamma != nullptr; }
   const Kernels& kernels() const { return kernels_; }
-  int64_t padded_channels_out() const { return static_cast<int64_t>(blocks_.size()) * 16; }
+  // Whether bases, which are even, are held by half and scale is doubled, so that a mismatch counts once. (It also does
+  // where a plane is the mean of two planes of bits.)
+  bool halved() const { return halved_; }
+  int64_t padded_channels_out() const { return static_cast<int64_t>(blocks_.size()) / spec_.bases * 16; }
 
-  // base[o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns
+  // base[b][o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns
   // [column_begin, column_end), when the kernel visits whole rows of taps and padding bits are 0:
   //   accumulator = K_inside - 2 * (mismatches - popcount(weight bits of the padded taps)) = base - 2 * mismatches,
-  // or half of that; see ConvConst::halved.
+  // or half of that; see halved().
   void FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int32_t* base) const;
 
  private:
@@ -88,13 +97,14 @@ class ConvPlan {
 
   ConvSpec spec_;
   const Kernels& kernels_;
+  const bool halved_;
   ConvConst constant_{};
   Epilogue epilogue_;
   std::vector<Block> blocks_;
   std::vector<uint32_t> weights_, masks_;
   std::vector<uint8_t> nibbles_;
   std::vector<uint64_t> depthwise_;
-  std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][padded O]: weight bits in taps above and left
+  std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][bases][padded O]: weight bits in taps above and left
   std::vector<int32_t> link_first_, link_count_;
 };
 

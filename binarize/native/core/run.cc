@@ -43,7 +43,8 @@ ConvRun::Interval ConvRun::TapsInside(int64_t index, int64_t stride, int64_t pad
   return {begin, std::max(begin, end)};
 }
 
-ConvRun::ConvRun(const ConvPlan& plan, const MapShape& map) : plan_(plan), n_(map.n), h_(map.h), w_(map.w) {
+ConvRun::ConvRun(const ConvPlan& plan, const MapShape& map, bool gated, bool factored)
+    : plan_(plan), n_(map.n), h_(map.h), w_(map.w), gated_(gated), factored_(factored) {
   const ConvSpec& s = plan.spec();
   out_h_ = OutputExtent(h_, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
   out_w_ = OutputExtent(w_, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
@@ -59,17 +60,19 @@ ConvRun::ConvRun(const ConvPlan& plan, const MapShape& map) : plan_(plan), n_(ma
   PlanScratch();
 }
 
-// Without padding a 1x1 stride-1 conv is a matrix product: all pixels form one long row.
+// Without padding a 1x1 stride-1 conv is a matrix product: all pixels form one long row, or those of an image where
+// images differ in their factors.
 void ConvRun::Flatten() {
   const ConvSpec& s = plan_.spec();
   const bool no_pads = s.pad_top == 0 && s.pad_left == 0 && s.pad_bottom == 0 && s.pad_right == 0;
   flat_ = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && no_pads;
   padded_ = s.pad_left > 0 || s.pad_right > 0;
   const bool stray = s.group == 1 && s.channels_in % kWordBits != 0;  // else masks or unused lanes drop them
-  copied_ = padded_ || stray;
-  images_ = flat_ ? std::min<int64_t>(n_, 1) : n_;
+  copied_ = padded_ || stray || s.bit_planes() > 1;
+  const bool joined = flat_ && !gated_ && !factored_;
+  images_ = joined ? std::min<int64_t>(n_, 1) : n_;
   map_h_ = flat_ ? 1 : h_;
-  map_w_ = flat_ ? n_ * h_ * w_ : w_;
+  map_w_ = joined ? n_ * h_ * w_ : flat_ ? h_ * w_ : w_;
   rows_ = flat_ ? images_ : n_ * out_h_;
   row_width_ = flat_ ? map_w_ : out_w_;
   padded_w_ = map_w_ + s.pad_left + s.pad_right;
@@ -78,6 +81,7 @@ void ConvRun::Flatten() {
   call_.row_step = static_cast<size_t>(s.dilation_h) * static_cast<size_t>(padded_w_) * words32;
   call_.tap_step = static_cast<size_t>(s.dilation_w) * words32;
   call_.pixel_step = static_cast<size_t>(s.stride_w) * words32;
+  call_.plane_step = static_cast<size_t>(images_ * map_h_ * padded_w_) * words32;
   call_.map_h = static_cast<size_t>(map_h_);
   call_.map_w = static_cast<size_t>(map_w_);
   call_.link_channels = static_cast<size_t>(s.channels_in);
@@ -105,7 +109,7 @@ void ConvRun::PlanTasks() {
   rows_per_task_ = std::max<int64_t>(1, rows_ / kTasks);
   columns_per_task_ = row_width_;
   if (flat_) {
-    const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * 8;
+    const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * s.bit_planes() * 8;
     const int64_t pixels = std::clamp<int64_t>(kFlatBytes / bytes_per_pixel, 24, 256);
     const int64_t pieces = std::max<int64_t>(1, CeilDiv(row_width_, pixels));
     columns_per_task_ = std::max<int64_t>(1, std::min(RoundUp(CeilDiv(row_width_, pieces), 12), row_width_));
@@ -133,7 +137,7 @@ void ConvRun::PlanColumns() {
 }
 
 void ConvRun::PlanScratch() {
-  const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * 8;
+  const int64_t bytes_per_pixel = static_cast<int64_t>(plan_.constant().words_in) * plan_.spec().bit_planes() * 8;
   if (copied_) {
     const int64_t pixels = CheckedProduct(CheckedProduct(images_, map_h_, "padded map"), padded_w_, "padded map");
     map_bytes_ = Aligned(CheckedProduct(pixels, bytes_per_pixel, "padded map"));
@@ -141,28 +145,40 @@ void ConvRun::PlanScratch() {
   }
   const int64_t classes = CheckedProduct(static_cast<int64_t>(row_classes_.size()),
                                          static_cast<int64_t>(column_classes_.size()), "border table");
-  base_bytes_ = Aligned(CheckedProduct(classes, plan_.padded_channels_out() * 4, "border table"));
-  scratch_bytes_ = map_bytes_ + base_bytes_ + column_bytes_;
+  const int64_t outputs = plan_.padded_channels_out() * 4;
+  base_bytes_ = Aligned(CheckedProduct(classes, plan_.spec().bases * outputs, "border table"));
+  if (gated_) scale_bytes_ = Aligned(CheckedProduct(n_, plan_.spec().terms() * outputs, "gated scale"));
+  scratch_bytes_ = map_bytes_ + base_bytes_ + column_bytes_ + scale_bytes_;
 }
 
+// Plane by plane, so that the words of a kernel row are neighbours as in a map of one plane.
 void ConvRun::CopyMap(const uint64_t* bits, uint64_t* copy) const {
   const ConvSpec& s = plan_.spec();
-  const size_t words = plan_.constant().words_in;
+  const size_t words = plan_.constant().words_in, planes = static_cast<size_t>(s.bit_planes());
   const size_t left = static_cast<size_t>(s.pad_left) * words;
   const size_t middle = static_cast<size_t>(map_w_) * words;
   const size_t right = static_cast<size_t>(s.pad_right) * words;
   const int64_t used = s.channels_in % kWordBits;
   const uint64_t last = used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;  // of the last word of a pixel
-  for (int64_t row = 0; row < images_ * map_h_; ++row) {
-    std::memset(copy, 0, left * sizeof(uint64_t));
-    copy += left;
-    std::memcpy(copy, bits, middle * sizeof(uint64_t));
-    if (used != 0) {
-      for (size_t i = words - 1; i < middle; i += words) copy[i] &= last;
+  for (size_t plane = 0; plane < planes; ++plane) {
+    const uint64_t* from = bits + plane * words;
+    for (int64_t row = 0; row < images_ * map_h_; ++row) {
+      std::memset(copy, 0, left * sizeof(uint64_t));
+      copy += left;
+      if (planes == 1) {
+        std::memcpy(copy, from, middle * sizeof(uint64_t));
+      } else {
+        for (int64_t column = 0; column < map_w_; ++column) {
+          std::copy_n(from + static_cast<size_t>(column) * planes * words, words, copy + static_cast<size_t>(column) * words);
+        }
+      }
+      if (used != 0) {
+        for (size_t i = words - 1; i < middle; i += words) copy[i] &= last;
+      }
+      std::memset(copy + middle, 0, right * sizeof(uint64_t));
+      copy += middle + right;
+      from += middle * planes;
     }
-    std::memset(copy + middle, 0, right * sizeof(uint64_t));
-    copy += middle + right;
-    bits += middle;
   }
 }
 
@@ -170,10 +186,26 @@ void ConvRun::FillClasses(int32_t* base, uint32_t* column_class) const {
   for (const Interval& row : row_classes_) {
     for (const Interval& column : column_classes_) {
       plan_.FillBase(row.begin, row.end, column.begin, column.end, base);
-      base += plan_.padded_channels_out();
+      base += plan_.spec().bases * plan_.padded_channels_out();
     }
   }
   std::copy(class_of_column_.begin(), class_of_column_.end(), column_class);
+}
+
+// The scale of each image: scale * gate.
+void ConvRun::FillScale(float* scale) const {
+  const size_t padded = static_cast<size_t>(plan_.padded_channels_out()), channels = plan_.constant().channels_out;
+  for (int64_t image = 0; image < n_; ++image) {
+    const float* gate = tensors_.factors.gate + static_cast<size_t>(image) * channels;
+    const float* row = plan_.constant().scale;
+    for (size_t term = 0; term < plan_.constant().terms; ++term, row += padded, scale += padded) {
+      // Doubled after rounding, as scale itself is; see ConvPlan::halved.
+      for (size_t o = 0; o < padded; ++o) {
+        const float unit = plan_.halved() ? 2.0f : 1.0f;
+        scale[o] = o < channels ? unit * (row[o] / unit * gate[o]) : 0.0f;
+      }
+    }
+  }
 }
 
 void ConvRun::Prepare(const ConvTensors& tensors, void* scratch) {
@@ -182,8 +214,11 @@ void ConvRun::Prepare(const ConvTensors& tensors, void* scratch) {
   uint64_t* copy = reinterpret_cast<uint64_t*>(memory);
   int32_t* base = reinterpret_cast<int32_t*>(memory + map_bytes_);
   uint32_t* column_class = reinterpret_cast<uint32_t*>(memory + map_bytes_ + base_bytes_);
+  float* scale = reinterpret_cast<float*>(memory + map_bytes_ + base_bytes_ + column_bytes_);
   if (copied_) CopyMap(tensors.bits, copy);
   FillClasses(base, column_class);
+  if (gated_) FillScale(scale);
+  scale_ = gated_ ? scale : plan_.constant().scale;
   map_ = reinterpret_cast<const uint32_t*>(copied_ ? copy : tensors.bits);
   base_ = base;
   column_class_ = padded_ ? column_class : nullptr;
@@ -208,8 +243,14 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   } else {
     r.bits = map_;
   }
-  r.base = base_ + row_class * column_classes_.size() * static_cast<size_t>(plan_.padded_channels_out());
+  const size_t padded = static_cast<size_t>(plan_.padded_channels_out());
+  r.base = base_ + row_class * column_classes_.size() * constant.bases * padded;
   r.column_class = column_class_;
+  r.scale = scale_ + (gated_ ? static_cast<size_t>(image) * constant.terms * padded : 0);
+  if (factored_) {
+    const int64_t of_image = tensors_.factors.pixels_of_one_image ? 0 : image * out_h_ * out_w_;
+    r.factor = tensors_.factors.pixels + static_cast<size_t>(of_image + i * row_width_);
+  }
   if (tensors_.link != nullptr) {
     r.link = At(tensors_.link, constant.element, image * map_h_ * map_w_ * s.channels_in);
     const int64_t top = i * s.stride_h + LinkOffset(s.kernel_h, s.stride_h, s.pad_top, s.dilation_h);

@@ -14,12 +14,20 @@ struct MapShape {
   int64_t n, h, w;
 };
 
+// What multiplies the accumulators of a call.
+struct ConvFactors {
+  const float* gate;         // [n, channels_out]; null when neutral
+  const float* pixels;       // [n or 1, out_h, out_w]; null when neutral
+  bool pixels_of_one_image;  // the same for all
+};
+
 struct ConvTensors {
-  const uint64_t* bits;
+  const uint64_t* bits;      // [n, h, w, planes of bits, words]
   const void* link;       // of the plan's element type; null when neutral
   const void* residual;   // null when neutral
   void* y;                // null when not wanted
   uint64_t* next_bits;    // null when not wanted
+  ConvFactors factors;
 };
 
 // Kernels write 16 channels at a time; this writes the quarters of a pixel's last word that have no channel.
@@ -32,8 +40,9 @@ const void* At(const void* stream, Element element, int64_t index);
 // so that the runtime's own allocator can provide it.
 class ConvRun {
  public:
-  // Throws InvalidModel when the kernel does not fit the map or sizes overflow.
-  ConvRun(const ConvPlan& plan, const MapShape& map);
+  // `gated` and `factored` say which of ConvFactors the call has. Throws InvalidModel when the kernel does not fit the
+  // map or sizes overflow.
+  ConvRun(const ConvPlan& plan, const MapShape& map, bool gated = false, bool factored = false);
 
   int64_t out_h() const { return out_h_; }
   int64_t out_w() const { return out_w_; }
@@ -61,19 +70,21 @@ class ConvRun {
   void PlanScratch();
   void CopyMap(const uint64_t* bits, uint64_t* copy) const;
   void FillClasses(int32_t* base, uint32_t* column_class) const;
+  void FillScale(float* scale) const;
   ConvRow MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept;
 
   const ConvPlan& plan_;
   int64_t n_, h_, w_, out_h_, out_w_;
   int64_t rows_, row_width_;         // after flattening: rows_ = images * output rows
   int64_t images_, map_h_, map_w_;   // after flattening
+  const bool gated_, factored_;
   bool flat_ = false, padded_ = false;
   bool copied_ = false;              // the map is copied, to pad its columns or to clear stray bits
   int64_t padded_w_;
   ConvCall call_{};
   std::vector<Interval> row_classes_, column_classes_;
   std::vector<uint32_t> class_of_row_, class_of_column_;
-  size_t map_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scratch_bytes_ = 0;
+  size_t map_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scale_bytes_ = 0, scratch_bytes_ = 0;
   // A task is a range of rows x a range of columns x a range of output blocks.
   int64_t rows_per_task_ = 1, columns_per_task_ = 1, blocks_per_task_ = 1;
   int64_t column_pieces_ = 1, block_pieces_ = 1;
@@ -83,6 +94,7 @@ class ConvRun {
   const uint32_t* map_ = nullptr;
   const int32_t* base_ = nullptr;
   const uint32_t* column_class_ = nullptr;
+  const float* scale_ = nullptr;  // [images or 1][terms][padded O]
 };
 
 }  // namespace binarize

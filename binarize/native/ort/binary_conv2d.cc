@@ -15,19 +15,32 @@ namespace ort {
 namespace {
 
 enum Input : size_t {
-  kBits, kWeight, kScale, kBias, kLink, kGamma, kResidual, kSlope, kShift, kNextThreshold, kInputTotal
+  kBits, kWeight, kScale, kBias, kLink, kGamma, kResidual, kSlope, kShift, kNextThreshold, kGate, kFactor, kInputTotal
 };
-constexpr const char* kInputNames[kInputTotal] = {"bits",  "weight",   "scale", "bias",  "link",
-                                                  "gamma", "residual", "slope", "shift", "next_threshold"};
+constexpr const char* kInputNames[kInputTotal] = {"bits",     "weight", "scale", "bias",           "link", "gamma",
+                                                  "residual", "slope",  "shift", "next_threshold", "gate", "factor"};
 enum Output : size_t { kY, kNextBits, kOutputTotal };
 
 Tensor ReadWeight(const OrtApi& api, const OrtKernelInfo* info, const ConvSpec& spec) {
   const Tensor weight = RequiredConstant(api, info, kWeight, kInputNames[kWeight], kUint64);
   const int64_t words = WordsFor(spec.channels_in);
   Require(weight.dims.size() == 4 && weight.dims[3] == words && weight.size() > 0,
-          "input weight must have the shape [O/group,kh,kw," + std::to_string(words) + "] for " +
+          "input weight must have the shape [bases*O/group,kh,kw," + std::to_string(words) + "] for " +
               std::to_string(spec.channels_in) + " channels, has " + ShapeText(weight.dims));
+  Require(weight.dims[0] % spec.bases == 0, "input weight has " + std::to_string(weight.dims[0]) +
+                                                " rows, which is no multiple of its " + std::to_string(spec.bases) +
+                                                " bases");
   return weight;
+}
+
+// [1], [O] or, for several terms, [terms, O].
+std::vector<float> ReadScale(const OrtApi& api, const OrtKernelInfo* info, const ConvSpec& spec) {
+  const Tensor t = ConstantInput(api, info, kScale);
+  const std::vector<int64_t> by_term = {spec.terms(), spec.channels_out};
+  if (spec.terms() == 1 || t.data == nullptr || t.type != kFloat || t.dims != by_term) {
+    return ChannelParameter(api, info, kScale, kInputNames[kScale], spec.channels_out);
+  }
+  return std::vector<float>(t.floats(), t.floats() + t.size());
 }
 
 ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
@@ -35,6 +48,11 @@ ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   const int64_t one = 1;
   s.channels_in = IntAttribute(api, info, "channels", nullptr);
   s.group = IntAttribute(api, info, "group", &one);
+  s.planes = IntAttribute(api, info, "planes", &one);
+  s.bases = IntAttribute(api, info, "bases", &one);
+  const int64_t zero = 0, ternary = IntAttribute(api, info, "ternary", &zero);
+  Require(ternary == 0 || ternary == 1, "attribute ternary must be 0 or 1, got " + std::to_string(ternary));
+  s.ternary = ternary == 1;
   const auto strides = IntsAttribute(api, info, "strides", {1, 1});
   const auto pads = IntsAttribute(api, info, "pads", {0, 0, 0, 0});
   const auto dilations = IntsAttribute(api, info, "dilations", {1, 1});
@@ -53,7 +71,7 @@ std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo*
                                          const Kernels& kernels) {
   ConvSpec spec = ReadAttributes(api, info);
   const Tensor weight = ReadWeight(api, info, spec);
-  spec.channels_out = CheckedProduct(weight.dims[0], spec.group, "number of output channels");
+  spec.channels_out = CheckedProduct(weight.dims[0] / spec.bases, spec.group, "number of output channels");
   spec.kernel_h = weight.dims[1];
   spec.kernel_w = weight.dims[2];
   ValidateSpec(spec);
@@ -61,7 +79,7 @@ std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo*
     return ChannelParameter(api, info, index, kInputNames[index], spec.channels_out);
   };
   ConvParameters p;
-  p.scale = parameter(kScale);
+  p.scale = ReadScale(api, info, spec);
   p.bias = parameter(kBias);
   p.gamma = parameter(kGamma);
   p.slope = parameter(kSlope);
@@ -81,13 +99,16 @@ class BinaryConv2d {
   static constexpr size_t kInputCount = kInputTotal, kOutputCount = kOutputTotal;
   static constexpr Port kInputs[kInputTotal] = {
       {kUint64, kRequired}, {kUint64, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}, {STREAM, kRequired},
-      {kFloat, kRequired},  {STREAM, kRequired},  {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}};
+      {kFloat, kRequired},  {STREAM, kRequired},  {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired},
+      {kFloat, kOptional},  {kFloat, kOptional}};  // files of older versions lack the last two
   static constexpr Port kOutputs[kOutputTotal] = {{STREAM, kOptional}, {kUint64, kOptional}};
 
   BinaryConv2d(const OrtApi& api, const OrtKernelInfo* info)
       : api_(api),
         plan_(MakePlan(api, info, kElement, *SelectIsaFromEnvironment().kernels)),
-        has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
+        has_residual_(!IsNeutral(api, info, kResidual, 0.0f)),
+        has_gate_(HasInput(api, info, kGate) && !IsNeutral(api, info, kGate, 1.0f)),
+        has_factor_(HasInput(api, info, kFactor) && !IsNeutral(api, info, kFactor, 1.0f)) {
     Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, &memory_));
   }
   ~BinaryConv2d() { api_.ReleaseMemoryInfo(memory_); }
@@ -97,15 +118,16 @@ class BinaryConv2d {
   void Compute(OrtKernelContext* context) const {
     const ConvSpec& spec = plan_->spec();
     const Tensor bits = ReadInput(api_, context, kBits, kInputNames[kBits]);
-    const int64_t words = WordsFor(spec.channels_in);
+    const int64_t words = spec.bit_planes() * WordsFor(spec.channels_in);
     Require(bits.dims.size() == 4 && bits.dims[3] == words,
             "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims));
     const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2]};
     Require(map.h > 0 && map.w > 0, "input bits has an empty map, shape " + ShapeText(bits.dims));
-    ConvRun run(*plan_, map);
+    ConvRun run(*plan_, map, has_gate_, has_factor_);
 
     ConvTensors tensors{};
     tensors.bits = bits.words();
+    tensors.factors = ReadFactors(context, run, map.n);
     if (plan_->has_link()) {
       const std::vector<int64_t> dims = {map.n, map.h, map.w, spec.channels_in};
       tensors.link = ReadInput(api_, context, kLink, kInputNames[kLink], dims).data;
@@ -130,9 +152,27 @@ class BinaryConv2d {
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context);
 
  private:
+  ConvFactors ReadFactors(OrtKernelContext* context, const ConvRun& run, int64_t images) const {
+    ConvFactors factors{};
+    if (has_gate_) {
+      const std::vector<int64_t> dims = {images, 1, 1, plan_->spec().channels_out};
+      factors.gate = ReadInput(api_, context, kGate, kInputNames[kGate], dims).floats();
+    }
+    if (has_factor_) {
+      std::vector<int64_t> dims = {images, run.out_h(), run.out_w(), 1};
+      const Tensor pixels = ReadInput(api_, context, kFactor, kInputNames[kFactor]);
+      factors.pixels_of_one_image = !pixels.dims.empty() && pixels.dims[0] == 1;
+      if (factors.pixels_of_one_image) dims[0] = 1;
+      Require(pixels.dims == dims, "input factor must have the shape " + ShapeText(dims) + ", has " +
+                                       ShapeText(pixels.dims));
+      factors.pixels = pixels.floats();
+    }
+    return factors;
+  }
+
   const OrtApi& api_;
   std::unique_ptr<const ConvPlan> plan_;
-  bool has_residual_;
+  bool has_residual_, has_gate_, has_factor_;
   OrtMemoryInfo* memory_ = nullptr;
 };
 
@@ -169,7 +209,8 @@ void BinaryConv2d<STREAM>::InferShapes(const OrtApi& api, OrtShapeInferContext* 
   ReadInts(api, context, "strides", &strides);
   ReadInts(api, context, "pads", &pads);
   ReadInts(api, context, "dilations", &dilations);
-  const int64_t group = ReadInt(api, context, "group", 1);
+  const int64_t group = ReadInt(api, context, "group", 1), bases = ReadInt(api, context, "bases", 1);
+  if (bases < 1) return;
   std::vector<int64_t> sizes{group};
   for (const Dim& d : weight) sizes.push_back(d.known() ? d.value : 0);
   for (int axis = 1; axis <= 2; ++axis) sizes.push_back(bits[axis].known() ? bits[axis].value : 0);
@@ -179,7 +220,7 @@ void BinaryConv2d<STREAM>::InferShapes(const OrtApi& api, OrtShapeInferContext* 
   y[0] = bits[0];
   y[1] = InferExtent(bits[1], weight[1], strides[0], pads[0], pads[2], dilations[0]);
   y[2] = InferExtent(bits[2], weight[2], strides[1], pads[1], pads[3], dilations[1]);
-  if (weight[0].known()) y[3].value = weight[0].value * group;
+  if (weight[0].known()) y[3].value = weight[0].value / bases * group;
   const int32_t stream = InputType(api, context, kResidual, InputType(api, context, kLink, kUnknownType));
   if (stream != kUnknownType) SetOutput(api, context, kY, stream, y);
   if (y[3].known()) y[3].value = WordsFor(y[3].value);  // otherwise SetOutput has refused and will again

@@ -25,7 +25,7 @@ void RunTask(void* user, size_t task) {
   const size_t first = task * call.pixels_per_task;
   job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
   job.x = static_cast<const char*>(job.x) + first * job.channels * SizeOf(job.element);
-  job.bits += first * job.words;
+  job.bits += first * job.planes * job.words;
   call.kernels->pack(job);
 }
 
@@ -44,10 +44,13 @@ class Pack {
     const Tensor x = ReadInput(api_, context, 0, "x"), threshold = ReadInput(api_, context, 1, "threshold");
     Require(x.dims.size() == 4, "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims));
     const int64_t channels = x.dims[3], words = WordsFor(channels);
-    Require(threshold.dims.size() == 1 && (threshold.dims[0] == 1 || threshold.dims[0] == channels),
-            "input threshold must have the shape [1] or [C] = [" + std::to_string(channels) + "], has " +
-                ShapeText(threshold.dims));
-    void* bits = MakeOutput(api_, context, 0, {x.dims[0], x.dims[1], x.dims[2], words});
+    const bool one_plane = threshold.dims.size() == 1 && (threshold.dims[0] == 1 || threshold.dims[0] == channels);
+    const bool several = threshold.dims.size() == 2 && threshold.dims[0] >= 1 && threshold.dims[1] == channels;
+    Require(one_plane || several, "input threshold must have the shape [1], [C] or [planes,C], C = " +
+                                      std::to_string(channels) + ", has " + ShapeText(threshold.dims));
+    const int64_t planes = several ? threshold.dims[0] : 1;
+    const int64_t row = CheckedProduct(planes, words, "bits of a pixel");
+    void* bits = MakeOutput(api_, context, 0, {x.dims[0], x.dims[1], x.dims[2], row});
     const int64_t pixels = x.size() == 0 ? 0 : x.size() / channels;
     if (pixels == 0) return;
 
@@ -56,9 +59,10 @@ class Pack {
     call.job.element = ElementOf(TYPE);
     call.job.x = x.data;
     call.job.threshold = threshold.floats();
-    call.job.threshold_step = threshold.dims[0] == 1 ? 0 : 1;
+    call.job.threshold_step = one_plane && threshold.dims[0] == 1 ? 0 : 1;
     call.job.bits = static_cast<uint64_t*>(bits);
     call.job.pixels = static_cast<size_t>(pixels);
+    call.job.planes = static_cast<size_t>(planes);
     call.job.channels = static_cast<size_t>(channels);
     call.job.words = static_cast<size_t>(words);
     call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels * 4)));
@@ -69,10 +73,16 @@ class Pack {
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
     std::vector<Dim> dims = InputDims(api, context, 0);
-    if (dims.size() != 4) return;
+    const std::vector<Dim> threshold = InputDims(api, context, 1);
+    const Dim planes = threshold.size() == 2 ? threshold[0] : Dim{1, ""};
+    if (dims.size() != 4 || threshold.empty() || !planes.known()) return;
     Dim& last = dims[3];
     if (last.known()) {
       last.value = WordsFor(last.value);
+      if (planes.value < 1 || planes.value > INT64_MAX / last.value) return;
+      last.value *= planes.value;
+    } else if (planes.value != 1) {
+      last = Dim{};
     } else if (!last.name.empty()) {
       last.name = "ceil(" + last.name + "/64)";
     }

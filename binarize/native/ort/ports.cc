@@ -31,6 +31,12 @@ std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info
   return std::vector<float>(t.floats(), t.floats() + t.dims[0]);
 }
 
+bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index) {
+  size_t count = 0;
+  Check(api, api.KernelInfo_GetInputCount(info, &count));
+  return index < count;
+}
+
 bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, size_t index, float neutral) {
   const Tensor t = ConstantInput(api, info, index);
   if (t.data == nullptr || t.dims != std::vector<int64_t>{1, 1, 1, 1}) return false;

@@ -23,6 +23,9 @@ Tensor RequiredConstant(const OrtApi& api, const OrtKernelInfo* info, size_t ind
 std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
                                     int64_t channels);
 
+// Whether the node lists input `index`; old files lack those that came later.
+bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
+
 // "Not there" is a constant [1,1,1,1] that holds the neutral element.
 bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, size_t index, float neutral);
 

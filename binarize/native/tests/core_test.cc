@@ -56,6 +56,8 @@ struct Case {
   std::vector<uint64_t> bits, weight;
   Element element;
   std::vector<float> link, residual;  // float16 values when that is the element
+  std::vector<float> gate, factor;    // perhaps empty
+  bool one_factor;                    // the same for all images
   int64_t out_h, out_w;
   bool want_y, want_bits;
 };
@@ -137,16 +139,21 @@ Case MakeCase(Random& random) {
   c.out_h = OutputExtent(c.map.h, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
   c.out_w = OutputExtent(c.map.w, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
 
+  if (random.Coin()) s.planes = random.Between(1, 3), s.bases = random.Between(1, 3), s.ternary = random.Coin();
   const auto parameter = [&] { return random.Values(random.Coin() ? 1 : s.channels_out); };
   const auto perhaps = [&](float neutral) { return random.Coin() ? parameter() : std::vector<float>{neutral}; };
   ConvParameters& p = c.parameters;
   p.scale = parameter(), p.bias = parameter(), p.gamma = parameter(), p.next_threshold = parameter();
   p.slope = perhaps(1.0f), p.shift = perhaps(0.0f);
   p.has_link = random.Coin();
+  if (s.terms() > 1 && random.Coin()) p.scale = random.Values(s.terms() * s.channels_out);
 
   const int64_t words = WordsFor(s.channels_in), pixels = c.map.n * c.map.h * c.map.w;
-  c.bits = random.Words(pixels * words);  // stray bits past the last channel included
-  c.weight = random.Words(s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
+  c.bits = random.Words(pixels * s.bit_planes() * words);  // stray bits past the last channel included
+  c.weight = random.Words(s.bases * s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
+  if (random.Between(0, 3) == 0) c.gate = random.Values(c.map.n * s.channels_out);
+  c.one_factor = random.Coin();
+  if (random.Between(0, 3) == 0) c.factor = random.Values((c.one_factor ? 1 : c.map.n) * c.out_h * c.out_w);
   c.element = p.element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
   if (p.has_link) c.link = Stored(c.element, random.Values(pixels * s.channels_in));
   if (random.Coin()) c.residual = Stored(c.element, random.Values(c.map.n * c.out_h * c.out_w * s.channels_out));
@@ -155,7 +162,8 @@ Case MakeCase(Random& random) {
   return c;
 }
 
-int64_t NaiveAccumulator(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o) {
+// Of one plane of bits and one base of the weight.
+int64_t NaiveAccumulator(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o, int64_t plane, int64_t base) {
   const ConvSpec& s = c.spec;
   const int64_t words = WordsFor(s.channels_in), in_per_group = s.channels_in / s.group;
   const int64_t rows = s.channels_out / s.group;
@@ -166,8 +174,9 @@ int64_t NaiveAccumulator(const Case& c, int64_t n, int64_t i, int64_t k, int64_t
       const int64_t column = k * s.stride_w - s.pad_left + t * s.dilation_w;
       if (row < 0 || row >= c.map.h || column < 0 || column >= c.map.w) continue;
       for (int64_t channel = o / rows * in_per_group; channel < (o / rows + 1) * in_per_group; ++channel) {
-        const bool a = Bit(c.bits, (n * c.map.h + row) * c.map.w + column, words, channel);
-        const bool w = Bit(c.weight, (o % rows * s.kernel_h + r) * s.kernel_w + t, words, channel);
+        const int64_t pixel = (n * c.map.h + row) * c.map.w + column;
+        const bool a = Bit(c.bits, pixel * s.bit_planes() + plane, words, channel);
+        const bool w = Bit(c.weight, ((base * rows + o % rows) * s.kernel_h + r) * s.kernel_w + t, words, channel);
         sum += a == w ? 1 : -1;
       }
     }
@@ -195,6 +204,27 @@ float NaiveLink(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o) {
   return count == 0 ? 0.0f : sum * (1.0f / static_cast<float>(count));
 }
 
+// The sum of all terms, from the bias on.
+float NaiveSum(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o) {
+  const ConvSpec& s = c.spec;
+  const ConvParameters& p = c.parameters;
+  const int64_t digits = s.ternary ? 2 : 1;
+  const bool by_term = static_cast<int64_t>(p.scale.size()) > s.channels_out;
+  float t = At(p.bias, o);
+  for (int64_t term = 0; term < s.terms(); ++term) {
+    int64_t sum = 0;
+    for (int64_t digit = 0; digit < digits; ++digit) {
+      sum += NaiveAccumulator(c, n, i, k, o, term % s.planes * digits + digit, term / s.planes);
+    }
+    float scale = At(p.scale, by_term ? term * s.channels_out + o : o);
+    if (!c.gate.empty()) scale = scale * c.gate[static_cast<size_t>(n * s.channels_out + o)];
+    float a = static_cast<float>(sum / digits);
+    if (!c.factor.empty()) a = a * c.factor[static_cast<size_t>(((c.one_factor ? 0 : n) * c.out_h + i) * c.out_w + k)];
+    t = std::fma(a, scale, t);
+  }
+  return t;
+}
+
 Result Naive(const Case& c) {
   const ConvSpec& s = c.spec;
   const ConvParameters& p = c.parameters;
@@ -205,7 +235,7 @@ Result Naive(const Case& c) {
     const int64_t n = pixel / (c.out_h * c.out_w), i = pixel / c.out_w % c.out_h, k = pixel % c.out_w;
     for (int64_t o = 0; o < s.channels_out; ++o) {
       const size_t at = static_cast<size_t>(pixel * s.channels_out + o);
-      float t = std::fma(static_cast<float>(NaiveAccumulator(c, n, i, k, o)), At(p.scale, o), At(p.bias, o));
+      float t = NaiveSum(c, n, i, k, o);
       if (p.has_link) t = std::fma(At(p.gamma, o), NaiveLink(c, n, i, k, o), t);
       if (!c.residual.empty()) t = t + c.residual[at];
       t = t > 0.0f ? t : At(p.slope, o) * t;
@@ -228,7 +258,7 @@ std::unique_ptr<char[]> Dirty(size_t bytes) {
 // One call of a plan with memory of its own.
 class Call {
  public:
-  Call(const Case& c, const ConvPlan& plan) : case_(c), run_(plan, c.map) {
+  Call(const Case& c, const ConvPlan& plan) : case_(c), run_(plan, c.map, !c.gate.empty(), !c.factor.empty()) {
     const size_t pixels = static_cast<size_t>(c.map.n * c.out_h * c.out_w);
     y_size_ = pixels * static_cast<size_t>(c.spec.channels_out);
     bits_size_ = pixels * static_cast<size_t>(WordsFor(c.spec.channels_out));
@@ -241,6 +271,7 @@ class Call {
     tensors.bits = c.bits.data();
     tensors.link = c.link.empty() ? nullptr : link_.data();
     tensors.residual = c.residual.empty() ? nullptr : residual_.data();
+    tensors.factors = {c.gate.data(), c.factor.data(), c.one_factor};
     tensors.y = c.want_y ? y_.get() : nullptr;
     tensors.next_bits = c.want_bits ? reinterpret_cast<uint64_t*>(bits_.get()) : nullptr;
     run_.Prepare(tensors, scratch_.get());
@@ -290,13 +321,14 @@ std::string Describe(const Case& c) {
   char text[256];
   std::snprintf(text, sizeof text,
                 "C %d O %d group %d kernel %dx%d stride %dx%d dilation %dx%d pads %d,%d,%d,%d map %dx%dx%d link %d "
-                "residual %d",
+                "residual %d planes %d bases %d ternary %d gate %d factor %d",
                 static_cast<int>(s.channels_in), static_cast<int>(s.channels_out), static_cast<int>(s.group),
                 static_cast<int>(s.kernel_h), static_cast<int>(s.kernel_w), static_cast<int>(s.stride_h),
                 static_cast<int>(s.stride_w), static_cast<int>(s.dilation_h), static_cast<int>(s.dilation_w),
                 static_cast<int>(s.pad_top), static_cast<int>(s.pad_left), static_cast<int>(s.pad_bottom),
                 static_cast<int>(s.pad_right), static_cast<int>(c.map.n), static_cast<int>(c.map.h),
-                static_cast<int>(c.map.w), c.parameters.has_link, !c.residual.empty());
+                static_cast<int>(c.map.w), c.parameters.has_link, !c.residual.empty(), static_cast<int>(s.planes),
+                static_cast<int>(s.bases), s.ternary, !c.gate.empty(), !c.factor.empty());
   return text;
 }
 
@@ -355,19 +387,22 @@ int CheckPack(int64_t cases, uint64_t seed) {
     Random random(seed + static_cast<uint64_t>(i));
     const int64_t pixels = random.Between(1, 9), channels = random.Between(1, 200), words = WordsFor(channels);
     const bool per_channel = random.Coin();
+    const int64_t planes = per_channel ? random.Between(1, 3) : 1;
     const Element element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
     const std::vector<float> x = Stored(element, random.Values(pixels * channels));
     const std::vector<char> stream = Bytes(element, x);
-    const std::vector<float> threshold = random.Values(per_channel ? channels : 1);
-    std::vector<uint64_t> expected(static_cast<size_t>(pixels * words));
-    for (int64_t at = 0; at < pixels * channels; ++at) {
-      const uint64_t bit = x[static_cast<size_t>(at)] > At(threshold, at % channels);
-      expected[static_cast<size_t>(at / channels * words + at % channels / 64)] |= bit << (at % channels % 64);
+    const std::vector<float> threshold = random.Values(per_channel ? planes * channels : 1);
+    std::vector<uint64_t> expected(static_cast<size_t>(pixels * planes * words));
+    for (int64_t at = 0; at < pixels * planes * channels; ++at) {
+      const int64_t pixel = at / (planes * channels), plane = at / channels % planes, c = at % channels;
+      const uint64_t bit = x[static_cast<size_t>(pixel * channels + c)] > At(threshold, plane * channels + c);
+      expected[static_cast<size_t>((pixel * planes + plane) * words + c / 64)] |= bit << (c % 64);
     }
     for (const Isa* isa : AvailableIsas()) {
       std::vector<uint64_t> got(expected.size(), 0xA5A5A5A5A5A5A5A5u);
       isa->kernels->pack({element, stream.data(), threshold.data(), per_channel ? size_t{1} : size_t{0}, got.data(),
-                          static_cast<size_t>(pixels), static_cast<size_t>(channels), static_cast<size_t>(words)});
+                          static_cast<size_t>(pixels), static_cast<size_t>(planes), static_cast<size_t>(channels),
+                          static_cast<size_t>(words)});
       if (got == expected) continue;
       std::printf("FAILED: Pack on %s with seed %llu\n", isa->name,
                   static_cast<unsigned long long>(seed + static_cast<uint64_t>(i)));
@@ -582,12 +617,13 @@ int CheckHostile(int64_t cases, uint64_t seed) {
     ConvSpec s;
     for (int64_t* field : {&s.channels_in, &s.channels_out, &s.group, &s.kernel_h, &s.kernel_w, &s.stride_h,
                            &s.stride_w, &s.pad_top, &s.pad_left, &s.pad_bottom, &s.pad_right, &s.dilation_h,
-                           &s.dilation_w}) {
+                           &s.dilation_w, &s.planes, &s.bases}) {
       *field = random.Coin() ? 1 : random.OneOf(kEvil);
     }
+    s.ternary = random.Coin();
     try {
       ValidateSpec(s);
-      const int64_t weight = s.channels_out / s.group * s.kernel_h * s.kernel_w * WordsFor(s.channels_in);
+      const int64_t weight = s.bases * s.channels_out / s.group * s.kernel_h * s.kernel_w * WordsFor(s.channels_in);
       if (weight > 100000 || s.channels_out > 100000) continue;  // legal, but a test of memory and patience
       const std::vector<float> one{1.0f};
       const Kernels& kernels = *SelectIsa("scalar").kernels;
@@ -597,10 +633,10 @@ int CheckHostile(int64_t cases, uint64_t seed) {
       if (map.h == 0 || map.w == 0) continue;  // the adapter refuses empty maps
       const int64_t outputs = run.out_h() * run.out_w() * s.channels_out;
       if (outputs > 100000 || run.scratch_bytes() > 10000000) continue;
-      const std::vector<uint64_t> bits = random.Words(map.h * map.w * WordsFor(s.channels_in));
+      const std::vector<uint64_t> bits = random.Words(map.h * map.w * s.bit_planes() * WordsFor(s.channels_in));
       const auto scratch = Dirty(run.scratch_bytes());
       std::vector<float> y(static_cast<size_t>(outputs));
-      run.Prepare({bits.data(), nullptr, nullptr, y.data(), nullptr}, scratch.get());
+      run.Prepare({bits.data(), nullptr, nullptr, y.data(), nullptr, {}}, scratch.get());
       for (size_t task = 0; task < run.task_count(); ++task) run.RunTask(task);
     } catch (const InvalidModel&) {
       ++refused;

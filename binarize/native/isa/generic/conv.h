@@ -99,13 +99,13 @@ BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const u
   }
 }
 
-template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
-void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
-  const Block& b = k.blocks[block];
-  Link<E, PIXELS, BLOCKS> link;
-  PrepareLink<V>(k, call, row, block, column, link);
-  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
-  const bool from_base = k.halved && tile.one_base;  // nearly always: counting down from there gives the accumulators
+// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`.
+template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
+BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                               size_t column, size_t base, size_t plane, typename V::Ints (&sums)[BLOCKS][PIXELS]) {
+  const Block& b = k.blocks[base * k.block_count + block];
+  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, base);
+  const bool from_base = k.counts_once && tile.one_base;  // nearly always: counting down from there gives accumulators
   typename V::Ints start[BLOCKS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
@@ -114,27 +114,30 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
   Tally<V, PIXELS, BLOCKS> tally;
   StartTally<V>(start, tally);
   const size_t block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
-  const uint32_t* map_row = row.bits + column * call.pixel_step + b.first;
-  const uint32_t* weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
+  const uint32_t* first = row.bits + column * call.pixel_step + b.first + plane * k.digits * call.plane_step;
+  const uint32_t* first_weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
   const uint32_t* masks = MASKED ? k.masks + b.masks : nullptr;
   if constexpr (WORDS != 0) {
-    Accumulate<V, PIXELS, BLOCKS, MASKED, WORDS>(map_row, call.pixel_step, weights, block_step, masks, WORDS, tally);
+    Accumulate<V, PIXELS, BLOCKS, MASKED, WORDS>(first, call.pixel_step, first_weights, block_step, masks, WORDS, tally);
   } else {
     const bool one_run = !MASKED && call.tap_step == b.span;  // a kernel row is one run of words
     const size_t runs = one_run ? 1 : k.kernel_w;
     const size_t words = one_run ? k.kernel_w * b.span : b.span;
-    for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
-      const uint32_t* bits = map_row;
-      for (size_t run = 0; run < runs; ++run) {
-        Accumulate<V, PIXELS, BLOCKS, MASKED, 0>(bits, call.pixel_step, weights, block_step, masks, words, tally);
-        bits += call.tap_step;
-        weights += words * kLanes;
+    for (size_t digit = 0; digit < k.digits; ++digit) {
+      const uint32_t* map_row = first + digit * call.plane_step;
+      const uint32_t* weights = first_weights;
+      for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
+        const uint32_t* bits = map_row;
+        for (size_t run = 0; run < runs; ++run) {
+          Accumulate<V, PIXELS, BLOCKS, MASKED, 0>(bits, call.pixel_step, weights, block_step, masks, words, tally);
+          bits += call.tap_step;
+          weights += words * kLanes;
+        }
+        map_row += call.row_step;
       }
-      map_row += call.row_step;
     }
   }
 
-  typename V::Ints sums[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
     BINARIZE_UNROLL
@@ -149,7 +152,44 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
     if (!from_base) AddBase<V>(k, tile, block + n, sums[n]);
-    Finish<V, FULL>(k, row, column, link, block + n, n, sums[n]);
+  }
+}
+
+// The terms of a tile but the last, from the bias on, as float32.
+template <class V, int PIXELS, int BLOCKS, bool MASKED>
+__attribute__((noinline)) void SumTerms(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                        size_t column, float (&sums)[BLOCKS][PIXELS][kLanes]) {
+  for (int n = 0; n < BLOCKS; ++n) {
+    for (int m = 0; m < PIXELS; ++m) V::Store(sums[n][m], V::Load(k.bias + (block + n) * kLanes));
+  }
+  for (size_t term = 0; term + 1 < k.terms; ++term) {
+    typename V::Ints accumulators[BLOCKS][PIXELS];
+    CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, term / k.planes, term % k.planes,
+                                            accumulators);
+    for (int n = 0; n < BLOCKS; ++n) {
+      typename V::Floats t[PIXELS];
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) t[m] = V::Load(sums[n][m]);
+      AddTerm<V, PIXELS>(k, row, column, block + n, term, accumulators[n], t);
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) V::Store(sums[n][m], t[m]);
+    }
+  }
+}
+
+template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
+void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
+  Link<E, PIXELS, BLOCKS> link;
+  PrepareLink<V>(k, call, row, block, column, link);
+  alignas(64) float sums[BLOCKS][PIXELS][kLanes];
+  const bool several = k.terms > 1;
+  if (several) SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);
+  typename V::Ints accumulators[BLOCKS][PIXELS];
+  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, k.bases - 1, k.planes - 1, accumulators);
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    const float* before = several ? sums[n][0] : nullptr;
+    Finish<V, FULL>(k, row, column, link, block + n, n, accumulators[n], before, kLanes);
   }
 }
 
@@ -187,7 +227,8 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
     const size_t tail = k.blocks[block + b.alike - 1].lanes < kLanes ? 1 : 0;
     const size_t full = Min(b.alike - tail, last - block);
     if (full >= kWideBlocks && pixels <= kWidePixels) {
-      const bool one_tap = k.kernel_w == 1 && row.tap_end - row.tap_begin == 1 && pixels == kWidePixels;
+      const bool one_tap =
+          k.kernel_w == 1 && row.tap_end - row.tap_begin == 1 && k.digits == 1 && pixels == kWidePixels;
       if (one_tap && b.span == 2) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 2>, kWideBlocks};
       if (one_tap && b.span == 4) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 4>, kWideBlocks};
       return {Tiles<V, E, kWidePixels, kWideBlocks, false, true>::kByPixels[pixels], kWideBlocks};
@@ -210,7 +251,7 @@ constexpr size_t kWeightBytes = 16 * 1024;  // half of an L1: weights that stay 
 // One past the last of the blocks from `block` on whose weights fit kWeightBytes; at least one tile's.
 template <class V>
 BINARIZE_INLINE size_t EndOfBatch(const ConvConst& k, size_t block) {
-  const size_t bytes = k.kernel_h * k.kernel_w * k.blocks[block].span * kLanes * sizeof(uint32_t);
+  const size_t bytes = k.bases * k.kernel_h * k.kernel_w * k.blocks[block].span * kLanes * sizeof(uint32_t);
   const size_t fit = kWeightBytes / bytes / V::kWideBlocks * V::kWideBlocks;
   return Min(k.block_count, block + (fit == 0 ? V::kWideBlocks : fit));
 }

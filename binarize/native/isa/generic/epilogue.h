@@ -17,27 +17,28 @@ struct Tile {
   bool one_base;                // true nearly always: only borders differ
 };
 
+// Of the weight's base `base`.
 template <int PIXELS>
-BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, size_t column) {
+BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, size_t column, size_t base = 0) {
   Tile<PIXELS> tile;
   tile.one_base = true;
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
     const size_t border = row.column_class != nullptr ? row.column_class[column + m] : 0;
-    tile.base[m] = row.base + border * k.block_count * kLanes;
+    tile.base[m] = row.base + (border * k.bases + base) * k.block_count * kLanes;
     tile.one_base = tile.one_base && tile.base[m] == tile.base[0];
   }
   return tile;
 }
 
-// From minus the mismatches of a block to its accumulators, or half of them; see ConvConst::halved.
+// From minus the mismatches of a block to its accumulators, or half of them; see ConvConst::counts_once.
 template <class V, int PIXELS>
 BINARIZE_INLINE void AddBase(const ConvConst& k, const Tile<PIXELS>& tile, size_t block,
                              typename V::Ints (&sums)[PIXELS]) {
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
     const typename V::Ints base = V::LoadInts(tile.base[m] + block * kLanes);
-    sums[m] = V::AddInts(base, k.halved ? sums[m] : V::AddInts(sums[m], sums[m]));
+    sums[m] = V::AddInts(base, k.counts_once ? sums[m] : V::AddInts(sums[m], sums[m]));
   }
 }
 
@@ -224,21 +225,45 @@ BINARIZE_INLINE void Activate(const ConvConst& k, size_t block, typename V::Floa
   }
 }
 
-// Block n of a tile that starts at `column`, which is `block` of the conv, from its accumulators. FULL: it has all 16
-// lanes.
+// t = fma(accumulator * factor, scale, t) for one block of term `term`.
+template <class V, int PIXELS>
+BINARIZE_INLINE void AddTerm(const ConvConst& k, const ConvRow& row, size_t column, size_t block, size_t term,
+                             const typename V::Ints (&accumulators)[PIXELS], typename V::Floats (&t)[PIXELS]) {
+  using Floats = typename V::Floats;
+  const Floats scale = V::Load(row.scale + (term * k.block_count + block) * kLanes);
+  if (row.factor == nullptr) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(V::ToFloats(accumulators[m]), scale, t[m]);
+  } else {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      const Floats factor = V::Set(row.factor[column + m]);
+      t[m] = V::Fma(V::Mul(V::ToFloats(accumulators[m]), factor), scale, t[m]);
+    }
+  }
+}
+
+// Block n of a tile that starts at `column`, which is `block` of the conv: `accumulators` are those of its last term, `sums`
+// [PIXELS] the terms before, each `step` floats from the next, or null if there is one term. FULL: it has all 16 lanes.
 template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t column,
                             const Link<E, PIXELS, BLOCKS>& link, size_t block, int n,
-                            const typename V::Ints (&accumulators)[PIXELS]) {
+                            const typename V::Ints (&accumulators)[PIXELS], const float* sums = nullptr,
+                            size_t step = 0) {
   using Floats = typename V::Floats;
   const size_t channel = block * kLanes;
   const size_t lanes = k.blocks[block].lanes;
   const size_t first = column * k.channels_out + channel;
   Floats t[PIXELS];
-
-  const Floats scale = V::Load(k.scale + channel), bias = V::Load(k.bias + channel);
-  BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(V::ToFloats(accumulators[m]), scale, bias);
+  if (sums != nullptr) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Load(sums + m * step);
+  } else {
+    const Floats bias = V::Load(k.bias + channel);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = bias;
+  }
+  AddTerm<V, PIXELS>(k, row, column, block, sums != nullptr ? k.terms - 1 : 0, accumulators, t);
   if (row.link != nullptr) AddLink<V, FULL>(k, link, block, n, t);
   if (row.residual != nullptr) {
     const E* residual = static_cast<const E*>(row.residual) + first;

@@ -83,11 +83,12 @@ BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const 
   }
 }
 
+// Mismatches of a tile, over the input's plane `plane` and the weight's base `base`.
 template <class V, int PIXELS, int PANELS>
 BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                size_t column, PanelSums<V, PIXELS, PANELS>& sums) {
+                                size_t column, size_t base, size_t plane, PanelSums<V, PIXELS, PANELS>& sums) {
   constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes;
-  const Block& b = k.blocks[block];
+  const Block& b = k.blocks[base * k.block_count + block];
   for (auto& pixel : sums.value) {
     for (int32_t& sum : pixel) sum = 0;
   }
@@ -95,48 +96,86 @@ BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const 
   const size_t runs = one_run ? 1 : k.kernel_w;
   const size_t words = one_run ? k.kernel_w * b.span : b.span;
   const size_t panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
-  const uint32_t* map_row = row.bits + column * call.pixel_step + b.first;
-  const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
-  for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
-    for (size_t run = 0; run < runs; ++run) {
-      const uint32_t* bits = map_row + run * call.tap_step;
-      for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
-        now = Min(words - i, kWordsPerFlush);
-        LookUpWords<V, PIXELS, PANELS>(bits + i, call.pixel_step, weights, panel_step, now, sums);
+  for (size_t digit = plane * k.digits; digit < (plane + 1) * k.digits; ++digit) {
+    const uint32_t* map_row = row.bits + column * call.pixel_step + b.first + digit * call.plane_step;
+    const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
+    for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
+      for (size_t run = 0; run < runs; ++run) {
+        const uint32_t* bits = map_row + run * call.tap_step;
+        for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
+          now = Min(words - i, kWordsPerFlush);
+          LookUpWords<V, PIXELS, PANELS>(bits + i, call.pixel_step, weights, panel_step, now, sums);
+        }
       }
     }
   }
 }
 
-// The epilogue of PIXELS pixels of one block.
+// Accumulators, or half of them, of PIXELS pixels of one block for the weight's base `base`; their counts lie `step` apart.
+template <class V, int PIXELS>
+BINARIZE_INLINE void LoadAccumulators(const ConvConst& k, const ConvRow& row, size_t column, size_t block, size_t base,
+                                      const int32_t* counts, size_t step, typename V::Ints (&accumulators)[PIXELS]) {
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadInts(counts + m * step));
+  AddBase<V>(k, MakeTile<PIXELS>(k, row, column, base), block, accumulators);
+}
+
+// The terms of a tile but the last, from the bias on, as float32.
+template <class V, int PIXELS, int PANELS>
+__attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCall& call, const ConvRow& row,
+                                                size_t block, size_t column, size_t blocks,
+                                                float (&sums)[PIXELS][PANELS * V::kPanelBlocks * kLanes]) {
+  for (size_t n = 0; n < blocks; ++n) {
+    for (auto& pixel : sums) V::Store(pixel + n * kLanes, V::Load(k.bias + (block + n) * kLanes));
+  }
+  for (size_t term = 0; term + 1 < k.terms; ++term) {
+    PanelSums<V, PIXELS, PANELS> counts;
+    LookUpTaps(k, call, row, block, column, term / k.planes, term % k.planes, counts);
+    for (int m = 0; m < PIXELS; ++m) {
+      for (size_t n = 0; n < blocks; ++n) {
+        typename V::Ints accumulators[1];
+        const int32_t* own = counts.value[m] + n * kLanes;
+        LoadAccumulators<V, 1>(k, row, column + m, block + n, term / k.planes, own, 0, accumulators);
+        typename V::Floats t[1] = {V::Load(sums[m] + n * kLanes)};
+        AddTerm<V, 1>(k, row, column + m, block + n, term, accumulators, t);
+        V::Store(sums[m] + n * kLanes, t[0]);
+      }
+    }
+  }
+}
+
+// The epilogue of PIXELS pixels of one block, whose counts of the last term and sums of the others, if there are any, lie
+// `step` apart.
 template <class V, class E, int PIXELS, bool FULL>
 BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                size_t column, const int32_t* sums, size_t step) {
+                                size_t column, const int32_t* counts, const float* sums, size_t step) {
   Link<E, PIXELS, 1> link;
   PrepareLink<V>(k, call, row, block, column, link);
   typename V::Ints accumulators[PIXELS];
-  BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadInts(sums + m * step));
-  AddBase<V>(k, MakeTile<PIXELS>(k, row, column), block, accumulators);
-  Finish<V, FULL>(k, row, column, link, block, 0, accumulators);
+  LoadAccumulators<V, PIXELS>(k, row, column, block, k.bases - 1, counts, step, accumulators);
+  Finish<V, FULL>(k, row, column, link, block, 0, accumulators, sums, step);
 }
 
 template <class V, class E, int PIXELS, int PANELS>
 void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
-  PanelSums<V, PIXELS, PANELS> sums;
-  LookUpTaps(k, call, row, block, column, sums);
-  const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
   constexpr size_t kStep = PANELS * V::kPanelBlocks * kLanes;
   constexpr int kTogether = PIXELS < V::kFinishPixels ? PIXELS : V::kFinishPixels;
+  const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
+  alignas(64) float sums[PIXELS][kStep];
+  if (k.terms > 1) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
+  PanelSums<V, PIXELS, PANELS> counts;
+  LookUpTaps(k, call, row, block, column, k.bases - 1, k.planes - 1, counts);
   for (size_t n = 0; n < blocks; ++n) {
     int m = 0;
     const bool full = k.blocks[block + n].lanes == kLanes;
+    const auto sums_of = [&](int pixel) { return k.terms > 1 ? sums[pixel] + n * kLanes : nullptr; };
+    const auto counts_of = [&](int pixel) { return counts.value[pixel] + n * kLanes; };
     for (; full && m + kTogether <= PIXELS; m += kTogether) {
-      FinishSums<V, E, kTogether, true>(k, call, row, block + n, column + m, sums.value[m] + n * kLanes, kStep);
+      FinishSums<V, E, kTogether, true>(k, call, row, block + n, column + m, counts_of(m), sums_of(m), kStep);
     }
     for (; m < PIXELS; ++m) {
-      full ? FinishSums<V, E, 1, true>(k, call, row, block + n, column + m, sums.value[m] + n * kLanes, kStep)
-           : FinishSums<V, E, 1, false>(k, call, row, block + n, column + m, sums.value[m] + n * kLanes, kStep);
+      full ? FinishSums<V, E, 1, true>(k, call, row, block + n, column + m, counts_of(m), sums_of(m), kStep)
+           : FinishSums<V, E, 1, false>(k, call, row, block + n, column + m, counts_of(m), sums_of(m), kStep);
     }
   }
 }
@@ -175,7 +214,7 @@ void LookupConvElements(const ConvConst& k, const ConvCall& call, const ConvWork
   for (size_t first = work.first_block, last; first < work.last_block; first = last) {
     const Block& b = k.blocks[first];
     const bool masked = b.masks != kNoMask;
-    const size_t panel_bytes = k.kernel_h * k.kernel_w * b.span * kNibbles * V::kPanelBlocks * kLanes;
+    const size_t panel_bytes = k.bases * k.kernel_h * k.kernel_w * b.span * kNibbles * V::kPanelBlocks * kLanes;
     const size_t panels = kWeightBytes / panel_bytes / V::kPanels * V::kPanels;
     const size_t batch = (panels == 0 ? V::kPanels : panels) * V::kPanelBlocks;
     last = Min(work.last_block, first + (masked ? 1 : Min(batch, b.alike)));

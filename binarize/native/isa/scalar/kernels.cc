@@ -18,11 +18,14 @@ template <class E>
 void PackElements(const PackJob& job) {
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
     const E* x = static_cast<const E*>(job.x) + pixel * job.channels;
-    uint64_t* bits = job.bits + pixel * job.words;
-    for (size_t word = 0; word < job.words; ++word) bits[word] = 0;
-    for (size_t c = 0; c < job.channels; ++c) {
-      const uint64_t bit = Widen(x[c]) > job.threshold[c * job.threshold_step];
-      bits[c / kWordBits] |= bit << (c % kWordBits);
+    for (size_t plane = 0; plane < job.planes; ++plane) {
+      uint64_t* bits = job.bits + (pixel * job.planes + plane) * job.words;
+      const float* threshold = job.threshold + plane * job.channels;
+      for (size_t word = 0; word < job.words; ++word) bits[word] = 0;
+      for (size_t c = 0; c < job.channels; ++c) {
+        const uint64_t bit = Widen(x[c]) > threshold[c * job.threshold_step];
+        bits[c / kWordBits] |= bit << (c % kWordBits);
+      }
     }
   }
 }
@@ -53,17 +56,28 @@ float LinkValue(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   return sum * (1.0f / static_cast<float>(count));
 }
 
-// docs/ops.md, "Value": from the accumulators of one block of one pixel to y and the next bits.
+// docs/ops.md, "Value": adds term `term` to the sums of one block of one pixel.
+void AddTerm(const ConvConst& k, const ConvRow& row, size_t column, size_t block, size_t term,
+             const int32_t* accumulator, float* sums) {
+  const float* scale = row.scale + (term * k.block_count + block) * kLanes;
+  for (size_t lane = 0; lane < k.blocks[block].lanes; ++lane) {
+    float a = static_cast<float>(accumulator[lane]);
+    if (row.factor != nullptr) a = a * row.factor[column];
+    sums[lane] = std::fma(a, scale[lane], sums[lane]);
+  }
+}
+
+// docs/ops.md, "Value": from the sums of one block of one pixel to y and the next bits.
 template <class E>
 void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
-              const int32_t* accumulator) {
+              const float* sums) {
   const E* residual = static_cast<const E*>(row.residual);
   E* y = static_cast<E*>(row.y);
   uint32_t next = 0;
   for (size_t lane = 0; lane < k.blocks[block].lanes; ++lane) {
     const size_t o = block * kLanes + lane;
     const size_t at = column * k.channels_out + o;
-    float t = std::fma(static_cast<float>(accumulator[lane]), k.scale[o], k.bias[o]);
+    float t = sums[lane];
     if (row.link != nullptr) t = std::fma(k.gamma[o], LinkValue<E>(k, call, row, column, o), t);
     if (residual != nullptr) t = t + Widen(residual[at]);
     if (k.slope != nullptr) t = t > 0.0f ? t : k.slope[o] * t;
@@ -75,23 +89,31 @@ void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
 }
 
 void Finish(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
-            const int32_t* accumulator) {
-  k.element == Element::kFloat16 ? Epilogue<Half>(k, call, row, column, block, accumulator)
-                                    : Epilogue<float>(k, call, row, column, block, accumulator);
+            const float* sums) {
+  k.element == Element::kFloat16 ? Epilogue<Half>(k, call, row, column, block, sums)
+                                    : Epilogue<float>(k, call, row, column, block, sums);
 }
 
-const int32_t* Base(const ConvConst& k, const ConvRow& row, size_t column, size_t block) {
+void FinishOneTerm(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
+                   const int32_t* accumulator) {
+  float sums[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = k.bias[block * kLanes + lane];
+  AddTerm(k, row, column, block, 0, accumulator, sums);
+  Finish(k, call, row, column, block, sums);
+}
+
+const int32_t* Base(const ConvConst& k, const ConvRow& row, size_t column, size_t base, size_t block) {
   const size_t border = row.column_class != nullptr ? row.column_class[column] : 0;
-  return row.base + (border * k.block_count + block) * kLanes;
+  return row.base + ((border * k.bases + base) * k.block_count + block) * kLanes;
 }
 
-void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
-  const Block& b = k.blocks[block];
-  int32_t mismatches[kLanes] = {};
+// Adds the mismatches of one plane of bits and one base of the weight.
+void CountMismatches(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, const Block& b,
+                     size_t plane, int32_t* mismatches) {
   for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
     for (size_t c = 0; c < k.kernel_w; ++c) {
-      const uint32_t* bits =
-          row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step + column * call.pixel_step + b.first;
+      const uint32_t* bits = row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step +
+                             column * call.pixel_step + plane * call.plane_step + b.first;
       const uint32_t* weights = k.weights + b.weights + (r * k.kernel_w + c) * b.span * kLanes;
       for (size_t word = 0; word < b.span; ++word) {
         for (size_t lane = 0; lane < kLanes; ++lane) {
@@ -101,10 +123,24 @@ void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, siz
       }
     }
   }
-  const int32_t* base = Base(k, row, column, block);
-  const int32_t unit = k.halved ? 1 : 2;
-  for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - unit * mismatches[lane];
-  Finish(k, call, row, column, block, mismatches);
+}
+
+void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
+  float sums[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = k.bias[block * kLanes + lane];
+  for (size_t term = 0; term < k.terms; ++term) {
+    const size_t number = term / k.planes, plane = term % k.planes;
+    int32_t accumulator[kLanes] = {};
+    for (size_t digit = 0; digit < k.digits; ++digit) {
+      const Block& b = k.blocks[number * k.block_count + block];
+      CountMismatches(k, call, row, column, b, plane * k.digits + digit, accumulator);
+    }
+    const int32_t* base = Base(k, row, column, number, block);
+    const int32_t unit = k.counts_once ? 1 : 2;
+    for (size_t lane = 0; lane < kLanes; ++lane) accumulator[lane] = base[lane] - unit * accumulator[lane];
+    AddTerm(k, row, column, block, term, accumulator, sums);
+  }
+  Finish(k, call, row, column, block, sums);
 }
 
 void Conv(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
@@ -128,9 +164,9 @@ void DepthwisePixel(const ConvConst& k, const ConvCall& call, const ConvRow& row
       for (size_t lane = 0; lane < b.lanes; ++lane) mismatches[lane] += (differ >> (quarter * kLanes + lane)) & 1;
     }
   }
-  const int32_t* base = Base(k, row, column, block);
+  const int32_t* base = Base(k, row, column, 0, block);
   for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
-  Finish(k, call, row, column, block, mismatches);
+  FinishOneTerm(k, call, row, column, block, mismatches);
 }
 
 void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
@@ -235,7 +271,7 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
         }
         accumulators[lane] = k.base[o] + most;
       }
-      Finish(k.epilogue, {}, job.out, column, block, accumulators);
+      FinishOneTerm(k.epilogue, {}, job.out, column, block, accumulators);
     }
   }
 }
