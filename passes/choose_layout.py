@@ -26,7 +26,8 @@ _SLOW = {OPS.rprelu.default, ATEN.prelu.default, ATEN._prelu_kernel.default}
 _SLOW_COST = 2
 """Changes of layout that one of these is worth: four passes in standard operators, one as `activate`. Measured on a
 64 x 112 x 112 map: 0.65 ms against 0.10, and 0.14 for a change of layout."""
-_CLIPS = {ATEN.relu.default, ATEN.hardtanh.default, ATEN.clamp.default}
+CLIPS = {ATEN.relu.default: (0.0, None), ATEN.hardtanh.default: (-1.0, 1.0), ATEN.clamp.default: (None, None)}
+"""Operators that cut off what is below and above, with the limits that they have without arguments."""
 
 
 class ChooseLayout:
@@ -61,7 +62,7 @@ def _place(node: Node) -> Any:
 
 def _belongs_to_float_conv(node: Node) -> bool:
     """Whether ONNX Runtime takes `node`, a batch norm or a clip, into the float conv before it."""
-    if not node.all_input_nodes or node.target not in BATCH_NORMS | _CLIPS:
+    if not node.all_input_nodes or node.target not in BATCH_NORMS | CLIPS.keys():
         return False
     source = node.all_input_nodes[0]
     if source.target is operator.getitem:

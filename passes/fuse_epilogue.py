@@ -28,6 +28,7 @@ from binarize.passes.lower_tools import (
     is_permute,
     item_of,
     permute,
+    producer_of,
     tensor_of,
 )
 
@@ -139,13 +140,19 @@ def _multiply_factor(
 def _absorb_constant(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
     """`value + constant` per channel: a conv's own bias behind its factors."""
     other = _other_operand(user, value)
-    added = None if other is None else tensor_of(other)
-    if added is None or added.dim() < 3 or added.numel() != added.shape[-3] or fake_value(user) is None:
+    added = None if other is None else _per_channel(other, user)
+    if added is None:
         return None
-    if added.numel() not in (1, int(fake_value(user).shape[1])):
-        return None
-    _set(graph_module, fused, "bias", fused.value("bias").double() + added.double().flatten())
+    _set(graph_module, fused, "bias", fused.value("bias").double() + added.double())
     return user
+
+
+def _per_channel(operand: Node, user: Node) -> Tensor | None:
+    """The constant `[O, 1, 1]` as `[O]`."""
+    value = tensor_of(operand)
+    if value is None or value.dim() < 3 or value.numel() != value.shape[-3] or fake_value(user) is None:
+        return None
+    return value.flatten() if value.numel() in (1, int(fake_value(user).shape[1])) else None
 
 
 def is_gate(factor: Any, product: Node) -> bool:
@@ -167,8 +174,8 @@ def _takes_factors(fused: Fused) -> bool:
 
 
 def _fold_batch_norm(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
-    """`BN(t) = t * g/sigma + (b - mean * g/sigma)`: folds into scale, bias and gamma while no residual is in."""
-    if user.target not in BATCH_NORMS or not fused.absent("residual"):
+    """`BN(t) = t * g/sigma + (b - mean * g/sigma)`: folds into scale, bias and gamma."""
+    if user.target not in BATCH_NORMS or not _is_linear(fused):
         return None
     parameters = [constant(n) if isinstance(n, Node) else None for n in user.args[1:5]]
     weight, bias, mean, variance = parameters
@@ -176,13 +183,51 @@ def _fold_batch_norm(graph_module: GraphModule, fused: Fused, value: Node, user:
     epsilon = next(float(a) for a in reversed(user.args) if isinstance(a, float))
     factor = torch.rsqrt(variance.double() + epsilon) * (1 if weight is None else weight.double())
     offset = (0 if bias is None else bias.double()) - mean.double() * factor
+    _multiply(graph_module, fused, factor, offset)
+    if user.target is ATEN._native_batch_norm_legit_no_training.default:
+        return _only_output(user)
+    return user
+
+
+def _fold_scale(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
+    """`value * constant` per channel."""
+    other = _other_operand(user, value, ATEN.mul.Tensor)
+    factor = None if other is None else _per_channel(other, user)
+    if factor is None or not _is_linear(fused):
+        return None
+    _multiply(graph_module, fused, factor.double(), torch.zeros(1))
+    return user
+
+
+def _is_linear(fused: Fused) -> bool:
+    """Whether a factor can still go into every part of the sum."""
+    return fused.absent("residual") or _own_residual(fused) is not None
+
+
+def _own_residual(fused: Fused) -> Fused | None:
+    """The conv that makes `fused`'s residual for it alone, such as CI-Net's corrections: a part of the same sum."""
+    node: Any = fused["residual"]
+    for dims in (TO_NHWC, TO_NCHW):
+        if not is_permute(node, dims) or len(node.users) != 1:
+            return None
+        node = node.args[0]
+    source = producer_of(node)
+    if source is None or len(node.users) != 1 or not source.has("geometry") or source.activated:
+        return None
+    return source if item_of(source.node, 1) is None else None
+
+
+def _multiply(graph_module: GraphModule, fused: Fused, factor: Tensor, offset: Tensor) -> None:
+    """`fused * factor + offset`; a residual of its own then has no twin in the original graph any more."""
     _set(graph_module, fused, "scale", fused.value("scale").double() * factor)
     _set(graph_module, fused, "bias", fused.value("bias").double() * factor + offset)
     if not fused.absent("link"):
         _set(graph_module, fused, "gamma", fused.value("gamma").double() * factor)
-    if user.target is ATEN._native_batch_norm_legit_no_training.default:
-        return _only_output(user)
-    return user
+    if not fused.absent("residual"):
+        source = _own_residual(fused)
+        assert source is not None
+        _multiply(graph_module, source, factor, torch.zeros(1))
+        source.node.meta.pop("origin", None)
 
 
 def _only_output(norm: Node) -> Node:
@@ -199,7 +244,7 @@ def _absorb_link(graph_module: GraphModule, fused: Fused, value: Node, user: Nod
     if other is None or other.target is not OPS.elastic_link.default or not fused.has("link"):
         return None
     source, gamma, geometry = other.args
-    if list(geometry) != list(fused["geometry"]) or not fused.absent("link") or not fused.absent("residual"):  # type: ignore[arg-type]
+    if list(geometry) != list(fused["geometry"]) or not fused.absent("link") or not _is_linear(fused):  # type: ignore[arg-type]
         return None
     assert isinstance(source, Node) and isinstance(gamma, Node)
     fused.update(link=permute(graph_module, source, TO_NHWC, user))
@@ -208,13 +253,22 @@ def _absorb_link(graph_module: GraphModule, fused: Fused, value: Node, user: Nod
 
 
 def _absorb_residual(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
-    """`value + other` for any other map of the same shape."""
+    """`value + other` for any other map of the same shape; a residual of its own can take another one."""
     other = _other_operand(user, value)
-    if other is None or not fused.absent("residual") or fake_value(other) is None:
+    if other is None or fake_value(other) is None or other is value:
         return None
-    if other is value or tuple(fake_value(other).shape) != tuple(fake_value(user).shape):
+    if tuple(fake_value(other).shape) != tuple(fake_value(user).shape):
         return None
-    fused.update(residual=permute(graph_module, other, TO_NHWC, user))
+    host = fused if fused.absent("residual") else _own_residual(fused)
+    if host is None or not host.absent("residual"):
+        return None
+    residual = permute(graph_module, other, TO_NHWC, user)
+    if host is not fused:
+        own: Any = fused["residual"]
+        for node in (host.node, own.args[0].args[0], own.args[0], own):  # to where `other` exists
+            user.prepend(node)
+        host.node.meta.pop("origin", None)
+    host.update(residual=residual)
     return user
 
 
@@ -242,6 +296,7 @@ _STEPS: tuple[Step, ...] = (
     _absorb_gate,
     _absorb_factor,
     _absorb_constant,
+    _fold_scale,
     _fold_batch_norm,
     _absorb_link,
     _absorb_residual,

@@ -7,11 +7,13 @@ packed to several planes.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
+from binarize.passes.choose_layout import CLIPS
 from binarize.passes.lower_tools import PACK, constant, item_of, producer_of
 
 
@@ -25,6 +27,8 @@ class FusePacks:
             source, threshold = node.args
             assert isinstance(source, Node) and isinstance(threshold, Node)
             value = constant(threshold)
+            source = _before_clip(source, value)
+            node.update_arg(0, source)
             same = next((b for s, t, b in seen if s is source and torch.equal(t, value)), None)
             bits = same or _bits_of_producer(graph_module, source, threshold)
             if bits is not None:
@@ -34,6 +38,16 @@ class FusePacks:
             seen.append((source, value, bits or node))
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
+
+
+def _before_clip(source: Node, threshold: torch.Tensor) -> Node:
+    """What a hardtanh or clamp is applied to, where it moves no value across the threshold."""
+    if source.target not in CLIPS or source.kwargs or not isinstance(source.args[0], Node):
+        return source
+    limits: tuple[Any, ...] = (*source.args[1:], *CLIPS[source.target][len(source.args) - 1 :])
+    low, high = limits[:2]
+    harmless = (low is None or torch.all(threshold >= low)) and (high is None or torch.all(threshold < high))
+    return source.args[0] if harmless else source
 
 
 def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) -> Node | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from binarize.errors import UsageError
-from binarize.nn import BinaryConv, ChannelInteraction, ElasticLink, RPReLU
+from binarize.nn import BinaryConv, ElasticLink, RPReLU
 from binarize.nn.activation_binarizer import Plane
-from binarize.nn.functional import CONV
+from binarize.nn.geometry import ConvGeometry
 from binarize.nn.ops import Terms, elastic_link, geometry_to_ints, rprelu
+from binarize.nn.sign import hard_sign
 from binarize.passes.lower_dimensions import binary_conv, planes
 
 
@@ -30,18 +33,20 @@ class _BinaryConv(nn.Module):
         self.features = conv.features
         self.modulation = conv.modulation
         self.tail = conv.tail
-        edges = conv.interaction
-        self.interaction = _Interaction(edges) if edges is not None and edges.sign.any() else None
         scale = conv.weight_factor().detach()
         bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.detach()
         weight = conv.effective_weight().detach()
         spatial = [1] * conv.dims
+        edges = conv.interaction
+        latent = conv.binarize_weight.latent(weight)
+        self.interaction = _Interaction(conv, latent) if edges is not None and edges.sign.any() else None
 
         def per_channel(values: Tensor) -> Tensor:
             return values.view(-1, *spatial)
 
         plain = self.interaction is None and not len(self.modulation)
-        self.register_buffer("scale", None if self.interaction is None else per_channel(scale))
+        scales = self.interaction is not None and not torch.all(scale == 1)
+        self.register_buffer("scale", per_channel(scale) if scales else None)
         self.register_buffer("bias", None if plain or conv.bias is None else per_channel(bias))
         self.register_buffer("one", torch.ones_like(scale))
         self.register_buffer("zero", torch.zeros_like(scale))
@@ -79,7 +84,9 @@ class _BinaryConv(nn.Module):
             out = part if out is None else out + part
         assert out is not None
         if self.interaction is not None:
-            out = self.interaction(out) * self.scale
+            out = out + self.interaction(features)
+        if self.scale is not None:
+            out = out * self.scale
         for part in self.modulation:
             out = part(out, x)
         out = out if self.bias is None else out + self.bias
@@ -92,22 +99,71 @@ def _stacked(values: list[Tensor]) -> Tensor:
 
 
 class _Interaction(nn.Module):
-    """The corrections as a matrix product, which exports."""
+    """The corrections as two small convs.
 
-    source: Tensor
-    weights: Tensor
+    The first computes the accumulators of the source channels alone; their two limits make a ternary plane of votes,
+    which the second, 1x1, adds up. A weight of 0 is the mean of two opposite bases.
+    """
 
-    def __init__(self, interaction: ChannelInteraction) -> None:
+    threshold: Tensor
+    source_scale: Tensor
+    ones_of_edges: Tensor
+    zeros_of_edges: Tensor
+    limits: Tensor
+    votes_0: Tensor
+    step: Tensor
+    ones_of_outputs: Tensor
+    zeros_of_outputs: Tensor
+
+    def __init__(self, conv: BinaryConv, latent: Tensor) -> None:
         super().__init__()
-        self.limit = interaction.limit
-        source, weights = interaction.matrix()
-        self.register_buffer("source", source)
-        self.register_buffer("weights", weights)
+        assert conv.interaction is not None
+        source, weights = conv.interaction.matrix()
+        edges, outputs, step = len(source), conv.out_channels, conv.interaction.step
+        self.geometry = replace(conv.tap_geometry, out_channels=edges, groups=1)
+        ones = (1,) * conv.dims
+        self.pointwise = ConvGeometry(edges, outputs, ones, ones, (0,) * 2 * conv.dims, ones, 1)
+        limit = torch.full((edges,), conv.interaction.limit - 0.5)
+        self.register_buffer("limits", torch.stack([limit, -limit]))
+        self.register_buffer("threshold", conv.threshold.detach())
+        self.register_buffer("source_scale", torch.full((edges,), 0.5))
+        self.register_buffer("step", torch.full((outputs,), step / 2))
+        votes = weights.view(outputs, edges, *ones)
+        for name, weight in (("source", _dense(latent, conv.groups)[source]), ("votes", votes)):
+            for tap, plane in enumerate(planes(_opposite_bases(weight))):
+                self.register_buffer(f"{name}_{tap}", plane)
+        for name, channels in (("edges", edges), ("outputs", outputs)):
+            self.register_buffer(f"ones_of_{name}", torch.ones(channels))
+            self.register_buffer(f"zeros_of_{name}", torch.zeros(channels))
+        self.taps = len(planes(latent))
 
-    def forward(self, acc: Tensor) -> Tensor:
-        sources = acc.index_select(1, self.source)
-        votes = (sources >= self.limit).to(acc) - (sources <= -self.limit).to(acc)
-        return acc + CONV[acc.dim() - 2](votes, self.weights[(..., *[None] * (acc.dim() - 2))])
+    def forward(self, features: Tensor) -> Tensor:
+        """The correction of every accumulator."""
+        weights = [getattr(self, f"source_{tap}") for tap in range(self.taps)]
+        neutral = self.ones_of_edges, self.zeros_of_edges
+        scale, bias = self.source_scale, self.zeros_of_edges
+        terms = Terms(bases=2)
+        sources = binary_conv(features, self.threshold, weights, scale, bias, self.geometry, neutral, terms)
+        neutral = self.ones_of_outputs, self.zeros_of_outputs
+        bias, terms = self.zeros_of_outputs, Terms(bases=2, ternary=1)
+        return binary_conv(sources, self.limits, [self.votes_0], self.step, bias, self.pointwise, neutral, terms)
+
+
+def _dense(latent: Tensor, groups: int) -> Tensor:
+    """Signs of the grouped weight `[O, C/groups, ...]` as a dense one `[O, C, ...]`, 0 outside of its group."""
+    signs = hard_sign(latent)
+    if groups == 1:
+        return signs
+    rows = signs.view(groups, -1, *signs.shape[1:])
+    dense = signs.new_zeros(groups, rows.shape[1], groups, *signs.shape[1:])
+    for group in range(groups):
+        dense[group, :, group] = rows[group]
+    return dense.view(len(signs), -1, *signs.shape[2:])
+
+
+def _opposite_bases(weight: Tensor) -> Tensor:
+    """Two bases of signs `[2 * O, ...]` whose mean has the signs of `weight`, and 0 where it is 0."""
+    return torch.cat([torch.where(weight == 0, sign, weight.sign()) for sign in (1.0, -1.0)])
 
 
 class _Link(nn.Module):

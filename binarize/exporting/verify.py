@@ -9,6 +9,7 @@ model checks every node, the float ones between them included.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -244,6 +245,9 @@ class _Bounds:
         """How far `node`'s value may be off in the cut model: not at all where forced values are only moved about."""
         if node.op in ("placeholder", "get_attr") or is_forced(node):
             return 0.0
+        source = node.args[0] if node.target is operator.getitem else None
+        if isinstance(source, Node) and source.target in ARGUMENTS and not is_forced(source):
+            return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)  # a part of a sum, without a twin
         if node.target in MOVES or not isinstance(self.values[node.name], Tensor):
             return max((self.drift(i) for i in node.all_input_nodes), default=0.0)
         return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)

@@ -23,7 +23,7 @@ CI_NET = Recipe(
         "y = hardtanh(BN(acc))",
     ),
     table1=("-", "-", "-", "56.7", "62.4"),
-    cost="convs with edges: an integer correction between accumulator and batch norm, outside of the fused operator",
+    cost="convs with edges: two small binary convs more and a float map between them and the conv",
     limits=(
         "a block's own shortcut is the only one (the paper's better variant adds Bi-Real's: --set link.kind=identity)",
         "the paper finds edges by reinforcement learning; here random edges stay if the loss on the batch falls",

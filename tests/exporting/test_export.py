@@ -166,6 +166,49 @@ def test_what_multiplies_accumulators_is_part_of_the_conv(dims, parts, bias):
     assert result.nodes and not result.failures
 
 
+@pytest.mark.parametrize(
+    ("dims", "groups", "scale"), [(2, 1, "none"), (2, 4, "mean_abs"), (1, 1, "none"), (3, 2, "none")]
+)
+def test_edges_between_channels_are_two_small_convs_that_the_conv_adds(dims, groups, scale):
+    """CI-Net's corrections: exact, and batch norm, residual and clipped signs stay in the operators."""
+    conv_class = {1: BinaryConv1d, 2: BinaryConv2d, 3: BinaryConv3d}[dims]
+    norm = {1: torch.nn.BatchNorm1d, 2: torch.nn.BatchNorm2d, 3: torch.nn.BatchNorm3d}[dims]
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            parts = ConvConfig(interactions=3, scale=scale, threshold="none")
+            self.first = conv_class(8, 8, 3, 1, 1, groups=groups, bias=False, parts=parts)
+            self.second = conv_class(8, 8, 3, 1, 1, groups=groups, bias=False, parts=parts)
+            self.norms = torch.nn.ModuleList([norm(8), norm(8)])
+            for conv in (self.first, self.second):
+                conv.interaction.source.copy_(torch.tensor([0, 1, 0]))
+                conv.interaction.target.copy_(torch.tensor([4, 5, 6]))
+                conv.interaction.sign.copy_(torch.tensor([1, -1, 1]))
+                conv.interaction.limit, conv.interaction.step = 2.0, 3.0
+
+        def forward(self, x):
+            y = torch.nn.functional.hardtanh(self.norms[0](self.first(x)))
+            return torch.nn.functional.hardtanh(self.norms[1](self.second(y)) + x)
+
+    net = randomized(Block()).eval()
+    x = torch.randn(3, 8, *(6,) * dims)
+    lowered = lower(net, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(lowered.original(x), net(x))
+        plain = copy.deepcopy(net)
+        for conv in (plain.first, plain.second):
+            conv.interaction.sign.zero_()
+        assert not torch.equal(plain(x), net(x))
+    if dims == 2:
+        names = targets(lowered.fused)
+        assert names.count("binarize.packed_conv2d.default") == 6 and "binarize.activate.default" not in names
+        assert not any("batch_norm" in name or "add" in name or "index" in name for name in names)
+        assert sum("hardtanh" in name for name in names) == 1
+    result = verify(lowered, emit(lowered, (x,)), (x,))
+    assert not result.failures
+
+
 def test_one_packed_op_per_conv_and_nothing_left_around_it(lowered_and_model):
     names = targets(lowered_and_model[0].fused)
     assert names.count("binarize.packed_conv2d.default") == 15
