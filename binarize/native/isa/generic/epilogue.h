@@ -157,10 +157,13 @@ __attribute__((noinline)) void LinkValues(const ConvConst& k, const ConvCall& ca
 // Where the epilogue of a tile reads EL(link): in the map, or what was summed before.
 template <class E, int PIXELS, int BLOCKS>
 struct Link {
-  const E* map;    // the first pixel, when a value is one element of the map; blocks without a run still have values
+  const E* map;    // the first pixel, when a value is one element of the map; blocks of other forms still have values
   size_t step;     // elements from pixel to pixel
   alignas(64) float values[BLOCKS][PIXELS][kLanes];
 };
+
+// Whether the lanes of a block are one or two runs of the map's channels.
+BINARIZE_INLINE bool ReadsMap(const Block& b) { return b.link_is_run || b.link_wrap != 0; }
 
 template <class V, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
@@ -176,7 +179,7 @@ BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const
   }
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    if (link.map != nullptr && k.blocks[block + n].link_is_run) continue;
+    if (link.map != nullptr && ReadsMap(k.blocks[block + n])) continue;
     LinkValues<V, E, PIXELS>(k, call, row, block + n, column, link.values[n][0]);
   }
 }
@@ -205,6 +208,14 @@ BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, PIXELS, BLOCKS>& 
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
       t[m] = V::Fma(gamma, Read<V, FULL>(channels + m * link.step, k.blocks[block].lanes), t[m]);
+    }
+  } else if (link.map != nullptr && k.blocks[block].link_wrap != 0) {
+    const size_t wrap = k.blocks[block].link_wrap, lanes = k.blocks[block].lanes;
+    const int32_t* channel = k.link_first + block * kLanes;
+    const E *low = link.map + channel[0], *high = link.map + channel[wrap];
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      t[m] = V::Fma(gamma, V::LoadTwo(low + m * link.step, wrap, high + m * link.step, lanes), t[m]);
     }
   } else {
     BINARIZE_UNROLL
