@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError
+from binarize.nn.materialise import let_go_of_history
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.cancel_transposes import CancelTransposes
 from binarize.passes.choose_layout import ChooseLayout
@@ -76,6 +77,7 @@ def lower(
     Raises:
         UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
     """
+    let_go_of_history(module)
     module = copy.deepcopy(module).cpu().float().eval()
     lower_layers(module)
     example_inputs = float_inputs(example_inputs)

@@ -13,12 +13,14 @@ from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 from binarize.config import Config
 from binarize.errors import UsageError
 from binarize.nn import BinaryConv
+from binarize.nn.materialise import let_go_of_history
 from binarize.passes.balance_residuals import BalanceResiduals
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.capture import capture
 from binarize.passes.convert_linears import ConvertLinears
 from binarize.passes.insert_batch_norm import InsertBatchNorm
 from binarize.passes.insert_elastic_links import InsertElasticLinks
+from binarize.passes.plain_norms import PlainNorms
 from binarize.passes.plan import check_strict, plan
 from binarize.passes.probe import Probe
 from binarize.passes.replace_activations import ReplaceActivations
@@ -27,6 +29,7 @@ from binarize.report import Report
 
 SURGERY_PASSES: tuple[Pass, ...] = (
     ConvertLinears(),
+    PlainNorms(),
     ReplaceActivations(),
     ReplaceConvs(),
     InsertBatchNorm(),
@@ -57,6 +60,7 @@ def binarize_model(
     """
     if any(isinstance(module, BinaryConv) for module in model.modules()):
         raise UsageError("the model is already binarized", hint="apply() takes the float model")
+    let_go_of_history(model)
     model = model if inplace else copy.deepcopy(model)
     like = next(model.parameters(), torch.zeros(1))
     example_inputs = tree_map_only(Tensor, lambda x: x.to(like.device), example_inputs)

@@ -72,7 +72,7 @@ def size_of(node: Node) -> int:
 
 def _for_example(extent: Any) -> int:
     """What a symbolic extent is for the example input; asking it itself would add a guard."""
-    return extent.node.hint if isinstance(extent, torch.SymInt) else extent
+    return int(extent.node.hint if isinstance(extent, torch.SymInt) else extent)
 
 
 def is_fixed(node: Any) -> bool:

@@ -11,8 +11,10 @@ from binarize.errors import UsageError
 from binarize.nn import BinaryConv, ElasticLink, RPReLU
 from binarize.nn.activation_binarizer import Plane
 from binarize.nn.geometry import ConvGeometry
+from binarize.nn.materialise import materialise
 from binarize.nn.ops import Terms, elastic_link, geometry_to_ints, rprelu
 from binarize.nn.sign import hard_sign
+from binarize.passes.frozen_norms import batch_norm_of, is_frozen_batch_norm
 from binarize.passes.lower_dimensions import binary_conv, planes
 
 
@@ -192,8 +194,13 @@ class _RPReLU(nn.Module):
 
 
 def lower_layers(module: nn.Module) -> int:
-    """Swap every binary conv, link and RPReLU of `module` in place; returns how many."""
+    """Swap every binary conv, link, RPReLU and frozen batch norm of `module` in place; returns how many.
+
+    Weights that something computes, such as weight norm, become constants.
+    """
     swapped = 0
+    for layer in module.modules():
+        materialise(layer)
     for name, layer in list(module.named_modules(remove_duplicate=False)):
         if isinstance(layer, BinaryConv):
             if layer.weight_bits != 1 or layer.activation_bits != 1:
@@ -207,6 +214,8 @@ def lower_layers(module: nn.Module) -> int:
             twin = _Link(layer)
         elif isinstance(layer, RPReLU) and name:
             twin = _RPReLU(layer)
+        elif is_frozen_batch_norm(layer) and (norm := batch_norm_of(layer)) is not None:
+            twin = norm
         else:
             continue
         module.set_submodule(name, twin)

@@ -40,6 +40,10 @@ class Recording:
         """The runs of a region's node, one per call of the region."""
         return self._region_nodes.get(region_node, [])
 
+    def goes_on(self, before: Node, after: Node) -> None:
+        """The region's node `after` gives from now on what the runs of `before` gave."""
+        self._region_nodes[after] = self._region_nodes.pop(before, [])
+
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Record every torch function that is called inside, but for stretches that are `quiet`."""

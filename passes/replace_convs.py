@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 
 from binarize.nn import BinaryConv
+from binarize.nn.materialise import materialise
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.graph_tools import module_of
 from binarize.passes.plan import binarized_convs
@@ -26,6 +27,7 @@ class ReplaceConvs:
             assert isinstance(conv, _ConvNd)
             if isinstance(conv, BinaryConv):
                 continue
+            materialise(conv)
             decision = context.decisions[path]
             if widen_groups(conv, context.config.surgery.depthwise_inputs):
                 grown, numel = decision.groups // conv.groups, conv.weight.numel()

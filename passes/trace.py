@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from binarize.errors import UnsupportedModelError
 from binarize.nn import Region, TrainingFlag
+from binarize.passes.frozen_norms import is_frozen_batch_norm
 from binarize.passes.graph_tools import add_module
 
 _NEVER_ENTERED = (_ConvNd, _NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
@@ -71,9 +72,13 @@ class ConvTracer(Tracer):
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether `module` is one call: torch.nn's own (containers aside) and subclasses of its convs and norms."""
+    """Whether `module` is one call: torch.nn's own (no containers), subclasses of its convs and norms, frozen norms."""
     own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return isinstance(module, _NEVER_ENTERED) or (own and not isinstance(module, nn.Sequential))
+    return (
+        isinstance(module, _NEVER_ENTERED)
+        or is_frozen_batch_norm(module)
+        or (own and not isinstance(module, nn.Sequential))
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -36,7 +36,7 @@ class SessionPart(nn.Module):
         for content in (module._modules, module._parameters, module._buffers):
             content.clear()
         module.__class__ = SessionPart
-        module.sessions = sessions
+        module.sessions = sessions  # type: ignore[assignment]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module of the trained model gives for these arguments."""

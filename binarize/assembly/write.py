@@ -18,6 +18,7 @@ from binarize.exporting import Verification, emit, verify, write_onnx
 from binarize.exporting.metadata import set_metadata
 from binarize.files import atomic_folder
 from binarize.lowering import lower
+from binarize.nn.materialise import let_go_of_history
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.report import Report
 
@@ -48,6 +49,7 @@ def write_parts(
     config = Config().updated(report.config)
     if config.export.stem == "int8":
         raise UsageError("int8 ends need a model in one file", hint="leave out --stem int8")
+    let_go_of_history(module)
     module = copy.deepcopy(module).cpu().float().eval()
     parts = find_parts(module)
     calls = record_calls(module, inputs, parts)
