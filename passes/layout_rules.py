@@ -72,7 +72,8 @@ def size_of(node: Node) -> int:
 
 def _for_example(extent: Any) -> int:
     """What a symbolic extent is for the example input; asking it itself would add a guard."""
-    return int(extent.node.hint if isinstance(extent, torch.SymInt) else extent)
+    value: Any = extent.node.hint if isinstance(extent, torch.SymInt) else extent
+    return int(value)
 
 
 def is_fixed(node: Any) -> bool:
