@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 NATIVE := $(shell find binarize/native -type f \( -name '*.cc' -o -name '*.h' -o -name '*.map' -o -name CMakeLists.txt \))
+PARALLEL := -n auto --dist worksteal
 TYPETREE := build/typetree/binarize
 
 .PHONY: help setup demo test quick check format wheel clean
@@ -20,11 +21,11 @@ $(STAMP): pyproject.toml $(NATIVE)
 demo: $(STAMP)  ## train, binarize, fine-tune, export and run a small CNN; one table at the end
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## every test, on all cores
+	$(BIN)/python -m pytest $(PARALLEL)
 
 quick: $(STAMP)  ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 check: $(STAMP) typetree  ## lint, format and types
 	$(BIN)/ruff check .

@@ -34,12 +34,13 @@ TELLING = ("binarye", "el", "real-to-bin", "el-dagger")
 
 @dataclass(frozen=True)
 class Preset:
-    """Nets, recipes and settings of a run."""
+    """Nets, recipes and settings of a run, the side of its images, and how many of them train, if not all."""
 
     nets: tuple[str, ...]
     arms: tuple[str, ...]
     settings: tuple[str, ...]
     size: int
+    limit: int | None = None
 
 
 COMMON = (
@@ -62,9 +63,16 @@ PRESETS = {
     ),
     "cpu": Preset(
         nets=("resnet20-cifar", "mobilenetv1-half-cifar"),
-        arms=(FLOAT, *TELLING),
-        settings=(*COMMON, "training.epochs=8", "training.float_epochs=8", "training.batch_size=64"),
+        arms=(FLOAT, *TELLING, "el/no-link"),
+        settings=(
+            *COMMON,
+            "training.epochs=8",
+            "training.float_epochs=8",
+            "training.batch_size=64",
+            "training.precision=float32",
+        ),
         size=32,
+        limit=12_800,
     ),
 }
 

@@ -8,24 +8,9 @@ import pytest
 
 from binarize import api
 from binarize.config import Config
-from binarize.zoo import build_small, entries, send
+from binarize.zoo import Entry, build_small, entries, send
 from tests.golden_decisions import check_decisions
 
-# A shallow one of each family that has goldens; to add one: name it here and run with --regen-goldens.
-GOLDENS = (
-    "alexnet",
-    "convnext_tiny",
-    "deeplabv3_mobilenet_v3_large",
-    "densenet121",
-    "efficientnet_b0",
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
-    "fcn_resnet50",
-    "fcos_resnet50_fpn",
-    "googlenet",
-    "inception_v3",
-    "keypointrcnn_resnet50_fpn",
-    "lraspp_mobilenet_v3_large",
-)
 # One of each kind of block, small; the other families run on a schedule (.ci/zoo_nightly).
 TO_THE_END = (
     "alexnet",
@@ -43,10 +28,9 @@ TO_THE_END = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GOLDENS)
-def test_decisions(name: str, request: pytest.FixtureRequest) -> None:
-    """Surgery without weights; a change of any decision is a diff of tests/goldens to review."""
-    (entry,) = entries(["torchvision"], models=[name])
+@pytest.mark.parametrize("entry", entries(["torchvision"]), ids=lambda entry: entry.name)
+def test_decisions(entry: Entry, request: pytest.FixtureRequest) -> None:
+    """Surgery on all 109, without weights; a change of any decision is a diff of tests/goldens to review."""
     model, inputs = build_small(entry, hollow=True)
     report = api.inspect(model, Config(), inputs)
     family = f"torchvision/{entry.family}"
