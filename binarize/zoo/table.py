@@ -95,7 +95,11 @@ class Table:
         for outcome in self.failures:
             reasons[outcome.failed_at, outcome.reason].append(outcome.name)
         # Module names alone: the reasons name files of the machine that ran this, and are in the JSON.
-        partial = {o.name: [why.partition(":")[0] for why in o.untraced] for o in self.outcomes if o.untraced}
+        partial = {
+            o.name: list(dict.fromkeys(why.partition(":")[0] for why in o.untraced))
+            for o in self.outcomes
+            if o.untraced
+        }
         lines = [
             f"- **{station}**, {', '.join(names)}: {_cell(reason)}" for (station, reason), names in reasons.items()
         ]
