@@ -59,7 +59,7 @@ def test_a_cell_trains_exports_and_is_recorded(bench, tmp_path):
 
 
 def test_a_finished_cell_is_skipped_and_a_killed_one_goes_on(bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_bench", lambda options, size: bench)
+    monkeypatch.setattr(cli, "_bench", lambda options, size, limit: bench)
     arguments = ["run", "--data", "x", "--nets", "tiny", "--recipes", "binarye", "--seeds", "1"]
     arguments += ["--results", str(tmp_path / "r.csv"), *(f"--set={s}" for s in SETTINGS)]
     arguments += ["--set=training.checkpoint_minutes=0"]

@@ -571,6 +571,7 @@ int CheckHostileInt8(int64_t cases, uint64_t seed) {
   for (int64_t i = 0; i < cases; ++i) {
     Random random(seed + static_cast<uint64_t>(i));
     Int8Spec s;
+    s.channels_in = s.channels_out = 1;
     s.factor = random.Coin() ? 1.0f : random.Value();
     for (int64_t* field :
          {&s.channels_in, &s.channels_out, &s.kernel_h, &s.kernel_w, &s.stride_h, &s.stride_w, &s.pad_top, &s.pad_left,
