@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.files import atomic_output
-from binarize.loading import Loaded, resolve
+from binarize.loading import Loaded, resolve, resolve_recorded
 from binarize.surgery import binarize_model, report_of
 
 FORMAT = "binarize-module"
@@ -48,10 +48,10 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
     """The binary module at `path`, in eval mode.
 
     Args:
-        arch: needed if the module came from a pickled or in-memory model, whose architecture has no name.
+        arch: needed unless the architecture is torchvision's or timm's: a file may not choose other code to run.
 
     Raises:
-        UsageError: no architecture is known.
+        UsageError: no architecture is known, or the file names one outside of the libraries.
         UnsupportedModelError: the file is no binary module, or does not fit the architecture.
     """
     try:
@@ -61,12 +61,10 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
         raise UsageError("there is no such file", layer=str(path)) from error
     except Exception as error:
         raise UnsupportedModelError("not a binary module written by binarize", layer=str(path)) from error
-    name = arch or state["arch"]
-    if name is None:
-        raise UsageError("the file does not say which architecture it is", layer=str(path), hint="pass --arch")
-    architecture = resolve(name)
-    classes = {"num_classes": state["num_classes"]} if architecture.accepts("num_classes") else {}
-    model = architecture.build(**{key: value for key, value in classes.items() if value is not None})
+    recorded = state["arch"]
+    hint = f"pass --arch {recorded}, if that is your code" if recorded else "pass --arch"
+    architecture = resolve(arch) if arch else resolve_recorded(recorded, path, hint)
+    model = architecture.build_for(state["num_classes"])
     tensors = [torch.zeros(shape) for shape in state["example_shapes"]]
     inputs = tree_unflatten(tensors, treespec_loads(state["example_structure"]))
     module = binarize_model(model, inputs, Config().updated(state["config"], str(path)))
@@ -74,7 +72,7 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
         module.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}", layer=str(path)
+            f"the weights do not fit {architecture.spec}: {str(error).splitlines()[-1].strip()}", layer=str(path)
         ) from error
     report_of(module).results.update(state["results"])
     return module.eval()

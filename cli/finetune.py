@@ -59,13 +59,14 @@ def finetune(
     run = api.run_folder(out, settled, restart)
     module = api.distill(loaded.module, train_set, val_set, settled, run, input_size=size, progress=output.progress)
     save_binary(out, module, loaded)
-    _show(output, report_of(module), out, run)
+    _show(output, report_of(module), out, run, arch)
 
 
-def _show(output: Output, report: Report, out: Path, run: Path) -> None:
+def _show(output: Output, report: Report, out: Path, run: Path, arch: str | None) -> None:
     from binarize.cli import render
 
-    follow = f"binarize export {out} --out {out.with_suffix('.onnx')}"
+    named = f" --arch {arch}" if arch else ""
+    follow = f"binarize export {out}{named} --out {out.with_suffix('.onnx')}"
     render.show_summary(output, report)
     render.show_accuracy(output, report.results)
     seconds = report.results["training"]["train_seconds"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from binarize.assembly.calls import Form
-from binarize.assembly.folder import REST, Manifest, PartFile, read_manifest
+from binarize.assembly.folder import REST, PartFile, read_manifest
 from binarize.assembly.write import rest_of
 from binarize.errors import UnsupportedModelError, UsageError
-from binarize.loading import resolve
+from binarize.loading import resolve_recorded
 from binarize.runtime import InferenceSession
 
 
@@ -60,7 +60,11 @@ def assemble(
     """See `binarize.assemble`."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    assembled = _build(manifest, folder) if model is None else copy.deepcopy(model)
+    if model is None:
+        architecture = resolve_recorded(manifest.arch, folder, "pass the float model: assemble(folder, model)")
+        assembled = architecture.build_for(manifest.num_classes)
+    else:
+        assembled = copy.deepcopy(model)
     by_path: dict[str, list[PartFile]] = {}
     for part in manifest.parts:
         by_path.setdefault(part.path, []).append(part)
@@ -75,19 +79,6 @@ def assemble(
 
 
 _SAME = "pass the float model that was converted"
-
-
-def _build(manifest: Manifest, folder: Path) -> nn.Module:
-    """The float model, if a library has it: other names would run code that the folder chooses."""
-    if manifest.arch is None or not manifest.arch.startswith(("torchvision:", "timm:")):
-        raise UsageError(
-            f"the folder does not say how to build {manifest.model}",
-            layer=str(folder),
-            hint="pass the float model: assemble(folder, model)",
-        )
-    architecture = resolve(manifest.arch)
-    classes = {} if manifest.num_classes is None else {"num_classes": manifest.num_classes}
-    return architecture.build(**{key: value for key, value in classes.items() if architecture.accepts(key)})
 
 
 def _load_rest(model: nn.Module, path: Path) -> None:

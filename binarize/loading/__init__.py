@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from binarize.errors import BinarizeError, UnsupportedModelError, UsageError
-from binarize.loading.architecture import Architecture, resolve
+from binarize.loading.architecture import Architecture, resolve, resolve_recorded
 from binarize.loading.fitting import Fitted, load_strictly
 from binarize.loading.objects import ModuleWeights
 from binarize.loading.readers import read
@@ -19,7 +19,7 @@ from binarize.loading.recognise import recognise_architecture
 from binarize.loading.sniff import sniff_file
 from binarize.loading.state_dict import StateDict, check_finite, check_layouts, find_state_dict
 
-__all__ = ["Architecture", "Loaded", "load_model", "num_outputs", "resolve"]
+__all__ = ["Architecture", "Loaded", "load_model", "num_outputs", "resolve", "resolve_recorded"]
 
 
 @dataclass(frozen=True)

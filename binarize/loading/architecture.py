@@ -65,6 +65,11 @@ class Architecture:
             raise UsageError(f"The architecture built a {type(module).__name__}, not an nn.Module.", layer=self.spec)
         return module
 
+    def build_for(self, num_classes: int | None) -> nn.Module:
+        """Built with so many outputs, where the factory can be told and the number is known."""
+        known = num_classes is not None and self.accepts("num_classes")
+        return self.build(**({"num_classes": num_classes} if known else {}))
+
     def outline(self, **extra: Any) -> nn.Module:
         """The model for its names and shapes only; without memory or initialisation where that works."""
         if self.library:
@@ -105,6 +110,27 @@ def resolve(spec: str) -> Architecture:
     if source.endswith(".py") or "/" in source or "\\" in source:
         return _from_module(_import_file(Path(source).expanduser(), spec), name, spec)
     return _from_module(_import_module(source, spec), name, spec)
+
+
+def resolve_recorded(spec: str | None, file: str | Path, hint: str) -> Architecture:
+    """Find the architecture that a file of ours names, if it is a library's; another name would run the file's choice.
+
+    Args:
+        spec: what the file says; None if it says nothing.
+        hint: how the user can name the architecture instead.
+
+    Raises:
+        UsageError: the file names none, or one outside of torchvision and timm.
+    """
+    if spec is None:
+        raise UsageError("the file does not say which architecture it is", layer=str(file), hint=hint)
+    if not spec.startswith(("torchvision:", "timm:")):
+        raise UsageError(
+            f"the file asks for {spec}, and code outside of torchvision and timm runs only when you name it",
+            layer=str(file),
+            hint=hint,
+        )
+    return resolve(spec)
 
 
 def torchvision_names() -> list[str]:

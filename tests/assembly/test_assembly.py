@@ -188,7 +188,7 @@ def test_other_models_and_broken_folders_are_refused(detector: Detector, folder:
     larger.box = nn.Linear(4, 5)
     with pytest.raises(UnsupportedModelError, match=r"box\.weight differs"):
         binarize.assemble(folder, larger)
-    with pytest.raises(UsageError, match="how to build Detector"):
+    with pytest.raises(UsageError, match="does not say which architecture"):
         binarize.assemble(folder)
     with pytest.raises(UsageError, match="no folder of parts"):
         binarize.assemble(tmp_path, detector)
@@ -204,7 +204,7 @@ def test_a_folder_cannot_choose_code_to_run(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
     manifest = json.loads((folder / "manifest.json").read_text()) | {"arch": f"{tmp_path}/evil.py:net"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="how to build"):
+    with pytest.raises(UsageError, match="runs only when you name it"):
         binarize.assemble(tmp_path)
     assert not witness.exists()
 

@@ -107,11 +107,12 @@ def test_what_becomes_binary_is_chosen_by_name(cli: Cli, workshop: Workshop) -> 
 
 def test_finetune_then_export_then_eval_agree(cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported.onnx"
-    ran = cli("export", finetuned, "--out", out, "--json")
+    ran = cli("export", finetuned, "--arch", workshop.arch, "--out", out, "--json")
     assert ran.code == 0, ran.err
     assert ran.document["report"]["results"]["verification"]["failures"] == []
     assert ran.document["next"] == f"binarize bench {out}"
-    found = {file: cli("eval", file, "--data", workshop.data, "--json").document for file in (finetuned, out)}
+    common = ("--arch", workshop.arch, "--data", workshop.data, "--json")
+    found = {file: cli("eval", file, *common).document for file in (finetuned, out)}
     assert [found[file]["kind"] for file in (finetuned, out)] == ["binary", "onnx"]
     assert found[finetuned]["top1"] == pytest.approx(found[out]["top1"], abs=1 / 30)
     assert all(f["images"] == 30 and f["images_per_second"] > 0 for f in found.values())
@@ -122,7 +123,9 @@ def test_an_int8_stem_takes_its_ranges_from_the_images(
     cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "int8.onnx"
-    ran = cli("export", finetuned, "--out", out, "--stem", "int8", "--data", workshop.data, "--json")
+    ran = cli(
+        "export", finetuned, "--arch", workshop.arch, "--out", out, "--stem", "int8", "--data", workshop.data, "--json"
+    )
     assert ran.code == 0, ran.err
     report = ran.document["report"]
     found = report["results"]["int8"]
@@ -131,9 +134,9 @@ def test_an_int8_stem_takes_its_ranges_from_the_images(
     assert report["config"]["export"]["stem"] == "int8" and ran.document["warnings"] == []
     accuracy = cli("eval", out, "--data", workshop.data, "--json").document["top1"]
     assert accuracy == pytest.approx(
-        cli("eval", finetuned, "--data", workshop.data, "--json").document["top1"], abs=0.1
+        cli("eval", finetuned, "--arch", workshop.arch, "--data", workshop.data, "--json").document["top1"], abs=0.1
     )
-    blind = cli("export", finetuned, "--out", out, "--stem", "int8", "--json").document
+    blind = cli("export", finetuned, "--arch", workshop.arch, "--out", out, "--stem", "int8", "--json").document
     assert "random inputs" in blind["warnings"][0]
     assert blind["report"]["results"]["int8"]["top1_agreement"] is None
     human = cli("convert", workshop.model, "--out", out, "--stem", "int8", *workshop.options(epochs=1))
@@ -145,9 +148,20 @@ def test_finetune_tells_what_to_do_next(cli: Cli, workshop: Workshop, finetuned:
     ran = cli("finetune", workshop.model, "--out", finetuned, "--json", *workshop.options())
     document = ran.document
     assert {"out", "run", "next", "report"} <= document.keys()
-    assert document["next"] == f"binarize export {finetuned} --out {finetuned.with_suffix('.onnx')}"
+    assert (
+        document["next"] == f"binarize export {finetuned} --arch {workshop.arch} --out {finetuned.with_suffix('.onnx')}"
+    )
     assert (Path(document["run"]) / "binary.ckpt").exists()
     assert len(document["report"]["results"]["training"]["history"]) == 2
+
+
+def test_a_binary_file_cannot_choose_code_to_run(cli: Cli, finetuned: Path, tmp_path: Path) -> None:
+    witness, hostile = tmp_path / "witness", tmp_path / "hostile.pt"
+    (tmp_path / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    torch.save(torch.load(finetuned, weights_only=True) | {"arch": f"{tmp_path}/evil.py:net"}, hostile)
+    ran = cli("export", hostile, "--out", tmp_path / "x.onnx", "--json")
+    assert ran.code == 2 and "runs only when you name it" in ran.out and "--arch" in ran.out
+    assert not witness.exists()
 
 
 def test_finetune_can_adapt_the_float_model_first(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
