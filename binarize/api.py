@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
 from binarize.errors import UsageError
+from binarize.example_inputs import channels_of, default_example_inputs
 from binarize.files import check_folder, check_writable, write_text
 from binarize.loading import Loaded, load_model
 from binarize.machine import versions
@@ -24,12 +25,13 @@ from binarize.nn import Region
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
-from binarize.surgery import binarize_model, default_example_inputs, plan_model, report_of
+from binarize.surgery import binarize_model, plan_model, report_of
 
 if TYPE_CHECKING:
     import onnxruntime
 
-InputSize = tuple[int, int, int]
+InputSize = tuple[int, ...]
+"""Of one input without its batch: (C, H, W), (C, L) for a signal, (C, T, H, W) for a clip; data has images."""
 PROOF_IMAGES = 8
 """How many images the proof of equality looks at."""
 INT8_IMAGES = 256
@@ -87,7 +89,8 @@ def apply(
 
     Args:
         model: the float CNN; it stays as it is, unless `inplace`.
-        example_inputs: what `model` takes, batch first; by default two random images of 224 x 224.
+        example_inputs: what `model` takes, batch first; by default two random images of 224 x 224, or what its first
+            conv suggests.
         recipe: name of a published system, see `binarize.recipes`; by default `config`'s own, or `el`.
         config: a `Config`, or a TOML file that goes on top of the recipe.
         inplace: change `model` itself instead of a copy, and return it.
@@ -331,10 +334,9 @@ def distill(
         run: folder for checkpoints and the history.
         input_size: (C, H, W); by default the data's own if its images are small, else 224 x 224.
     """
-    from binarize.training.data import own_size
+    from binarize.training.data import image_size
 
-    channels = default_example_inputs(teacher)[0].shape[1]
-    inputs = default_example_inputs(teacher, input_size or own_size(train_set, channels))
+    inputs = default_example_inputs(teacher, image_size(train_set, channels_of(teacher), input_size))
     results = _adapt(teacher, train_set, val_set, config, inputs, run, progress)
     module = binarize_model(teacher, inputs, config)
     report = report_of(module)

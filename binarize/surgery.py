@@ -88,15 +88,3 @@ def binarize_model(
     model.example_shapes = [list(x.shape) for x in leaves if isinstance(x, Tensor)]  # type: ignore
     model.example_structure = treespec_dumps(structure)  # type: ignore[assignment]
     return model
-
-
-def default_example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:
-    """Two random images of `input_size` (C, H, W), by default of the first conv's channels and 224 x 224."""
-    if input_size is None:
-        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        input_size = (first.in_channels if first is not None else 3, 224, 224)
-    if len(input_size) != 3 or min(input_size) < 1:
-        raise UsageError(f"input size {input_size} is not C,H,W", hint="for example --input-size 3,224,224")
-    like = next(model.parameters(), torch.zeros(1))
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(2, *input_size, generator=generator).to(like.device, like.dtype),)

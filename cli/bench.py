@@ -104,9 +104,9 @@ def _as_onnx(model: Path, arch: str | None, like: Path, folder: Path) -> Path:
     if model.suffix == ".onnx":
         return model
     from binarize.bench.float_onnx import float_onnx
+    from binarize.example_inputs import default_example_inputs
     from binarize.loading import load_model
     from binarize.runtime import InferenceSession
-    from binarize.surgery import default_example_inputs
 
     loaded = load_model(model, arch)
     channels, height, width = InferenceSession(like).get_inputs()[0].shape[1:]

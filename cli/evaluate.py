@@ -74,7 +74,7 @@ def _module(
     dataset: ImageDataset,
     changes: tuple[Path | None, list[str]],
     arch: str | None,
-    size: tuple[int, int, int] | None,
+    size: tuple[int, ...] | None,
     trust_pickle: bool,
     output: Output,
 ) -> Accuracy:
@@ -82,9 +82,9 @@ def _module(
     from binarize.binary_file import is_binary_file, load_binary
     from binarize.cli import render
     from binarize.config import Config
+    from binarize.example_inputs import channels_of
     from binarize.loading import load_model
-    from binarize.surgery import default_example_inputs
-    from binarize.training.data import check_classes, own_size
+    from binarize.training.data import check_classes, image_size
 
     if is_binary_file(file):
         binary: Any = load_binary(file, arch)
@@ -96,8 +96,7 @@ def _module(
     render.show_notes(output, render.source_of(loaded))
     if loaded.num_classes is not None:
         check_classes(dataset, loaded.num_classes)
-    channels = default_example_inputs(loaded.module)[0].shape[1]
-    shape = size or own_size(dataset, channels) or (channels, 224, 224)
+    shape = image_size(dataset, channels_of(loaded.module), size)
     batches = _batches(dataset, shape, _config(None, changes, str(file)))
     return module_accuracy("float", loaded.module, batches, len(dataset), output.progress)
 

@@ -48,9 +48,10 @@ def inspect(
     size = options.parse_size(input_size)
     settled = plan.settle()
     from binarize.cli import render
+    from binarize.example_inputs import default_example_inputs
     from binarize.files import check_writable, write_text
     from binarize.loading import load_model
-    from binarize.surgery import binarize_model, default_example_inputs, report_of
+    from binarize.surgery import binarize_model, report_of
 
     if svg is not None:
         check_writable(svg)

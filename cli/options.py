@@ -77,7 +77,7 @@ SizeOption = Annotated[
     typer.Option(
         "--input-size",
         metavar="C,H,W",
-        help="Of one image. Default: the data's own if small, else 3,224,224.",
+        help="Of one image; C,L of a signal, C,T,H,W of a clip. Default: the data's own if small, else 3,224,224.",
         show_default=False,
     ),
 ]
@@ -177,15 +177,14 @@ def export_settings(stem: str | None, stream: str | None) -> dict[str, str]:
     return {name: value for name, value in (("stem", stem), ("stream", stream)) if value is not None}
 
 
-def parse_size(text: str | None) -> tuple[int, int, int] | None:
-    """`C,H,W` as numbers."""
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """`C,H,W` as numbers; `C,L` and `C,T,H,W` too."""
     if text is None:
         return None
     parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if not 2 <= len(parts) <= 4 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"--input-size {text!r} is not C,H,W", hint="for example --input-size 3,224,224")
-    channels, height, width = (int(part) for part in parts)
-    return channels, height, width
+    return tuple(int(part) for part in parts)
 
 
 def held_out(data: Path, val: Path | None) -> ImageDataset | None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FOUNDATION = {"config", "errors", "files", "machine", "progress"}
-PARTS = {"nn", "recipes", "report"} | FOUNDATION
+PARTS = {"nn", "recipes", "report", "example_inputs"} | FOUNDATION
 STATIONS = {
     "assembly",
     "bench",
@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": FOUNDATION,
     "config": {"errors"},
     "files": {"errors"},
+    "example_inputs": {"errors"},
     "machine": set(),
     "progress": set(),
     "errors": set(),

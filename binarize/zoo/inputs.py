@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from binarize.errors import UsageError
+from binarize.example_inputs import BATCH, channel_guesses, dimensions, first_that_runs, random_tensor
 
-# Sizes of square images; ImageNet models keep a map of 2 x 2 at 64, CIFAR models are often built for just 32.
-_SIZES = (64, 32, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
-# Frames and size of video clips.
+# ImageNet models keep a map of 2 x 2 at 64, CIFAR models are often built for just 32.
+_IMAGES = (64, 32, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 _CLIPS = ((8, 64), (16, 64), (16, 112), (16, 128), (16, 224))
-_BATCH = 2
+_SIZES: dict[int, list[tuple[int, ...]]] = {
+    1: [(256,), (1024,), (4096,), (16384,)],
+    2: [(size, size) for size in _IMAGES],
+    3: [(frames, size, size) for frames, size in _CLIPS],
+}
+"""What to try, by the dimensions of the first conv."""
+
 SMALL_IMAGE = (128, 160)
 """Rows and columns of a detector's images."""
 
@@ -26,21 +32,10 @@ def smallest_inputs(model: nn.Module, family: str) -> tuple[Any, ...]:
     Raises:
         UsageError: it runs on none.
     """
-    was_training = model.training
-    model.eval()
-    last: Exception | None = None
-    device = next(model.parameters(), torch.zeros(1)).device
-    for candidate in _candidates(model, family):
-        inputs = tree_map_only(Tensor, lambda x: x.to(device), candidate)
-        try:
-            with torch.no_grad():
-                model(*inputs)
-        except Exception as error:
-            last = error
-            continue
-        model.train(was_training)
-        return inputs
-    raise UsageError(f"the model runs on none of the inputs tried: {last}")
+    inputs, why_not = first_that_runs(model, _candidates(model, family))
+    if inputs is None:
+        raise UsageError(f"the model runs on none of the inputs tried: {why_not}")
+    return inputs
 
 
 def training_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -66,19 +61,13 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _candidates(model: nn.Module, family: str) -> Iterator[tuple[Any, ...]]:
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), 3)
     if family.startswith("detection."):
-        yield ([_random(3, *SMALL_IMAGE) for _ in range(_BATCH)],)
+        yield ([random_tensor(model, 3, *SMALL_IMAGE) for _ in range(BATCH)],)
     elif family.startswith("optical_flow."):
-        yield _random(_BATCH, 3, 128, 128), _random(_BATCH, 3, 128, 128)
-    elif family.startswith("video."):
-        yield from ((_random(_BATCH, channels, frames, size, size),) for frames, size in _CLIPS)
+        yield random_tensor(model, BATCH, 3, 128, 128), random_tensor(model, BATCH, 3, 128, 128)
     else:
-        yield from ((_random(_BATCH, channels, size, size),) for size in _SIZES)
-
-
-def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+        for size, channels in product(_SIZES[dimensions(model)], channel_guesses(model)):
+            yield (random_tensor(model, BATCH, channels, *size),)
 
 
 def _target(image: Tensor) -> dict[str, Tensor]:

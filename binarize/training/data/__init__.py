@@ -9,7 +9,7 @@ from binarize.training.data.dataset import (
     Subset,
     TensorImages,
     check_classes,
-    own_size,
+    image_size,
     split_train_val,
 )
 from binarize.training.data.folder import FolderImages
@@ -28,8 +28,8 @@ __all__ = [
     "TensorImages",
     "available_splits",
     "check_classes",
+    "image_size",
     "make_loader",
     "open_dataset",
-    "own_size",
     "split_train_val",
 ]

@@ -150,7 +150,15 @@ def check_classes(dataset: ImageDataset, num_outputs: int) -> None:
         )
 
 
-def own_size(dataset: ImageDataset, channels: int) -> tuple[int, int, int] | None:
-    """(channels, H, W) of the data's own images if they are small, so that CIFAR nets need no size told."""
+def image_size(dataset: ImageDataset, channels: int, asked: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+    """(C, H, W) that a model is to see: as asked, or the data's own if small, so that CIFAR nets need none; else 224.
+
+    Raises:
+        UsageError: what is asked is not the size of an image.
+    """
+    if asked is not None:
+        if len(asked) != 3:
+            raise UsageError(f"input size {asked} is not C,H,W", hint="data is made of images; give their three sizes")
+        return asked[0], asked[1], asked[2]
     _, height, width = dataset.image(0).shape
-    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else None
+    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else (channels, 224, 224)

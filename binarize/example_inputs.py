@@ -1,0 +1,108 @@
+"""What a model takes, guessed from its convolutions and settled by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from binarize.errors import UsageError
+
+BATCH = 2
+"""A traced batch of one would stay one."""
+
+_IMAGE_CHANNELS = (3, 1)
+_USUAL_SIZE: dict[int, tuple[int, ...]] = {1: (1024,), 2: (224, 224), 3: (16, 112, 112)}
+"""By dimensions: samples of a signal; an image's rows and columns; a clip's frames, rows and columns."""
+
+
+def default_example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:
+    """Two random inputs, such as two images, on the model's device.
+
+    Args:
+        input_size: of one of them, channels first: (C, H, W), (C, L) for a signal, (C, T, H, W) for a clip. By default
+            what the first conv suggests, an image of 3 x 224 x 224 for most; where that conv sees neither 3 channels
+            nor 1, those are tried too, because layers that rearrange pixels may come before it.
+
+    Raises:
+        UsageError: `input_size` is no size, or of as many dimensions as none of the convs has.
+    """
+    if input_size is not None:
+        _check_size(model, input_size)
+        return (random_tensor(model, BATCH, *input_size),)
+    size = _USUAL_SIZE[dimensions(model)]
+    candidates = [(random_tensor(model, BATCH, channels, *size),) for channels in channel_guesses(model)]
+    if len(candidates) == 1:
+        return candidates[0]
+    inputs, _ = first_that_runs(model, candidates)
+    return candidates[0] if inputs is None else inputs
+
+
+def channels_of(model: nn.Module) -> int:
+    """Of the input that `default_example_inputs` finds."""
+    return int(default_example_inputs(model)[0].shape[1])
+
+
+def dimensions(model: nn.Module) -> int:
+    """Of the maps that `model`'s first convolution sees, batch and channels not counted: 1, 2 or 3."""
+    first = _first_conv(model)
+    return 2 if first is None else len(first.kernel_size)
+
+
+def channel_guesses(model: nn.Module) -> tuple[int, ...]:
+    """How many channels the model's input may have: what its first convolution sees, then what images have."""
+    first = _first_conv(model)
+    own = 3 if first is None else first.in_channels
+    return (own,) if own in _IMAGE_CHANNELS else (own, *_IMAGE_CHANNELS)
+
+
+def first_that_runs(
+    model: nn.Module, candidates: Iterable[tuple[Any, ...]]
+) -> tuple[tuple[Any, ...] | None, Exception | None]:
+    """The first of some inputs that `model` accepts in eval mode, else None; and why the last failed, if one did."""
+    was_training = model.training
+    model.eval()
+    failure: Exception | None = None
+    try:
+        for inputs in candidates:
+            try:
+                with torch.no_grad():
+                    model(*inputs)
+            except Exception as error:
+                failure = error
+                continue
+            return inputs, failure
+    finally:
+        model.train(was_training)
+    return None, failure
+
+
+def random_tensor(model: nn.Module, *shape: int) -> Tensor:
+    """Values of a normal distribution, the same ones for a shape, with the model's device and type."""
+    like = next(_float_tensors(model), torch.zeros(1))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+
+
+_FORMS = {1: "C,L", 2: "C,H,W", 3: "C,T,H,W"}
+_EXAMPLES = {1: "1,16000", 2: "3,224,224", 3: "3,16,112,112"}
+
+
+def _check_size(model: nn.Module, input_size: tuple[int, ...]) -> None:
+    known = {len(module.kernel_size) for module in model.modules() if isinstance(module, _ConvNd)} or {2}
+    if len(input_size) - 1 not in known or min(input_size) < 1:
+        usual = dimensions(model)
+        raise UsageError(
+            f"input size {input_size} is not {_FORMS[usual]}", hint=f"for example --input-size {_EXAMPLES[usual]}"
+        )
+
+
+def _float_tensors(model: nn.Module) -> Iterator[Tensor]:
+    return (parameter for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def _first_conv(model: nn.Module) -> _ConvNd | None:
+    return next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
