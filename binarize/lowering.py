@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +86,22 @@ def lower(
     shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
     original = _functional(module, example_inputs, shapes)
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(config or Config()))
-    fused.graph.eliminate_dead_code()
-    fused.recompile()
     _reshape_views(original)
-    return Lowered(original, fused.eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes)
+    return Lowered(original, _lean(fused).eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes)
+
+
+def _lean(graph_module: GraphModule) -> GraphModule:
+    """Without tensors that the graph does not use, and with one of all equal scalars.
+
+    `torch.export` makes an input of every tensor that a module holds, and takes its time for each.
+    """
+    graph_module.graph.eliminate_dead_code()
+    scalars: dict[Any, str] = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(node.target)(graph_module)
+        if value.numel() == 1:
+            node.target = scalars.setdefault((value.dtype, value.shape, value.item()), node.target)
+    return GraphModule(graph_module, graph_module.graph)
 
 
 def _reshape_views(graph_module: GraphModule) -> None:
@@ -138,6 +152,21 @@ def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: S
             hint=IN_PARTS,
         ) from error
     assert isinstance(graph_module, GraphModule)
+    _rename_constants(graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
+
+
+def _rename_constants(graph_module: GraphModule) -> None:
+    """Give the constants that code made itself, such as a list it indexes with, names that a next export will not use.
+
+    `torch.export` numbers them per module, anew each time, and does not look whether a name is taken.
+    """
+    count = itertools.count()
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        owner, _, name = node.target.rpartition(".")
+        if name.startswith("lifted_tensor_"):
+            target = f"constant_{next(count)}"
+            graph_module.register_buffer(target, getattr(graph_module.get_submodule(owner), name), persistent=False)
+            node.target = target
