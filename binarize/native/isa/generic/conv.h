@@ -55,13 +55,17 @@ BINARIZE_INLINE void StartTally(const typename V::Ints (&start)[BLOCKS], Tally<V
   tally.room = V::kCounterSteps;
 }
 
-// One word of every pixel against one word of every block.
-template <class V, int PIXELS, int BLOCKS, bool MASKED>
+// One word of every pixel against one word of every block. AHEAD: fetches the weights of the next tile's blocks, which lie
+// behind; weights wait in memory, as a network's maps have passed through the caches since they were used.
+template <class V, int PIXELS, int BLOCKS, bool MASKED, bool AHEAD>
 BINARIZE_INLINE void Step(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
                           const uint32_t* masks, typename V::Counter (&counters)[PIXELS][BLOCKS]) {
   typename V::Ints w[BLOCKS];
   BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) w[n] = V::LoadInts(weights + n * block_step);
+  for (int n = 0; n < BLOCKS; ++n) {
+    w[n] = V::LoadInts(weights + n * block_step);
+    if (AHEAD) Prefetch(weights + (BLOCKS + n) * block_step);
+  }
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
     const typename V::Ints a = V::Broadcast(bits + m * pixel_step);
@@ -74,14 +78,26 @@ BINARIZE_INLINE void Step(const uint32_t* bits, size_t pixel_step, const uint32_
   }
 }
 
+// The words [i, stop).
+template <class V, int PIXELS, int BLOCKS, bool MASKED, bool AHEAD>
+BINARIZE_INLINE void Steps(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
+                           const uint32_t* masks, size_t i, size_t stop,
+                           typename V::Counter (&counters)[PIXELS][BLOCKS]) {
+  for (; i < stop; ++i) {
+    Step<V, PIXELS, BLOCKS, MASKED, AHEAD>(bits + i, pixel_step, weights + i * kLanes, block_step,
+                                           masks + (MASKED ? i * kLanes : 0), counters);
+  }
+}
+
 // `words` consecutive words of the map and of the interleaved weights; WORDS: their number where known early, else 0.
 template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
 BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
-                                const uint32_t* masks, size_t words, Tally<V, PIXELS, BLOCKS>& tally) {
+                                const uint32_t* masks, size_t words, bool ahead,
+                                Tally<V, PIXELS, BLOCKS>& tally) {
   if constexpr (WORDS != 0) {
     BINARIZE_UNROLL
     for (int i = 0; i < WORDS; ++i) {
-      Step<V, PIXELS, BLOCKS, MASKED>(bits + i, pixel_step, weights + i * kLanes, block_step, masks, tally.counters);
+      Step<V, PIXELS, BLOCKS, MASKED, false>(bits + i, pixel_step, weights + i * kLanes, block_step, masks, tally.counters);
     }
   } else {
     for (size_t i = 0; i < words;) {
@@ -91,10 +107,12 @@ BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const u
         stop = Min(words, i + tally.room);
         tally.room -= stop - i;
       }
-      for (; i < stop; ++i) {
-        Step<V, PIXELS, BLOCKS, MASKED>(bits + i, pixel_step, weights + i * kLanes, block_step,
-                                        masks + (MASKED ? i * kLanes : 0), tally.counters);
+      if (ahead) {
+        Steps<V, PIXELS, BLOCKS, MASKED, true>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
+      } else {
+        Steps<V, PIXELS, BLOCKS, MASKED, false>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
       }
+      i = stop;
     }
   }
 }
@@ -102,7 +120,8 @@ BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const u
 // Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`.
 template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
 BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                               size_t column, size_t base, size_t plane, typename V::Ints (&sums)[BLOCKS][PIXELS]) {
+                               size_t column, size_t base, size_t plane, bool ahead,
+                               typename V::Ints (&sums)[BLOCKS][PIXELS]) {
   const Block& b = k.blocks[base * k.block_count + block];
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, base);
   const bool from_base = k.counts_once && tile.one_base;  // nearly always: counting down from there gives accumulators
@@ -118,7 +137,8 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
   const uint32_t* first_weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
   const uint32_t* masks = MASKED ? k.masks + b.masks : nullptr;
   if constexpr (WORDS != 0) {
-    Accumulate<V, PIXELS, BLOCKS, MASKED, WORDS>(first, call.pixel_step, first_weights, block_step, masks, WORDS, tally);
+    Accumulate<V, PIXELS, BLOCKS, MASKED, WORDS>(first, call.pixel_step, first_weights, block_step, masks, WORDS, ahead,
+                                                  tally);
   } else {
     const bool one_run = !MASKED && call.tap_step == b.span;  // a kernel row is one run of words
     const size_t runs = one_run ? 1 : k.kernel_w;
@@ -129,7 +149,8 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
       for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
         const uint32_t* bits = map_row;
         for (size_t run = 0; run < runs; ++run) {
-          Accumulate<V, PIXELS, BLOCKS, MASKED, 0>(bits, call.pixel_step, weights, block_step, masks, words, tally);
+          Accumulate<V, PIXELS, BLOCKS, MASKED, 0>(bits, call.pixel_step, weights, block_step, masks, words, ahead,
+                                                  tally);
           bits += call.tap_step;
           weights += words * kLanes;
         }
@@ -164,7 +185,7 @@ __attribute__((noinline)) void SumTerms(const ConvConst& k, const ConvCall& call
   }
   for (size_t term = 0; term + 1 < k.terms; ++term) {
     typename V::Ints accumulators[BLOCKS][PIXELS];
-    CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, term / k.planes, term % k.planes,
+    CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, term / k.planes, term % k.planes, false,
                                             accumulators);
     for (int n = 0; n < BLOCKS; ++n) {
       typename V::Floats t[PIXELS];
@@ -178,14 +199,15 @@ __attribute__((noinline)) void SumTerms(const ConvConst& k, const ConvCall& call
 }
 
 template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
-void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
+void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column, bool ahead) {
   Link<E, PIXELS, BLOCKS> link;
   PrepareLink<V>(k, call, row, block, column, link);
   alignas(64) float sums[BLOCKS][PIXELS][kLanes];
   const bool several = k.terms > 1;
   if (several) SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);
   typename V::Ints accumulators[BLOCKS][PIXELS];
-  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, k.bases - 1, k.planes - 1, accumulators);
+  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, k.bases - 1, k.planes - 1, ahead,
+                                              accumulators);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
     const float* before = several ? sums[n][0] : nullptr;
@@ -193,7 +215,8 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
   }
 }
 
-using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column);
+using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column,
+                              bool ahead);
 
 constexpr size_t kMostPixels = 7;
 
@@ -256,17 +279,17 @@ BINARIZE_INLINE size_t EndOfBatch(const ConvConst& k, size_t block) {
   return Min(k.block_count, block + (fit == 0 ? V::kWideBlocks : fit));
 }
 
-// All blocks of [first, last) for one row, in tiles of near-equal size.
+// All blocks of [first, last) for one row, in tiles of near-equal size. `cold`: no row before it has used their weights.
 template <class V, class E>
 BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t first,
-                                size_t last) {
+                                size_t last, bool cold) {
   const size_t pixels = row.end - row.begin, most = MostPixels<V>(k, first, pixels);
   size_t left = (pixels + most - 1) / most;
   for (size_t column = row.begin; column < row.end; --left) {
     const size_t size = (row.end - column + left - 1) / left;
     for (size_t block = first; block < last;) {
       const Choice choice = ChooseTile<V, E>(k, row, block, last, size);
-      choice.tile(k, call, row, block, column);
+      choice.tile(k, call, row, block, column, cold && column == row.begin);
       block += choice.blocks;
     }
     column += size;
@@ -278,7 +301,7 @@ void ConvElements(const ConvConst& k, const ConvCall& call, const ConvWork& work
   for (size_t first = work.first_block, last; first < work.last_block; first = last) {
     last = Min(work.last_block, EndOfBatch<V>(k, first));
     for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
-      ConvBlocks<V, E>(k, call, *row, first, last);
+      ConvBlocks<V, E>(k, call, *row, first, last, row == work.rows);
     }
   }
 }

@@ -180,14 +180,16 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   }
 }
 
+using LookupFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column);
+
 template <class V, class E, int PANELS>
 struct LookupTiles {
   template <int PIXELS>
-  static constexpr TileFunction Make() {
+  static constexpr LookupFunction Make() {
     return LookupTile<V, E, (PIXELS < V::kPanelPixels ? PIXELS : V::kPanelPixels), PANELS>;
   }
-  static constexpr TileFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
-                                                              Make<4>(), Make<5>(), Make<6>(), Make<7>()};
+  static constexpr LookupFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
+                                                                Make<4>(), Make<5>(), Make<6>(), Make<7>()};
 };
 
 // Blocks [first, last) without masks; `first` starts a panel.
@@ -200,7 +202,8 @@ BINARIZE_INLINE void LookupBlocks(const ConvConst& k, const ConvCall& call, cons
     const size_t size = (row.end - column + left - 1) / left;
     for (size_t block = first; block < last;) {
       const bool wide = last - block > (V::kPanels - 1) * V::kPanelBlocks;
-      const TileFunction tile = wide ? LookupTiles<V, E, V::kPanels>::kByPixels[size] : LookupTiles<V, E, 1>::kByPixels[size];
+      const LookupFunction tile =
+          wide ? LookupTiles<V, E, V::kPanels>::kByPixels[size] : LookupTiles<V, E, 1>::kByPixels[size];
       tile(k, call, row, block, column);
       block += (wide ? V::kPanels : 1) * V::kPanelBlocks;
     }
@@ -219,7 +222,8 @@ void LookupConvElements(const ConvConst& k, const ConvCall& call, const ConvWork
     const size_t batch = (panels == 0 ? V::kPanels : panels) * V::kPanelBlocks;
     last = Min(work.last_block, first + (masked ? 1 : Min(batch, b.alike)));
     for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
-      masked ? ConvBlocks<V, E>(k, call, *row, first, last) : LookupBlocks<V, E>(k, call, *row, first, last);
+      masked ? ConvBlocks<V, E>(k, call, *row, first, last, row == work.rows)
+             : LookupBlocks<V, E>(k, call, *row, first, last);
     }
   }
 }

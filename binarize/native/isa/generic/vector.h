@@ -47,6 +47,9 @@ namespace generic {
 
 constexpr size_t kLanes = 16;
 
+// Asks for the line at `p`, which may lie outside of all memory.
+BINARIZE_INLINE void Prefetch(const void* p) { __builtin_prefetch(p); }
+
 BINARIZE_INLINE size_t Min(size_t a, size_t b) { return a < b ? a : b; }
 
 }  // namespace generic
