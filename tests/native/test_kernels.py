@@ -106,6 +106,8 @@ SHAPES = {
         "strides": (2, 2),
         "pads": (0,) * 4,
     },
+    "link shared by tiles out of step": {"channels": 48, "out_channels": 200, "strides": (2, 2), "size": (9, 31)},
+    "link too wide to share": {"channels": 1040, "out_channels": 2090, "strides": (1, 2), "size": (2, 9)},
     "stem 7x7": {"channels": 3, "out_channels": 64, "kernel": (7, 7), "strides": (2, 2), "pads": (3,) * 4},
     "unpadded": {"channels": 70, "out_channels": 40, "kernel": (5, 5), "pads": (0,) * 4, "size": (9, 9)},
     "more padding than map": {"channels": 33, "out_channels": 20, "pads": (6, 5, 4, 7), "size": (2, 1)},
@@ -214,7 +216,10 @@ def test_special_values_reach_the_output(isa: str) -> None:
     np.testing.assert_array_equal(got["next_bits"].ravel(), np.array([0, 0xFFFF, 0, 0], dtype=np.uint64))
 
 
-@pytest.mark.parametrize("shape", ["expand", "squeeze", "strided 3x3", "depthwise strided", "uneven squeeze"])
+@pytest.mark.parametrize(
+    "shape",
+    ["expand", "squeeze", "strided 3x3", "depthwise strided", "uneven squeeze", "link shared by tiles out of step"],
+)
 def test_float16_stream(shape: str) -> None:
     """Arithmetic is float32; y is rounded once, and the next bits are those of what was stored."""
     case = make_case(**SHAPES[shape], link=True, residual=True, slope=True, shift=True, stream=np.float16, seed=4)

@@ -62,6 +62,7 @@ struct ConvConst {
   const float* next_threshold;  // of the float32 value before it is rounded to the stream's type
   const int32_t* link_first;  // first link channel of each output channel
   const int32_t* link_count;  // link channels summed for each output channel
+  size_t link_period;         // blocks so far apart add the same channels of the link; block_count if none do
   size_t link_step;           // distance of the channels of one sum: out channels per group
 };
 

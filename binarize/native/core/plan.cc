@@ -356,6 +356,18 @@ void ConvPlan::MapLinkChannels() {
     b.link_is_run = even && run == b.lanes;
     b.link_wrap = b.link_terms == 1 && run < b.lanes && second + 1 == b.lanes ? run : 0;
   }
+  FindLinkPeriod();
+}
+
+// An expanding conv's link channels repeat every channels_in output channels.
+void ConvPlan::FindLinkPeriod() {
+  const size_t blocks = blocks_.size() / constant_.bases;
+  const size_t period = static_cast<size_t>(CeilDiv(spec_.channels_in, kLanes));
+  const auto repeats = [&](const std::vector<int32_t>& values) {
+    return std::equal(values.begin() + static_cast<ptrdiff_t>(period * kLanes), values.end(), values.begin());
+  };
+  const bool shared = period < blocks && repeats(link_first_) && repeats(link_count_);
+  constant_.link_period = shared ? period : blocks;
 }
 
 }  // namespace binarize

@@ -94,6 +94,7 @@ class ConvPlan {
   void KeepDepthwise(const uint64_t* weight);
   void SumPrefixes(const uint64_t* weight);
   void MapLinkChannels();
+  void FindLinkPeriod();
 
   ConvSpec spec_;
   const Kernels& kernels_;

@@ -7,6 +7,9 @@
 namespace binarize {
 namespace generic {
 
+constexpr size_t kMostPixels = 7;     // of a tile
+constexpr size_t kSharedBlocks = 64;  // whose sums of the link are kept for the tiles of the same pixels
+
 // What one tile has counted. Counters hold kCounterSteps steps, then their counts are taken from `sums`; where kCounterSteps
 // is 0 they are the sums.
 template <class V, int PIXELS, int BLOCKS>
@@ -55,8 +58,8 @@ BINARIZE_INLINE void StartTally(const typename V::Ints (&start)[BLOCKS], Tally<V
   tally.room = V::kCounterSteps;
 }
 
-// One word of every pixel against one word of every block. AHEAD: fetches the weights of the next tile's blocks, which lie
-// behind; weights wait in memory, as a network's maps have passed through the caches since they were used.
+// One word of every pixel against one word of every block. AHEAD: asks for the weights of the next blocks, which lie
+// behind these. At first use weights are far away: the rest of the network has passed through the caches since the last.
 template <class V, int PIXELS, int BLOCKS, bool MASKED, bool AHEAD>
 BINARIZE_INLINE void Step(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
                           const uint32_t* masks, typename V::Counter (&counters)[PIXELS][BLOCKS]) {
@@ -78,7 +81,7 @@ BINARIZE_INLINE void Step(const uint32_t* bits, size_t pixel_step, const uint32_
   }
 }
 
-// The words [i, stop).
+// The words [i, stop) of a run.
 template <class V, int PIXELS, int BLOCKS, bool MASKED, bool AHEAD>
 BINARIZE_INLINE void Steps(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
                            const uint32_t* masks, size_t i, size_t stop,
@@ -89,35 +92,53 @@ BINARIZE_INLINE void Steps(const uint32_t* bits, size_t pixel_step, const uint32
   }
 }
 
-// `words` consecutive words of the map and of the interleaved weights; WORDS: their number where known early, else 0.
-template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
+// `words` consecutive words of the map and of the interleaved weights.
+template <class V, int PIXELS, int BLOCKS, bool MASKED>
 BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
-                                const uint32_t* masks, size_t words, bool ahead,
-                                Tally<V, PIXELS, BLOCKS>& tally) {
-  if constexpr (WORDS != 0) {
-    BINARIZE_UNROLL
-    for (int i = 0; i < WORDS; ++i) {
-      Step<V, PIXELS, BLOCKS, MASKED, false>(bits + i, pixel_step, weights + i * kLanes, block_step, masks, tally.counters);
+                                const uint32_t* masks, size_t words, bool ahead, Tally<V, PIXELS, BLOCKS>& tally) {
+  for (size_t i = 0; i < words;) {
+    size_t stop = words;
+    if constexpr (V::kCounterSteps != 0) {
+      if (tally.room == 0) Flush(tally);
+      stop = Min(words, i + tally.room);
+      tally.room -= stop - i;
     }
-  } else {
-    for (size_t i = 0; i < words;) {
-      size_t stop = words;
-      if constexpr (V::kCounterSteps != 0) {
-        if (tally.room == 0) Flush(tally);
-        stop = Min(words, i + tally.room);
-        tally.room -= stop - i;
+    if (ahead) {
+      Steps<V, PIXELS, BLOCKS, MASKED, true>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
+    } else {
+      Steps<V, PIXELS, BLOCKS, MASKED, false>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
+    }
+    i = stop;
+  }
+}
+
+// All taps of the rows inside the map. `bits` and `weights` are those of the first.
+template <class V, int PIXELS, int BLOCKS, bool MASKED>
+BINARIZE_INLINE void CountTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Block& b,
+                               const uint32_t* bits, const uint32_t* weights, bool ahead,
+                               Tally<V, PIXELS, BLOCKS>& tally) {
+  const size_t block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
+  const uint32_t* masks = MASKED ? k.masks + b.masks : nullptr;
+  const bool one_run = !MASKED && call.tap_step == b.span;  // a kernel row is one run of words
+  const size_t runs = one_run ? 1 : k.kernel_w;
+  const size_t words = one_run ? k.kernel_w * b.span : b.span;
+  for (size_t digit = 0; digit < k.digits; ++digit) {
+    const uint32_t* map_row = bits + digit * call.plane_step;
+    const uint32_t* row_weights = weights;
+    for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
+      const uint32_t* tap = map_row;
+      for (size_t run = 0; run < runs; ++run) {
+        Accumulate<V, PIXELS, BLOCKS, MASKED>(tap, call.pixel_step, row_weights, block_step, masks, words, ahead, tally);
+        tap += call.tap_step;
+        row_weights += words * kLanes;
       }
-      if (ahead) {
-        Steps<V, PIXELS, BLOCKS, MASKED, true>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
-      } else {
-        Steps<V, PIXELS, BLOCKS, MASKED, false>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
-      }
-      i = stop;
+      map_row += call.row_step;
     }
   }
 }
 
-// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`.
+// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`. WORDS: their number
+// where there is one tap and it is known early, else 0. `ahead`: see Step.
 template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
 BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                size_t column, size_t base, size_t plane, bool ahead,
@@ -132,31 +153,16 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
   }
   Tally<V, PIXELS, BLOCKS> tally;
   StartTally<V>(start, tally);
-  const size_t block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
-  const uint32_t* first = row.bits + column * call.pixel_step + b.first + plane * k.digits * call.plane_step;
-  const uint32_t* first_weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
-  const uint32_t* masks = MASKED ? k.masks + b.masks : nullptr;
-  if constexpr (WORDS != 0) {
-    Accumulate<V, PIXELS, BLOCKS, MASKED, WORDS>(first, call.pixel_step, first_weights, block_step, masks, WORDS, ahead,
-                                                  tally);
-  } else {
-    const bool one_run = !MASKED && call.tap_step == b.span;  // a kernel row is one run of words
-    const size_t runs = one_run ? 1 : k.kernel_w;
-    const size_t words = one_run ? k.kernel_w * b.span : b.span;
-    for (size_t digit = 0; digit < k.digits; ++digit) {
-      const uint32_t* map_row = first + digit * call.plane_step;
-      const uint32_t* weights = first_weights;
-      for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
-        const uint32_t* bits = map_row;
-        for (size_t run = 0; run < runs; ++run) {
-          Accumulate<V, PIXELS, BLOCKS, MASKED, 0>(bits, call.pixel_step, weights, block_step, masks, words, ahead,
-                                                  tally);
-          bits += call.tap_step;
-          weights += words * kLanes;
-        }
-        map_row += call.row_step;
-      }
+  const uint32_t* bits = row.bits + column * call.pixel_step + b.first + plane * k.digits * call.plane_step;
+  const uint32_t* weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
+  if constexpr (WORDS != 0) {  // of the only tap
+    BINARIZE_UNROLL
+    for (int i = 0; i < WORDS; ++i) {
+      Step<V, PIXELS, BLOCKS, MASKED, false>(bits + i, call.pixel_step, weights + i * kLanes, WORDS * kLanes, nullptr,
+                                             tally.counters);
     }
+  } else {
+    CountTaps<V, PIXELS, BLOCKS, MASKED>(k, call, row, b, bits, weights, ahead, tally);
   }
 
   BINARIZE_UNROLL
@@ -198,15 +204,54 @@ __attribute__((noinline)) void SumTerms(const ConvConst& k, const ConvCall& call
   }
 }
 
+// What the tiles of the same pixels share.
+struct Strip {
+  size_t column;     // of the first pixel
+  bool cold;         // no pixels before these have used the weights; see Step
+  bool shares_link;  // `values` has EL(link) of the blocks [first_block, first_block + link_period): [block][pixels][16]
+  size_t first_block;
+  alignas(64) float values[kSharedBlocks * kMostPixels * kLanes];
+};
+
+// Whether several blocks add the same sums of the link, as those of a strided expanding conv do. (Where the link is single
+// values, reading them again costs less than keeping them.)
+BINARIZE_INLINE bool SharesLink(const ConvConst& k, const ConvCall& call, const ConvRow& row) {
+  const bool sums = row.link != nullptr && call.link_stride > 1;
+  return sums && k.link_period < k.block_count && k.link_period <= kSharedBlocks;
+}
+
+template <class V, class E, int PIXELS>
+void SumSharedLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t last, Strip& strip) {
+  const size_t count = Min(k.link_period, last - strip.first_block);
+  LinkValues<V, E, PIXELS>(k, call, row, strip.first_block, count, strip.column, strip.values);
+}
+
+template <class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void UseSharedLink(const ConvConst& k, const Strip& strip, size_t block, Link<E, BLOCKS>& link) {
+  size_t own = (block - strip.first_block) % k.link_period;
+  link.map = nullptr;
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    link.values[n] = strip.values + own * PIXELS * kLanes;
+    own = own + 1 == k.link_period ? 0 : own + 1;
+  }
+}
+
 template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
-void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column, bool ahead) {
-  Link<E, PIXELS, BLOCKS> link;
-  PrepareLink<V>(k, call, row, block, column, link);
+void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Strip& strip, size_t block) {
+  const size_t column = strip.column;
+  Link<E, BLOCKS> link;
+  alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
+  if (strip.shares_link) {
+    UseSharedLink<E, PIXELS>(k, strip, block, link);
+  } else {
+    PrepareLink<V>(k, call, row, block, column, link_sums, link);
+  }
   alignas(64) float sums[BLOCKS][PIXELS][kLanes];
   const bool several = k.terms > 1;
   if (several) SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);
   typename V::Ints accumulators[BLOCKS][PIXELS];
-  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, k.bases - 1, k.planes - 1, ahead,
+  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, k.bases - 1, k.planes - 1, strip.cold,
                                               accumulators);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
@@ -215,10 +260,7 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
   }
 }
 
-using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column,
-                              bool ahead);
-
-constexpr size_t kMostPixels = 7;
+using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Strip&, size_t block);
 
 // Tiles of 1 to MOST pixels.
 template <class V, class E, int MOST, int BLOCKS, bool MASKED, bool FULL>
@@ -229,6 +271,14 @@ struct Tiles {
   }
   static constexpr TileFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
                                                               Make<4>(), Make<5>(), Make<6>(), Make<7>()};
+};
+
+template <class V, class E>
+struct SharedLinks {
+  using Function = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t last, Strip&);
+  template <int PIXELS>
+  static constexpr Function kOf = SumSharedLink<V, E, PIXELS>;
+  static constexpr Function kByPixels[kMostPixels + 1] = {nullptr, kOf<1>, kOf<2>, kOf<3>, kOf<4>, kOf<5>, kOf<6>, kOf<7>};
 };
 
 struct Choice {
@@ -271,9 +321,11 @@ BINARIZE_INLINE size_t MostPixels(const ConvConst& k, size_t block, size_t pixel
 
 constexpr size_t kWeightBytes = 16 * 1024;  // half of an L1: weights that stay there while pixels pass
 
-// One past the last of the blocks from `block` on whose weights fit kWeightBytes; at least one tile's.
+// One past the last of the blocks from `block` on that see all pixels before the next blocks do: those whose weights fit
+// kWeightBytes, at least one tile's; but all blocks where they share sums.
 template <class V>
-BINARIZE_INLINE size_t EndOfBatch(const ConvConst& k, size_t block) {
+BINARIZE_INLINE size_t EndOfBatch(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block) {
+  if (SharesLink(k, call, row)) return k.block_count;
   const size_t bytes = k.bases * k.kernel_h * k.kernel_w * k.blocks[block].span * kLanes * sizeof(uint32_t);
   const size_t fit = kWeightBytes / bytes / V::kWideBlocks * V::kWideBlocks;
   return Min(k.block_count, block + (fit == 0 ? V::kWideBlocks : fit));
@@ -285,21 +337,26 @@ BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const 
                                 size_t last, bool cold) {
   const size_t pixels = row.end - row.begin, most = MostPixels<V>(k, first, pixels);
   size_t left = (pixels + most - 1) / most;
-  for (size_t column = row.begin; column < row.end; --left) {
-    const size_t size = (row.end - column + left - 1) / left;
+  Strip strip;
+  strip.shares_link = SharesLink(k, call, row);
+  strip.first_block = first;
+  for (strip.column = row.begin; strip.column < row.end; --left) {
+    const size_t size = (row.end - strip.column + left - 1) / left;
+    strip.cold = cold && strip.column == row.begin;
+    if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, last, strip);
     for (size_t block = first; block < last;) {
       const Choice choice = ChooseTile<V, E>(k, row, block, last, size);
-      choice.tile(k, call, row, block, column, cold && column == row.begin);
+      choice.tile(k, call, row, strip, block);
       block += choice.blocks;
     }
-    column += size;
+    strip.column += size;
   }
 }
 
 template <class V, class E>
 void ConvElements(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
   for (size_t first = work.first_block, last; first < work.last_block; first = last) {
-    last = Min(work.last_block, EndOfBatch<V>(k, first));
+    last = Min(work.last_block, EndOfBatch<V>(k, call, work.rows[0], first));
     for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
       ConvBlocks<V, E>(k, call, *row, first, last, row == work.rows);
     }

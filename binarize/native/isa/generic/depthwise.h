@@ -86,8 +86,9 @@ BINARIZE_INLINE void SpreadWord(const Counters<V, PLANES>& counters, size_t posi
 template <class V, class E, int PLANES, int PIXELS, int BLOCKS, bool FULL>
 BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t word,
                                 size_t first, const Counters<V, PLANES>& counters, size_t position, size_t step) {
-  Link<E, PIXELS, BLOCKS> link;
-  PrepareLink<V>(k, call, row, word * 4 + first, column, link);
+  alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
+  Link<E, BLOCKS> link;
+  PrepareLink<V>(k, call, row, word * 4 + first, column, link_sums, link);
   typename V::Ints spread[PIXELS][4];
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) SpreadWord<V, PLANES>(counters, position + m * step, spread[m]);

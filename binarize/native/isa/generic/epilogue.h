@@ -42,6 +42,18 @@ BINARIZE_INLINE void AddBase(const ConvConst& k, const Tile<PIXELS>& tile, size_
   }
 }
 
+template <class V, bool FULL, class E>
+BINARIZE_INLINE typename V::Floats Read(const E* p, size_t lanes) {
+  if constexpr (FULL) return V::Load(p);
+  return V::LoadFirst(p, lanes);
+}
+
+template <class V, bool FULL, class E>
+BINARIZE_INLINE void Write(E* p, typename V::Floats x, size_t lanes) {
+  if constexpr (FULL) return V::Store(p, x);
+  V::StoreFirst(p, x, lanes);
+}
+
 // ---------------------------------------------------------------------------------------------- Elastic Link
 
 // The link channels of the lanes of a block at one pixel of the map, added to `sums`, channels ascending.
@@ -88,10 +100,10 @@ BINARIZE_INLINE Windows<E> FindWindows(const ConvCall& call, const ConvRow& row,
   return w;
 }
 
-// Any windows and channels. values: [pixels][16].
+// Any windows and channels. values: [pixels][16]. A function of its own: it would crowd the registers of the usual case.
 template <class V, class E>
-BINARIZE_INLINE void AnyLinkValues(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                   size_t column, size_t pixels, float* values) {
+__attribute__((noinline)) void AnyLinkValues(const ConvConst& k, const ConvCall& call, const ConvRow& row,
+                                             size_t block, size_t column, size_t pixels, float* values) {
   const int64_t width = static_cast<int64_t>(call.map_w);
   for (size_t m = 0; m < pixels; ++m, values += kLanes) {
     const int64_t left = static_cast<int64_t>(column + m) * call.link_stride + call.link_offset;
@@ -111,29 +123,30 @@ BINARIZE_INLINE void AnyLinkValues(const ConvConst& k, const ConvCall& call, con
   }
 }
 
+// How the sum of a block goes through a map, in elements: channels of a sum, then columns, then rows.
+struct LinkWalk {
+  size_t terms, columns, rows;
+  size_t term_step, column_step, row_step;
+  size_t pixel_step;  // from one pixel's window to the next
+};
+
 // Windows inside the map and runs of channels: sums of plain loads, for all pixels at once. values: [PIXELS][16].
-template <class V, class E, int PIXELS>
-BINARIZE_INLINE void PlainLinkValues(const ConvConst& k, const ConvCall& call, const Windows<E>& w, size_t block,
-                                     float* values) {
-  const Block& b = k.blocks[block];
-  const E* first = w.first + k.link_first[block * kLanes];
-  const size_t step = w.columns * call.link_channels;
-  const auto load = [&b](const E* p) { return b.lanes == kLanes ? V::Load(p) : V::LoadFirst(p, b.lanes); };
+template <class V, bool FULL, class E, int PIXELS>
+BINARIZE_INLINE void SumWindows(const E* first, const LinkWalk& walk, size_t lanes, typename V::Floats share,
+                                float* values) {
   typename V::Floats sum[PIXELS];
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) sum[m] = load(first + m * step);
-  for (size_t r = 0, i = 1; r < w.rows; ++r) {
-    for (size_t c = 0; c < w.columns; ++c, i = 0) {
-      const E* pixel = first + (r * call.map_w + c) * call.link_channels;
-      for (; i < b.link_terms; ++i) {
-        const E* term = pixel + i * k.link_step;
+  for (int m = 0; m < PIXELS; ++m) sum[m] = Read<V, FULL>(first + m * walk.pixel_step, lanes);
+  for (size_t r = 0, i = 1; r < walk.rows; ++r) {
+    for (size_t c = 0; c < walk.columns; ++c, i = 0) {
+      const E* term = first + r * walk.row_step + c * walk.column_step + i * walk.term_step;
+      for (; i < walk.terms; ++i, term += walk.term_step) {
         BINARIZE_UNROLL
-        for (int m = 0; m < PIXELS; ++m) sum[m] = V::Add(sum[m], load(term + m * step));
+        for (int m = 0; m < PIXELS; ++m) sum[m] = V::Add(sum[m], Read<V, FULL>(term + m * walk.pixel_step, lanes));
       }
     }
   }
-  if (w.rows * w.columns > 1) {
-    const typename V::Floats share = V::Set(1.0f / static_cast<float>(w.rows * w.columns));
+  if (walk.rows * walk.columns > 1) {
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) sum[m] = V::Mul(sum[m], share);
   }
@@ -141,33 +154,48 @@ BINARIZE_INLINE void PlainLinkValues(const ConvConst& k, const ConvCall& call, c
   for (int m = 0; m < PIXELS; ++m) V::Store(values + m * kLanes, sum[m]);
 }
 
-// EL(link) of a block of PIXELS pixels, summed before the convolution so that it does not crowd its registers.
-// values: [PIXELS][16].
+// EL(link) of `count` blocks of PIXELS pixels, summed before the convolution so that it does not crowd its registers.
+// values: [count][PIXELS][16].
 template <class V, class E, int PIXELS>
 __attribute__((noinline)) void LinkValues(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                          size_t column, float* values) {
+                                          size_t count, size_t column, float* values) {
   const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
-  if (w.inside && k.blocks[block].link_is_run) {
-    PlainLinkValues<V, E, PIXELS>(k, call, w, block, values);
-  } else {
-    AnyLinkValues<V, E>(k, call, row, block, column, PIXELS, values);
+  const typename V::Floats share = V::Set(w.inside ? 1.0f / static_cast<float>(w.rows * w.columns) : 0.0f);
+  LinkWalk walk{};
+  walk.columns = w.columns, walk.rows = w.rows;
+  walk.term_step = k.link_step, walk.column_step = call.link_channels;
+  walk.row_step = call.map_w * call.link_channels, walk.pixel_step = w.columns * call.link_channels;
+  for (const size_t last = block + count; block < last; ++block, values += PIXELS * kLanes) {
+    const Block& b = k.blocks[block];
+    if (!w.inside || !b.link_is_run) {
+      AnyLinkValues<V, E>(k, call, row, block, column, PIXELS, values);
+      continue;
+    }
+    const E* first = w.first + k.link_first[block * kLanes];
+    walk.terms = b.link_terms;
+    if (b.lanes == kLanes) {
+      SumWindows<V, true, E, PIXELS>(first, walk, kLanes, share, values);
+    } else {
+      SumWindows<V, false, E, PIXELS>(first, walk, b.lanes, share, values);
+    }
   }
 }
 
 // Where the epilogue of a tile reads EL(link): in the map, or what was summed before.
-template <class E, int PIXELS, int BLOCKS>
+template <class E, int BLOCKS>
 struct Link {
-  const E* map;    // the first pixel, when a value is one element of the map; blocks of other forms still have values
-  size_t step;     // elements from pixel to pixel
-  alignas(64) float values[BLOCKS][PIXELS][kLanes];
+  const E* map;  // the first pixel, when a value is one element of the map; blocks of other forms still have values
+  size_t step;   // elements from pixel to pixel
+  const float* values[BLOCKS];  // [pixels][16]
 };
 
 // Whether the lanes of a block are one or two runs of the map's channels.
 BINARIZE_INLINE bool ReadsMap(const Block& b) { return b.link_is_run || b.link_wrap != 0; }
 
+// The link of one tile; `sums` is for what it does not read in the map.
 template <class V, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                 size_t column, Link<E, PIXELS, BLOCKS>& link) {
+                                 size_t column, float (&sums)[BLOCKS][PIXELS][kLanes], Link<E, BLOCKS>& link) {
   link.map = nullptr;
   if (row.link == nullptr) return;
   if (call.link_stride == 1 && k.blocks[block].link_terms == 1) {
@@ -178,29 +206,19 @@ BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const
     }
   }
   BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) link.values[n] = sums[n][0];
+  if (link.map == nullptr) return LinkValues<V, E, PIXELS>(k, call, row, block, BLOCKS, column, sums[0][0]);
+  BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    if (link.map != nullptr && ReadsMap(k.blocks[block + n])) continue;
-    LinkValues<V, E, PIXELS>(k, call, row, block + n, column, link.values[n][0]);
+    if (!ReadsMap(k.blocks[block + n])) LinkValues<V, E, PIXELS>(k, call, row, block + n, 1, column, sums[n][0]);
   }
 }
 
 // ---------------------------------------------------------------------------------------------- Stages
 
-template <class V, bool FULL, class E>
-BINARIZE_INLINE typename V::Floats Read(const E* p, size_t lanes) {
-  if constexpr (FULL) return V::Load(p);
-  return V::LoadFirst(p, lanes);
-}
-
-template <class V, bool FULL, class E>
-BINARIZE_INLINE void Write(E* p, typename V::Floats x, size_t lanes) {
-  if constexpr (FULL) return V::Store(p, x);
-  V::StoreFirst(p, x, lanes);
-}
-
 // t = fma(gamma, EL(link), t) for block n of the tile
 template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, PIXELS, BLOCKS>& link, size_t block, int n,
+BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, BLOCKS>& link, size_t block, int n,
                              typename V::Floats (&t)[PIXELS]) {
   const typename V::Floats gamma = V::Load(k.gamma + block * kLanes);
   if (link.map != nullptr && k.blocks[block].link_is_run) {
@@ -219,7 +237,7 @@ BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, PIXELS, BLOCKS>& 
     }
   } else {
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(gamma, V::Load(link.values[n][m]), t[m]);
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(gamma, V::Load(link.values[n] + m * kLanes), t[m]);
   }
 }
 
@@ -257,10 +275,9 @@ BINARIZE_INLINE void AddTerm(const ConvConst& k, const ConvRow& row, size_t colu
 // Block n of a tile that starts at `column`, which is `block` of the conv: `accumulators` are those of its last term, `sums`
 // [PIXELS] the terms before, each `step` floats from the next, or null if there is one term. FULL: it has all 16 lanes.
 template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t column,
-                            const Link<E, PIXELS, BLOCKS>& link, size_t block, int n,
-                            const typename V::Ints (&accumulators)[PIXELS], const float* sums = nullptr,
-                            size_t step = 0) {
+BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t column, const Link<E, BLOCKS>& link,
+                            size_t block, int n, const typename V::Ints (&accumulators)[PIXELS],
+                            const float* sums = nullptr, size_t step = 0) {
   using Floats = typename V::Floats;
   const size_t channel = block * kLanes;
   const size_t lanes = k.blocks[block].lanes;

@@ -99,7 +99,7 @@ BINARIZE_INLINE PoolColumns ColumnsUnder(const Int8FinishJob& job, size_t column
 template <class V, class E, int PIXELS>
 BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, size_t column,
                                   const PoolColumns& window) {
-  Link<E, PIXELS, 1> none;
+  Link<E, 1> none;
   none.map = nullptr;
   const size_t step = k.epilogue.block_count * kLanes, pixel_step = job.pool_stride * step;
   for (size_t block = 0; block < k.epilogue.block_count; ++block) {

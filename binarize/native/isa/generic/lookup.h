@@ -149,8 +149,9 @@ __attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCa
 template <class V, class E, int PIXELS, bool FULL>
 BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                 size_t column, const int32_t* counts, const float* sums, size_t step) {
-  Link<E, PIXELS, 1> link;
-  PrepareLink<V>(k, call, row, block, column, link);
+  alignas(64) float link_sums[1][PIXELS][kLanes];
+  Link<E, 1> link;
+  PrepareLink<V>(k, call, row, block, column, link_sums, link);
   typename V::Ints accumulators[PIXELS];
   LoadAccumulators<V, PIXELS>(k, row, column, block, k.bases - 1, counts, step, accumulators);
   Finish<V, FULL>(k, row, column, link, block, 0, accumulators, sums, step);
