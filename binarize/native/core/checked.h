@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace binarize {
 
@@ -23,6 +24,13 @@ inline int64_t CheckedProduct(int64_t a, int64_t b, const char* what) {
 
 inline void Require(bool condition, const std::string& message) {
   if (!condition) throw InvalidModel(message);
+}
+
+// `message` makes the message. For what every call of an operator asks: composing it each time would cost more than the
+// smallest nodes.
+template <typename Message, typename = decltype(std::declval<Message>()())>
+void Require(bool condition, const Message& message) {
+  if (!condition) throw InvalidModel(message());
 }
 
 }  // namespace binarize

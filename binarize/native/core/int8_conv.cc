@@ -90,12 +90,14 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
   RequireRange("width of the image", width, 1, kMaxExtent);
   sums_h_ = OutputExtent(height, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, 1);
   sums_w_ = OutputExtent(width, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, 1);
-  Require(sums_h_ > 0 && sums_w_ > 0, "the kernel does not fit an image of " + std::to_string(height) + " x " +
-                                          std::to_string(width));
+  Require(sums_h_ > 0 && sums_w_ > 0, [&] {
+    return "the kernel does not fit an image of " + std::to_string(height) + " x " + std::to_string(width);
+  });
   out_h_ = OutputExtent(sums_h_, s.pool_h, s.pool_stride_h, s.pool_top, s.pool_bottom, 1);
   out_w_ = OutputExtent(sums_w_, s.pool_w, s.pool_stride_w, s.pool_left, s.pool_right, 1);
-  Require(out_h_ > 0 && out_w_ > 0, "the pool does not fit a map of " + std::to_string(sums_h_) + " x " +
-                                        std::to_string(sums_w_));
+  Require(out_h_ > 0 && out_w_ > 0, [&] {
+    return "the pool does not fit a map of " + std::to_string(sums_h_) + " x " + std::to_string(sums_w_);
+  });
   CheckedProduct(CheckedProduct(out_h_, out_w_, "output map"), RoundUp(s.channels_out, kWordBits), "output");
 
   rows_per_task_ = CeilDiv(out_h_, kTasks);

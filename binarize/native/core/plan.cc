@@ -66,8 +66,10 @@ ConvParameters Halved(ConvParameters p) {
 }  // namespace
 
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
-  Require(value >= lowest && value <= highest, std::string(name) + " must be in [" + std::to_string(lowest) + ", " +
-                                                   std::to_string(highest) + "], got " + std::to_string(value));
+  Require(value >= lowest && value <= highest, [&] {
+    return std::string(name) + " must be in [" + std::to_string(lowest) + ", " + std::to_string(highest) + "], got " +
+           std::to_string(value);
+  });
 }
 
 Epilogue::Epilogue(const ConvParameters& p, int64_t channels_out, ConvConst* constant, int64_t terms) {

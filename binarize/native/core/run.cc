@@ -48,9 +48,10 @@ ConvRun::ConvRun(const ConvPlan& plan, const MapShape& map, bool gated, bool fac
   const ConvSpec& s = plan.spec();
   out_h_ = OutputExtent(h_, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
   out_w_ = OutputExtent(w_, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
-  Require(out_h_ > 0 && out_w_ > 0, "the kernel does not fit: a " + std::to_string(h_) + " x " + std::to_string(w_) +
-                                        " map gives a " + std::to_string(out_h_) + " x " + std::to_string(out_w_) +
-                                        " output");
+  Require(out_h_ > 0 && out_w_ > 0, [&] {
+    return "the kernel does not fit: a " + std::to_string(h_) + " x " + std::to_string(w_) + " map gives a " +
+           std::to_string(out_h_) + " x " + std::to_string(out_w_) + " output";
+  });
   const int64_t pixels = CheckedProduct(n_, CheckedProduct(out_h_, out_w_, "output map"), "output map");
   CheckedProduct(pixels, RoundUp(s.channels_out, kWordBits), "output");
   Flatten();

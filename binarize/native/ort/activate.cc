@@ -68,8 +68,9 @@ class Activate {
 
   void Compute(OrtKernelContext* context) const {
     const Tensor x = ReadInput(api_, context, kX, "x");
-    Require(x.dims.size() == 4 && x.dims[3] == channels_,
-            "input x must have the shape [N,H,W," + std::to_string(channels_) + "], has " + ShapeText(x.dims));
+    Require(x.dims.size() == 4 && x.dims[3] == channels_, [&] {
+      return "input x must have the shape [N,H,W," + std::to_string(channels_) + "], has " + ShapeText(x.dims);
+    });
     const int64_t images = x.dims[0];
     const std::vector<int64_t> factors = {images, 1, 1, channels_};
     Call call{};

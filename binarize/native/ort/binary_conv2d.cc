@@ -119,10 +119,11 @@ class BinaryConv2d {
     const ConvSpec& spec = plan_->spec();
     const Tensor bits = ReadInput(api_, context, kBits, kInputNames[kBits]);
     const int64_t words = spec.bit_planes() * WordsFor(spec.channels_in);
-    Require(bits.dims.size() == 4 && bits.dims[3] == words,
-            "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims));
+    Require(bits.dims.size() == 4 && bits.dims[3] == words, [&] {
+      return "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims);
+    });
     const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2]};
-    Require(map.h > 0 && map.w > 0, "input bits has an empty map, shape " + ShapeText(bits.dims));
+    Require(map.h > 0 && map.w > 0, [&] { return "input bits has an empty map, shape " + ShapeText(bits.dims); });
     ConvRun run(*plan_, map, has_gate_, has_factor_);
 
     ConvTensors tensors{};
@@ -163,8 +164,9 @@ class BinaryConv2d {
       const Tensor pixels = ReadInput(api_, context, kFactor, kInputNames[kFactor]);
       factors.pixels_of_one_image = !pixels.dims.empty() && pixels.dims[0] == 1;
       if (factors.pixels_of_one_image) dims[0] = 1;
-      Require(pixels.dims == dims, "input factor must have the shape " + ShapeText(dims) + ", has " +
-                                       ShapeText(pixels.dims));
+      Require(pixels.dims == dims, [&] {
+        return "input factor must have the shape " + ShapeText(dims) + ", has " + ShapeText(pixels.dims);
+      });
       factors.pixels = pixels.floats();
     }
     return factors;

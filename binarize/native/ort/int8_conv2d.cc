@@ -105,9 +105,10 @@ class Int8Conv2d {
   void Compute(OrtKernelContext* context) const {
     const Int8Spec& spec = plan_->spec();
     const Tensor image = ReadInput(api_, context, kImage, kInputNames[kImage]);
-    Require(image.dims.size() == 4 && image.dims[1] == spec.channels_in,
-            "input image must have the shape [N," + std::to_string(spec.channels_in) + ",H,W], has " +
-                ShapeText(image.dims));
+    Require(image.dims.size() == 4 && image.dims[1] == spec.channels_in, [&] {
+      return "input image must have the shape [N," + std::to_string(spec.channels_in) + ",H,W], has " +
+             ShapeText(image.dims);
+    });
     const int64_t images = image.dims[0];
     const Int8Run run(*plan_, image.dims[2], image.dims[3]);
     std::vector<int64_t> dims = {images, run.out_h(), run.out_w(), spec.channels_out};

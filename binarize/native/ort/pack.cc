@@ -42,12 +42,14 @@ class Pack {
 
   void Compute(OrtKernelContext* context) const {
     const Tensor x = ReadInput(api_, context, 0, "x"), threshold = ReadInput(api_, context, 1, "threshold");
-    Require(x.dims.size() == 4, "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims));
+    Require(x.dims.size() == 4, [&] { return "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims); });
     const int64_t channels = x.dims[3], words = WordsFor(channels);
     const bool one_plane = threshold.dims.size() == 1 && (threshold.dims[0] == 1 || threshold.dims[0] == channels);
     const bool several = threshold.dims.size() == 2 && threshold.dims[0] >= 1 && threshold.dims[1] == channels;
-    Require(one_plane || several, "input threshold must have the shape [1], [C] or [planes,C], C = " +
-                                      std::to_string(channels) + ", has " + ShapeText(threshold.dims));
+    Require(one_plane || several, [&] {
+      return "input threshold must have the shape [1], [C] or [planes,C], C = " + std::to_string(channels) + ", has " +
+             ShapeText(threshold.dims);
+    });
     const int64_t planes = several ? threshold.dims[0] : 1;
     const int64_t row = CheckedProduct(planes, words, "bits of a pixel");
     void* bits = MakeOutput(api_, context, 0, {x.dims[0], x.dims[1], x.dims[2], row});

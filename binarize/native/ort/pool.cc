@@ -87,9 +87,9 @@ class Pool {
   void Compute(OrtKernelContext* context) const {
     const Tensor x = ReadInput(api_, context, 0, "x");
     Require(x.dims.size() == 4 && x.dims[1] > 0 && x.dims[1] <= kLargest && x.dims[2] > 0 && x.dims[2] <= kLargest,
-            "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims));
+            [&] { return "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims); });
     const int64_t out_h = window_.Extent(x.dims[1], 0), out_w = window_.Extent(x.dims[2], 1);
-    Require(out_h > 0 && out_w > 0, "the window does not fit a map of shape " + ShapeText(x.dims));
+    Require(out_h > 0 && out_w > 0, [&] { return "the window does not fit a map of shape " + ShapeText(x.dims); });
     const std::vector<int64_t> dims = {x.dims[0], out_h, out_w, x.dims[3]};
     void* y = MakeOutput(api_, context, 0, dims);
     if (x.size() == 0) return;

@@ -47,15 +47,16 @@ bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, size_t index, float
 Tensor ReadInput(const OrtApi& api, const OrtKernelContext* context, size_t index, const char* name) {
   const OrtValue* value = nullptr;
   Check(api, api.KernelContext_GetInput(context, index, &value));
-  Require(value != nullptr, std::string("input ") + name + " is missing");
+  Require(value != nullptr, [&] { return std::string("input ") + name + " is missing"; });
   return ReadTensor(api, value);
 }
 
 Tensor ReadInput(const OrtApi& api, const OrtKernelContext* context, size_t index, const char* name,
                  const std::vector<int64_t>& dims) {
   Tensor tensor = ReadInput(api, context, index, name);
-  Require(tensor.dims == dims, std::string("input ") + name + " must have the shape " + ShapeText(dims) + ", has " +
-                                   ShapeText(tensor.dims));
+  Require(tensor.dims == dims, [&] {
+    return std::string("input ") + name + " must have the shape " + ShapeText(dims) + ", has " + ShapeText(tensor.dims);
+  });
   return tensor;
 }
 
