@@ -26,11 +26,14 @@ const void* At(const void* stream, Element element, int64_t index) {
   return static_cast<const char*>(stream) + static_cast<size_t>(index) * size;
 }
 
+// At most three quarters are unused: two stores of fixed sizes, as a call of memset takes longer.
 void ClearUnusedBits(const ConvConst& constant, const ConvRow& row) noexcept {
-  const size_t quarters = constant.words_out * 4, used = constant.block_count;
-  if (row.next_bits == nullptr || used == quarters) return;
+  const size_t quarters = constant.words_out * 4, unused = quarters - constant.block_count;
+  if (row.next_bits == nullptr || unused == 0) return;
   for (size_t column = row.begin; column < row.end; ++column) {
-    std::memset(row.next_bits + column * quarters + used, 0, (quarters - used) * sizeof(uint16_t));
+    uint16_t* end = row.next_bits + (column + 1) * quarters;
+    if ((unused & 1) != 0) end[-static_cast<ptrdiff_t>(unused)] = 0;
+    if ((unused & 2) != 0) std::memset(end - 2, 0, 2 * sizeof(uint16_t));
   }
 }
 
