@@ -326,9 +326,10 @@ void ConvPlan::FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin
   const int32_t *all_low = at(row_end, spec_.kernel_w), *all_high = at(row_begin, spec_.kernel_w);
   const int32_t *a = at(row_end, column_end), *b = at(row_begin, column_end);
   const int32_t *c = at(row_end, column_begin), *d = at(row_begin, column_begin);
+  const int doubling = halved_ ? 0 : 1;  // a shift: the least instruction sets multiply no vectors of integers
   for (int64_t o = 0; o < padded; ++o) {
     const int32_t padding_ones = (all_low[o] - all_high[o]) - (a[o] - b[o] - c[o] + d[o]);
-    base[o] = inside + unit * padding_ones;
+    base[o] = inside + (padding_ones << doubling);
   }
 }
 
