@@ -237,6 +237,21 @@ BINARIZE_INLINE void UseSharedLink(const ConvConst& k, const Strip& strip, size_
   }
 }
 
+// Asks for the lines of y that a tile will write: stores into memory that no cache holds wait for it, and fill the store
+// queue. A residual in its place is read by then.
+template <class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void FetchOutput(const ConvConst& k, const ConvRow& row, size_t block, size_t column) {
+  constexpr size_t kLine = 64, kBytes = BLOCKS * kLanes * sizeof(E);
+  if (row.y == nullptr || row.y == row.residual) return;
+  const E* first = static_cast<const E*>(row.y) + column * k.channels_out + block * kLanes;
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    const char* pixel = reinterpret_cast<const char*>(first + m * k.channels_out);
+    BINARIZE_UNROLL
+    for (size_t i = 0; i < kBytes; i += kLine) PrefetchToWrite(pixel + i);
+  }
+}
+
 template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
 void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Strip& strip, size_t block) {
   const size_t column = strip.column;
@@ -247,6 +262,7 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, cons
   } else {
     PrepareLink<V>(k, call, row, block, column, link_sums, link);
   }
+  FetchOutput<E, PIXELS, BLOCKS>(k, row, block, column);
   alignas(64) float sums[BLOCKS][PIXELS][kLanes];
   const bool several = k.terms > 1;
   if (several) SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);

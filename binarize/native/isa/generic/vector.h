@@ -49,6 +49,7 @@ constexpr size_t kLanes = 16;
 
 // Asks for the line at `p`, which may lie outside of all memory.
 BINARIZE_INLINE void Prefetch(const void* p) { __builtin_prefetch(p); }
+BINARIZE_INLINE void PrefetchToWrite(const void* p) { __builtin_prefetch(p, 1); }
 
 BINARIZE_INLINE size_t Min(size_t a, size_t b) { return a < b ? a : b; }
 
