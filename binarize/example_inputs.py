@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -59,24 +59,31 @@ def channel_guesses(model: nn.Module) -> tuple[int, ...]:
     return (own,) if own in _IMAGE_CHANNELS else (own, *_IMAGE_CHANNELS)
 
 
-def first_that_runs(
-    model: nn.Module, candidates: Iterable[tuple[Any, ...]]
-) -> tuple[tuple[Any, ...] | None, Exception | None]:
-    """The first of some inputs that `model` accepts in eval mode, else None; and why the last failed, if one did."""
+def evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Run `model` once in eval mode; its mode stays."""
     was_training = model.training
     model.eval()
-    failure: Exception | None = None
     try:
-        for inputs in candidates:
-            try:
-                with torch.no_grad():
-                    model(*inputs)
-            except Exception as error:
-                failure = error
-                continue
-            return inputs, failure
+        with torch.no_grad():
+            model(*inputs)
     finally:
         model.train(was_training)
+
+
+def first_that_runs(
+    model: nn.Module,
+    candidates: Iterable[tuple[Any, ...]],
+    attempt: Callable[[nn.Module, tuple[Any, ...]], None] = evaluate,
+) -> tuple[tuple[Any, ...] | None, Exception | None]:
+    """The first of some inputs with which `attempt` raises nothing, else None; and why the last failed, if one did."""
+    failure: Exception | None = None
+    for inputs in candidates:
+        try:
+            attempt(model, inputs)
+        except Exception as error:
+            failure = error
+            continue
+        return inputs, failure
     return None, failure
 
 

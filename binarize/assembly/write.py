@@ -90,7 +90,8 @@ class _Part:
 
     def __init__(self, path: str, part: nn.Module, form: Form, examples: list[tuple[Tensor, ...]], file: str) -> None:
         self.path, self.form, self.file = path, form, file
-        self.examples = [_at_least_two(tensors) for tensors in examples]
+        full = [tensors for tensors in examples if all(tensor.numel() for tensor in tensors)]
+        self.examples = [_at_least_two(tensors) for tensors in full or examples]
         self.flat = FlatPart(path, part, form).eval()
         self.gives = form
         self.size: dict[str, Any] = {}
@@ -112,9 +113,15 @@ class _Part:
 
 
 def _at_least_two(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """`tensors` with a batch of two or more: `torch.export` takes an extent of one for a constant."""
+    """`tensors` with a batch of two or more: `torch.export` takes an extent of one or none for a constant.
+
+    A detector that finds nothing gives its later heads no boxes; they get two of random features.
+    """
     if all(tensor.dim() and tensor.shape[0] == 1 for tensor in tensors):
         return tuple(torch.cat([tensor, tensor]) for tensor in tensors)
+    if all(tensor.dim() and tensor.shape[0] == 0 for tensor in tensors):
+        generator = torch.Generator().manual_seed(0)
+        return tuple(torch.randn(2, *tensor.shape[1:], generator=generator).to(tensor.dtype) for tensor in tensors)
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.errors import UsageError
-from binarize.example_inputs import BATCH, channel_guesses, dimensions, first_that_runs, random_tensor
+from binarize.example_inputs import BATCH, channel_guesses, dimensions, evaluate, first_that_runs, random_tensor
 
 # ImageNet models keep a map of 2 x 2 at 64, CIFAR models are often built for just 32.
 _IMAGES = (64, 32, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
@@ -29,13 +30,24 @@ SMALL_IMAGE = (128, 160)
 def smallest_inputs(model: nn.Module, family: str) -> tuple[Any, ...]:
     """Random inputs with a batch of two on the model's device, the smallest of a fixed list that `model` runs on.
 
+    In eval and in train mode, if there are such: auxiliary heads may need larger maps than the rest.
+
     Raises:
         UsageError: it runs on none.
     """
-    inputs, why_not = first_that_runs(model, _candidates(model, family))
+    candidates = list(_candidates(model, family))
+    inputs, why_not = first_that_runs(model, candidates, _evaluate_and_train)
+    if inputs is None:
+        inputs, why_not = first_that_runs(model, candidates)
     if inputs is None:
         raise UsageError(f"the model runs on none of the inputs tried: {why_not}")
     return inputs
+
+
+def _evaluate_and_train(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    evaluate(model, inputs)
+    with torch.no_grad():
+        copy.deepcopy(model).train()(*training_inputs(inputs))  # a copy: training changes running statistics
 
 
 def training_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -181,6 +181,39 @@ def test_what_the_folder_may_replace(binary: nn.Module, folder: Path, tmp_path: 
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+class SecondStage(nn.Module):
+    """Crops what a first stage scores above `least` and judges the crops, however few."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least = least
+        self.body = nn.Sequential(*conv_bn(3, 8), *conv_bn(8, 8))
+        self.head = nn.Sequential(*conv_bn(8, 8), *conv_bn(8, 8))
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        maps = self.body(torch.stack(images))
+        if not isinstance(maps, Tensor):  # code that no graph holds
+            raise TypeError
+        crops = [
+            m[:, y : y + 4, x : x + 4] for m in maps for y, x in (m.mean(0)[:5, :5] > self.least).nonzero().tolist()
+        ]
+        return self.head(torch.stack(crops) if crops else maps.new_zeros(0, 8, 4, 4))
+
+
+def test_a_head_that_the_example_leaves_without_boxes_is_exported_for_any_number(tmp_path: Path) -> None:
+    images = pictures((16, 20), (16, 20))
+    nothing = randomized(binarize.apply(SecondStage(1e9).eval(), (images,))).eval()
+    binarize.export(nothing, tmp_path / "nothing")
+    assert nothing.report.results["verification"]["worst"] <= 1  # type: ignore[union-attr]
+    assembled = binarize.assemble(tmp_path / "nothing", SecondStage(1e9))
+    assert assembled(images).shape == (0, 8, 4, 4)
+    assembled.least = nothing.least = -1e9  # type: ignore[assignment]
+    with torch.no_grad():
+        found, expected = assembled(images), nothing(images)
+    assert found.shape == (50, 8, 4, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_other_models_and_broken_folders_are_refused(detector: Detector, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no such part"):
         binarize.assemble(folder, nn.Linear(2, 2))
