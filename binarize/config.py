@@ -133,8 +133,9 @@ class LinkConfig(_Checked):
     """Start of gamma (a squeeze of r channels starts at this over r)."""
     pool: Literal["avg", "max"] = "avg"
     """Pooling of a strided link."""
-    residual: Literal["replace", "keep"] = "replace"
-    """A block's identity shortcut that the links span: drop it, or keep it with the closing link at 0."""
+    residual: Literal["keep", "replace"] = "keep"
+    """A block's identity shortcut that the links span: keep it with the closing link at 0, or drop it, so that a basic
+    block becomes two blocks of one conv as in Bi-Real Net."""
 
 
 @dataclass(frozen=True)

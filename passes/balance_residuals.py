@@ -3,10 +3,9 @@
 With a link of weight 1 around every conv *and* the block's shortcut, the identity doubles in each block: 2^9 after
 nine, and training does not start (measured: 29.6 % against 36-38 %). So, where `join = main + shortcut`:
 
-- the shortcut is conv-free and the links span it without losing channels: the join goes, the links carry the
-  identity (`link.residual = "replace"`; a basic block becomes two Bi-Real blocks);
-- the shortcut is conv-free but the links squeeze channels on the way (a bottleneck), or other layers lie between:
-  the join stays, and the link that closes `main` starts at 0;
+- the shortcut is conv-free: the join stays, and the link that closes `main` starts at 0;
+- with `link.residual = "replace"`, if the links span the block without losing channels and nothing else lies between,
+  the join goes and the links carry the identity (a basic block becomes two Bi-Real blocks);
 - the shortcut is a linked projection: the join stays, and the projection's link starts at 0;
 - the shortcut is a projection without a link, and the recipe's links cannot change channels and size at once: the
   projection bridges the main branch's first conv alone, as in Bi-Real Net (one shortcut per conv).

@@ -17,11 +17,20 @@ FLOAT = "float"
 
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/no-link": ("el", ("link.kind=none",)),
+    "el/replace": ("el", ("link.residual=replace",)),
     "el/identity": ("el", ("link.kind=identity",)),
     "el/pre-bn": ("el", ("link.position=pre_bn",)),
     "el/scalar-gamma": ("el", ("link.gamma=scalar",)),
     "el/box-scale": ("el", ("conv.box_scale=true",)),
     "el/zero-threshold": ("el", ("conv.threshold=zero",)),
+    "el-dagger/two-stages": (
+        "el-dagger",
+        (
+            "training.stages.tanh.share=0",
+            "training.stages.activations.share=25",
+            "training.stages.binary.share=75",
+        ),
+    ),
     "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
     "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
     "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),

@@ -8,8 +8,8 @@ PUBLISHED = SurgeryConfig(keep=("rule:projection",), activation="none")
 """Downsampling projections stay float, as in every published ResNet row; no activation between BN and sign."""
 
 NO_LINK = LinkConfig(kind="none")
-IDENTITY = LinkConfig(kind="identity", gamma="one")
-"""A shortcut per conv, without a weight, where the conv keeps channels and size."""
+IDENTITY = LinkConfig(kind="identity", gamma="one", residual="replace")
+"""A shortcut per conv instead of one per block, without a weight, where the conv keeps channels and size."""
 
 BIREAL_CONV = ConvConfig(threshold="none", activation_gradient="approx", weight_gradient="clip")
 

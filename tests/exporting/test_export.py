@@ -49,7 +49,7 @@ def targets(graph_module):
         ("link.pool=max",),
         ("link.kind=none",),
         ("link.gamma=scalar",),
-        ("link.residual=keep",),
+        ("link.residual=replace",),
         ("surgery.activation=keep",),
         ("surgery.activation=prelu", "conv.scale=none"),
         ("surgery.binarize_stem=true",),

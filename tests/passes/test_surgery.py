@@ -80,8 +80,16 @@ def test_a_shared_activation_is_replaced_per_call_site():
     assert len(slopes) == 4
 
 
-def test_links_replace_the_identity_of_a_basic_block():
+def test_a_basic_block_keeps_its_identity_and_its_closing_link_starts_at_zero():
     module = binarize.apply(nn.Sequential(conv_bn(3, 8), BasicBlock(8, 8), nn.Conv2d(8, 2, 1)), X)
+    assert {decisions(module)[f"1.conv{i}"].residual for i in (1, 2)} == {"kept"}
+    starts = [float(module.get_submodule(f"1.conv{i}_link").gamma.detach().max()) for i in (1, 2)]
+    assert starts == [1.0, 0.0]
+
+
+def test_links_can_replace_the_identity_of_a_basic_block():
+    config = binarize.api.resolve_config("el", None, ["link.residual=replace"])
+    module = binarize.apply(nn.Sequential(conv_bn(3, 8), BasicBlock(8, 8), nn.Conv2d(8, 2, 1)), X, config=config)
     assert {decisions(module)[f"1.conv{i}"].residual for i in (1, 2)} == {"replaced"}
     gammas = [m.gamma for m in module.modules() if isinstance(m, ElasticLink)]
     assert all((g == 1).all() for g in gammas)
