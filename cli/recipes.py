@@ -70,13 +70,13 @@ def _show(output: Output, recipe: Recipe) -> None:
     from binarize.recipes import TABLE1_NETS
 
     output.text(f"{recipe.name}: {recipe.summary}\n{recipe.source}")
-    output.text("\n".join(["", "Equations", *(f"  {line}" for line in recipe.equations)]))
+    output.text("\n".join(["", "Equations", *(f"  {line}" for line in recipe.equations), ""]))
     columns = ("stage", "share", "inputs", "weights", "starts from", "teacher", "losses", "rates")
-    output.table("stages", columns, [_stage(stage) for stage in recipe.config.training.stages])
-    limits = ["At run time", f"  {recipe.cost}"]
+    output.table("Stages", columns, [_stage(stage) for stage in recipe.config.training.stages])
+    limits = ["", "At run time", f"  {recipe.cost}"]
     if recipe.limits:
         limits += ["", "Limits", *(f"  {line}" for line in recipe.limits)]
-    output.text("\n".join(limits))
+    output.text("\n".join([*limits, ""]))
     output.table("Table 1 (ImageNet top-1, %)", TABLE1_NETS, [recipe.table1])
     output.text(f"All settings: binarize recipes {recipe.name} --toml")
 

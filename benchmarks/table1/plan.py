@@ -23,6 +23,8 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/scalar-gamma": ("el", ("link.gamma=scalar",)),
     "el/box-scale": ("el", ("conv.box_scale=true",)),
     "el/zero-threshold": ("el", ("conv.threshold=zero",)),
+    "el/gamma-zero": ("el", ("link.gamma_init=0",)),
+    "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
     "el-dagger/two-stages": (
         "el-dagger",
         (
@@ -31,6 +33,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
             "training.stages.binary.share=75",
         ),
     ),
+    "el-dagger/replace": ("el-dagger", ("link.residual=replace",)),
     "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
     "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
     "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),

@@ -11,7 +11,8 @@ EL = Recipe(
     equations=(
         "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W))) + gamma * EL(x)), alpha_o = mean |W_o|, detached",
         "EL: channels that grow are copied, channels that shrink are summed in groups, strides are averaged",
-        "gamma learned per output channel, starting at 1, or 1/r for a sum of r channels; tau starts at the median",
+        "gamma learned per output channel, starting at 1, or 1/r for a sum of r channels, or 0 where the link closes a "
+        "block that has its own shortcut; tau starts at the median",
     ),
     table1=("64.0", "65.6", "56.4", "60.1", "63.2"),
     cost="the measure of the others",
