@@ -109,9 +109,9 @@ def _as_onnx(model: Path, arch: str | None, like: Path, folder: Path) -> Path:
     from binarize.runtime import InferenceSession
 
     loaded = load_model(model, arch)
-    channels, height, width = InferenceSession(like).get_inputs()[0].shape[1:]
+    size = tuple(InferenceSession(like).get_inputs()[0].shape[1:])
     path = folder / "float.onnx"
-    float_onnx(loaded.module, path, default_example_inputs(loaded.module, (channels, height, width)))
+    float_onnx(loaded.module, path, default_example_inputs(loaded.module, size))
     return path
 
 

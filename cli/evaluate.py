@@ -89,7 +89,8 @@ def _module(
     if is_binary_file(file):
         binary: Any = load_binary(file, arch)
         base = Config().updated(binary.report.config, str(file)).to_toml()
-        shape = size or tuple(binary.example_shapes[0][1:])
+        asked = size or tuple(binary.example_shapes[0][1:])
+        shape = image_size(dataset, asked[0], asked)
         batches = _batches(dataset, shape, _config(base, changes, str(file)))
         return module_accuracy("binary", binary, batches, len(dataset), output.progress)
     loaded = load_model(file, arch, trust_pickle=trust_pickle)
