@@ -33,6 +33,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
             "training.stages.binary.share=75",
         ),
     ),
+    "el-dagger/one-stage": ("el-dagger", ("training.stages.tanh.share=0", "training.stages.activations.share=0")),
     "el-dagger/replace": ("el-dagger", ("link.residual=replace",)),
     "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
     "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
