@@ -46,6 +46,11 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     DecomposeUnfused(),
 )
 
+SMALL = 1 << 14
+"""Elements of a tensor that is compared with others, to be stored once: thresholds, scales, biases."""
+
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+ATTENTION_RANK = 4
 
 IN_PARTS = "name a folder instead of an .onnx file: a model that is not one graph is then exported in parts"
 
@@ -85,29 +90,35 @@ def lower(
     example_inputs = float_inputs(example_inputs)
     shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
     original = _functional(module, example_inputs, shapes)
-    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), PassContext(config or Config()))
-    _reshape_views(original)
-    return Lowered(original, _lean(fused).eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes)
+    context = PassContext(config or Config())
+    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), context)
+    for graph_module in (original, fused):
+        _reshape_views(graph_module)
+    return Lowered(
+        original, _lean(fused, context).eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes
+    )
 
 
-def _lean(graph_module: GraphModule) -> GraphModule:
-    """Without tensors that the graph does not use, and with one of all equal scalars.
+def _lean(graph_module: GraphModule, context: PassContext) -> GraphModule:
+    """Without tensors that the graph does not use, with one of all equal small ones, and what became equal by that.
 
     `torch.export` makes an input of every tensor that a module holds, and takes its time for each.
     """
     graph_module.graph.eliminate_dead_code()
-    scalars: dict[Any, str] = {}
+    first_of: dict[Any, str] = {}
     for node in graph_module.graph.find_nodes(op="get_attr"):
         value = operator.attrgetter(node.target)(graph_module)
-        if value.numel() == 1:
-            node.target = scalars.setdefault((value.dtype, value.shape, value.item()), node.target)
+        if value.numel() <= SMALL:
+            key = (value.dtype, value.shape, value.requires_grad, value.numpy(force=True).tobytes())
+            node.target = first_of.setdefault(key, node.target)
+    MergeEqual().run(graph_module, context)
     return GraphModule(graph_module, graph_module.graph)
 
 
 def _reshape_views(graph_module: GraphModule) -> None:
     """Views become reshapes: `torch.export` planned them on strides that a run need not have."""
     for node in graph_module.graph.nodes:
-        if node.target is torch.ops.aten.view.default:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
     graph_module.recompile()
 
@@ -141,7 +152,7 @@ def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: S
     variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     described: Any = (shapes,) if variadic else shapes
     try:
-        program = torch.export.export(module, example_inputs, dynamic_shapes=described)
+        program = torch.export.export(_as_code(module), example_inputs, dynamic_shapes=described)
         graph_module = program.run_decompositions({}).module(check_guards=False)
     except BinarizeError:
         raise
@@ -153,9 +164,41 @@ def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: S
         ) from error
     assert isinstance(graph_module, GraphModule)
     _rename_constants(graph_module)
+    _flatten_attention(graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
+
+
+def _as_code(module: nn.Module) -> nn.Module:
+    """`module` run by its code, not node by node: nodes hold lists as constants, and some functions write to lists.
+
+    `torch.export` interprets whatever is a `GraphModule`; what this returns shares everything but the class.
+    """
+    if not isinstance(module, GraphModule):
+        return module
+    plain: nn.Module = nn.Module.__new__(
+        type(module.__class__.__name__, (nn.Module,), {"forward": type(module).forward})
+    )
+    plain.__dict__ = module.__dict__
+    return plain
+
+
+def _flatten_attention(graph_module: GraphModule) -> None:
+    """Attention over windows, which has more than one batch dimension, gets one: the exporter knows no other."""
+    for node in graph_module.graph.find_nodes(op="call_function", target=ATTENTION):
+        shape = node.meta["val"].shape
+        if len(shape) <= ATTENTION_RANK or len(node.args) > 3 or "attn_mask" in node.kwargs:
+            continue
+        with graph_module.graph.inserting_before(node):
+            for position, operand in enumerate(node.args[:3]):
+                inner = operand.meta["val"].shape[1 - ATTENTION_RANK :]
+                flat = graph_module.graph.call_function(torch.ops.aten.reshape.default, (operand, [-1, *inner]))
+                node.update_arg(position, flat)
+        with graph_module.graph.inserting_after(node):
+            whole = graph_module.graph.call_function(torch.ops.aten.reshape.default, (node, [-1, *shape[1:]]))
+        node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+        whole.meta["val"] = node.meta["val"]
 
 
 def _rename_constants(graph_module: GraphModule) -> None:

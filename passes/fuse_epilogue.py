@@ -164,6 +164,9 @@ def is_gate(factor: Any, product: Node) -> bool:
         return False
     if tuple(mine.shape[2:]) != (1, 1) or tuple(full.shape[2:]) == (1, 1):
         return False
+    others = [other for other in product.all_input_nodes if other is not factor]
+    if not any(getattr(fake_value(other), "shape", full.shape) == full.shape for other in others):
+        return False  # an outer product, a pixel's factor times a channel's
     return tuple(mine.shape[:2]) == tuple(full.shape[:2])
 
 

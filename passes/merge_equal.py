@@ -16,9 +16,9 @@ class MergeEqual:
         first_of: dict[Any, Any] = {}
         merged = 0
         for node in list(graph_module.graph.nodes):
-            if node.op != "call_function":
+            if node.op not in ("call_function", "get_attr"):
                 continue
-            key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+            key = (node.op, node.target, _hashable(node.args), _hashable(node.kwargs))
             first = first_of.setdefault(key, node)
             if first is not node:
                 node.replace_all_uses_with(first)

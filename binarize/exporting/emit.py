@@ -28,6 +28,9 @@ DOMAIN = "ai.binarize"
 OPSET = 18
 """Of the standard ops, in the model and in the functions it carries."""
 
+MAX_BYTES = 2**31 - 1
+"""Of a protocol buffer."""
+
 
 def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
     """The ONNX model of `lowered`, with a symbolic batch dimension.
@@ -37,8 +40,9 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
         example_inputs: like the ones it was lowered with.
 
     Raises:
-        UnsupportedModelError: an operator has no ONNX form; names it.
+        UnsupportedModelError: an operator has no ONNX form, and is named; or the file would be too large.
     """
+    _check_size(lowered.fused)
     model = to_onnx(lowered.fused, example_inputs, _TRANSLATIONS, lowered.shapes)
     _name_nodes(model, lowered)
     _drop_unread_outputs(model)
@@ -47,6 +51,15 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
     model.producer_name = "binarize"
     onnx.checker.check_model(model)
     return model
+
+
+def _check_size(module: nn.Module) -> None:
+    size = sum(tensor.nbytes for tensor in {**dict(module.named_parameters()), **dict(module.named_buffers())}.values())
+    if size > MAX_BYTES:
+        raise UnsupportedModelError(
+            f"its weights take {size / 1e9:.1f} GB, and an ONNX file holds {MAX_BYTES / 1e9:.1f} GB at most",
+            hint="--linear all makes its linear layers binary, a 32nd of their size",
+        )
 
 
 def to_onnx(

@@ -109,11 +109,11 @@ def verify(
         VerificationError: names the worst nodes.
     """
     inputs = float_inputs(inputs)
-    truth = _Recorder(lowered.original)
+    truth = _Recorder(lowered.original, {n.meta["origin"] for n in lowered.fused.graph.nodes if is_forced(n)})
     outputs = _flat(truth.run(*inputs))
     fused = _Forced(lowered.fused, truth.values)
     fused.run(*inputs)
-    forced = _expected(lowered, fused.values, model)
+    forced = _expected(lowered, _Bounds(fused.values, fused.largest), model)
     result = Verification(nodes=len(forced))
     names = [i.name for i in model.graph.input]
     feeds = dict(zip(names, (x.numpy() for x in inputs), strict=True))
@@ -143,38 +143,56 @@ class _Expected:
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and remembers every value by its node's name."""
+    """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB."""
 
-    def __init__(self, graph_module: GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
+    def __init__(self, graph_module: GraphModule, wanted: set[str]) -> None:
+        super().__init__(graph_module)
+        self.wanted = wanted
         self.values: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        self.values[n.name] = value
+        value = self.compute(n)
+        if n.name in self.wanted:
+            self.values[n.name] = value
         return value
+
+    def compute(self, n: Node) -> Any:
+        return super().run_node(n)
 
 
 class _Forced(_Recorder):
     """Runs the fused graph, where each of our operators gives what the trained model has at its place.
 
-    A float16 stream is not rounded here: the trained model's bits come from its own values.
+    A float16 stream is not rounded here: the trained model's bits come from its own values. Of every float tensor the
+    largest size is kept, and the values of what is compared.
     """
 
     def __init__(self, graph_module: GraphModule, truth: dict[str, Any]) -> None:
-        super().__init__(copy.deepcopy(graph_module).float())
+        nodes = graph_module.graph.nodes
+        packs = [n for n in nodes if n.target is PACK]
+        wanted = {*filter(is_forced, nodes), *packs, *(n.args[0] for n in packs)}
+        super().__init__(copy.deepcopy(graph_module).float(), {n.name for n in wanted})
         self.truth = truth
+        self.largest: dict[str, float] = {}
 
     def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            size = torch.linalg.vector_norm(value, torch.inf)
+            if size.isinf():  # the padding of a max pool, which is exact
+                size = value.where(value.isfinite(), 0).abs().max()
+            self.largest[n.name] = float(size)
+        return value
+
+    def compute(self, n: Node) -> Any:
         if not is_forced(n):
-            return super().run_node(n)
+            return super().compute(n)
         value = self.truth[n.meta["origin"]]
         value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
         value = value.permute(TO_NHWC).contiguous()
         result: Any = value
         if n.target in ARGUMENTS:
             result = value, pack(value, Fused(n).value("next_threshold"))
-        self.values[n.name] = result
         return result
 
 
@@ -192,9 +210,9 @@ _KINDS = (
 """Names of nodes in the file, and the target of their twins in the fused graph."""
 
 
-def _expected(lowered: Lowered, values: dict[str, Any], model: onnx.ModelProto) -> list[_Expected]:
+def _expected(lowered: Lowered, bounds: _Bounds, model: onnx.ModelProto) -> list[_Expected]:
     """What every output of every node of ours must be."""
-    bounds = _Bounds(values)
+    values = bounds.values
     expected: list[_Expected] = []
     for names, target in _KINDS:
         nodes = [node for node in lowered.fused.graph.nodes if node.target is target]
@@ -230,10 +248,12 @@ class _Bounds:
     """How far apart equal computations may be.
 
     Attributes:
-        values: of the fused graph on forced values, by node.
+        values: of the fused graph's compared nodes on forced values.
+        sizes: the largest size in each of its float tensors.
     """
 
     values: dict[str, Any]
+    sizes: dict[str, float]
 
     def near(self, value: Tensor, threshold: Node, tolerance: Any) -> np.ndarray:
         """Where a bit may be either, `[..., planes, C]`."""
@@ -248,7 +268,7 @@ class _Bounds:
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, Node) and source.target in ARGUMENTS and not is_forced(source):
             return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)  # a part of a sum, without a twin
-        if node.target in MOVES or not isinstance(self.values[node.name], Tensor):
+        if node.target in MOVES or node.name not in self.sizes:
             return max((self.drift(i) for i in node.all_input_nodes), default=0.0)
         return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)
 
@@ -257,7 +277,7 @@ class _Bounds:
         return self.drift(node) + _unit(node) * self.largest(node)
 
     def largest(self, node: Any) -> float:
-        return float(self.values[node.name].abs().max())
+        return self.sizes[node.name]
 
     def of_pool(self, pool: Node) -> float:
         return self.off(pool.args[0]) + (ROUNDINGS * ULP + 2 * _unit(pool)) * self.largest(pool.args[0])

@@ -1,0 +1,120 @@
+"""What models of the zoo do that plain nets do not; each export is proved node by node."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import binarize
+from binarize.errors import UnsupportedModelError
+from binarize.exporting import emit, verify
+from binarize.lowering import lower
+from tests.models import randomized
+
+X = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+
+class Nested(nn.Module):
+    """A net with a stem, a head, and `middle` between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = conv(8, 16), conv(16, 16), conv(16, 16), nn.Linear(16, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.stem(x)).mean((2, 3)))
+
+
+class WindowAttention(Nested):
+    """Twins: attention inside windows, with two dimensions before the heads."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q = x.flatten(2).transpose(1, 2).unflatten(1, (4, 64)).unsqueeze(2)  # batch, windows, heads, pixels, channels
+        x = F.scaled_dot_product_attention(q, q, q).flatten(1, 3).transpose(1, 2).unflatten(2, (16, 16))
+        return self.second(x)
+
+
+class OuterProduct(Nested):
+    """FocalNet: a map of one channel times a pixel of many."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x[:, :1] * F.gelu(x.mean((2, 3), keepdim=True)))
+
+
+class PaddedPool(Nested):
+    """NASNet: a max pool behind padding of -inf."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.pad(self.first(x), (0, 1, 0, 1), value=-torch.inf), 3, 2)
+        return self.second(x)
+
+
+class EqualBranches(Nested):
+    """FastViT: untrained, several branches compute the same from the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(3))
+        self.convs = nn.ModuleList(conv(16, 16, kernel) for kernel in (1, 3, 5))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(sum(c(F.gelu(n(x))) for n, c in zip(self.norms, self.convs, strict=True)))
+
+
+class HeadsFromChannels(Nested):
+    """BoTNet: the heads of an attention over a map that our ops keep with its channels last."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        q, k = (part.reshape(-1, 4, 256) for part in self.first(x).split(8, dim=1))
+        x = (q @ (q.transpose(1, 2) @ k).softmax(-1)).reshape(-1, 8, 16, 16)
+        return self.second(torch.cat((x, x), 1))
+
+
+def halve(sizes: list[int]) -> list[int]:
+    """Video Swin: a function that is called whole, and writes into the list that it is given."""
+    sizes[0] //= 2
+    return sizes
+
+
+fx.wrap("halve")
+
+
+class WritesToConstants(Nested):
+    def middle(self, x: Tensor) -> Tensor:
+        size = halve([x.shape[2], 8])
+        return self.second(F.adaptive_avg_pool2d(self.first(x), (size[0], size[1])))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [WindowAttention, OuterProduct, PaddedPool, EqualBranches, HeadsFromChannels, WritesToConstants],
+    ids=lambda kind: kind.__name__,
+)
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+def test_the_export_is_proved(kind: type[Nested], trained: bool) -> None:
+    torch.manual_seed(0)
+    module = binarize.apply(kind().eval(), X)
+    if trained:
+        randomized(module)
+    lowered = lower(module.eval(), (X,))
+    proof = verify(lowered, emit(lowered, (X,)), (X,))
+    assert proof.nodes >= 2 and proof.failures == []
+
+
+def test_a_model_beyond_the_formats_limit_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["binarize.exporting.emit"], "MAX_BYTES", 1000)  # the package names a function so
+    lowered = lower(binarize.apply(PaddedPool().eval(), X).eval(), (X,))
+    with pytest.raises(UnsupportedModelError, match=r"weights take .* GB, and an ONNX file holds"):
+        emit(lowered, (X,))
