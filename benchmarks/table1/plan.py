@@ -15,6 +15,9 @@ from binarize.recipes import all_recipes
 
 FLOAT = "float"
 
+_THREE_STAGES = ("training.stages.tanh.share=75", "training.stages.activations.share=75")
+"""The published ones."""
+
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/no-link": ("el", ("link.kind=none",)),
     "el/replace": ("el", ("link.residual=replace",)),
@@ -27,14 +30,10 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
     "el-dagger/two-stages": (
         "el-dagger",
-        (
-            "training.stages.tanh.share=0",
-            "training.stages.activations.share=25",
-            "training.stages.binary.share=75",
-        ),
+        ("training.stages.activations.share=25", "training.stages.binary.share=75"),
     ),
-    "el-dagger/one-stage": ("el-dagger", ("training.stages.tanh.share=0", "training.stages.activations.share=0")),
-    "el-dagger/replace": ("el-dagger", ("link.residual=replace",)),
+    "el-dagger/three-stages": ("el-dagger", _THREE_STAGES),
+    "el-dagger/three-stages-replace": ("el-dagger", (*_THREE_STAGES, "link.residual=replace")),
     "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
     "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
     "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),
