@@ -1,11 +1,11 @@
-"""Speed of the op kernels by layer shape, through ONNX Runtime: `python benchmarks/kernels.py`.
+"""Speed of the op kernels by layer shape, through ONNX Runtime: `python -m benchmarks.kernels`.
 
 Each row is one BinaryConv2d with the full epilogue of a real layer (scale, bias, Elastic Link, slope, next
 bits), input bits given, on a float32 and a float16 stream, and beside it the same node without link and float
 output, which shows the convolution itself. Medians of many runs, minus the run time of an empty session, as
 multiply-accumulates per cycle; the ceiling is what the instruction set's inner step reaches on registers alone,
 measured in the same run by `ceiling.cc` (which needs a C++ compiler). Compare rows of one run only: machines and
-neighbours differ.
+neighbours differ. A run over all layers goes into results/kernels.json, which `python -m benchmarks.render` shows.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / folder) for folder in ("", "native")]
+
+KIND = "kernels"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ class Row:
     full_mac_per_cycle: float | None
     ceiling: float | None
 
+    def rounded(self) -> dict[str, Any]:
+        """As plain data, to what was measured."""
+        return {key: round(value, 1) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
 
 def measure_ceiling() -> dict[str, Any]:
     """`ghz` and `mac_per_cycle` by instruction set of `ceiling.cc`; without a compiler nothing is known."""
@@ -173,13 +179,11 @@ def main() -> None:
     parser.add_argument("--isa", action="append", help="an instruction set, or `all`; may be repeated (default: best)")
     parser.add_argument("--seconds", type=float, default=0.2, help="per measurement")
     parser.add_argument("--only", default="", help="layers whose name contains this")
-    parser.add_argument("--json", type=Path, help="also write the rows and the machine to this file")
     arguments = parser.parse_args()
 
     from op_models import session_options
 
-    from binarize.bench.machine import machine
-    from binarize.files import write_text
+    from benchmarks import records
     from binarize.runtime import InferenceSession, active_isa
     from binarize.runtime.library import _info_model, supported_isas
 
@@ -190,23 +194,18 @@ def main() -> None:
     empty = median_microseconds(info, {}, ["isa"], arguments.seconds)
     clock = f"{ceiling['ghz']:.2f} GHz" if ceiling["ghz"] else "clock unknown"
     print(f"{arguments.threads} thread(s), {clock}; empty session {empty:.1f} us, subtracted")
-    rows = []
     for isa in isas:
         limit = ceiling["mac_per_cycle"].get(isa)
         print(f"\n{isa}, ceiling {f'{limit:.0f} MAC/cycle' if limit else 'not measured'}")
         print(f"{'layer':34}{'MMAC':>7}{'bits us':>9}{'MAC/cycle':>13}{'full us':>9}{'MAC/cycle':>13}{'half us':>9}")
+        rows = []
         for layer in LAYERS:
             if arguments.only in layer.name:
                 rows.append(measure_layer(layer, isa, arguments.threads, arguments.seconds, empty, ceiling))
                 print(render(rows[-1]))
-    if arguments.json:
-        found = {
-            "machine": machine(),
-            "threads": arguments.threads,
-            "ceiling": ceiling,
-            "rows": list(map(asdict, rows)),
-        }
-        write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+        if len(rows) == len(LAYERS):
+            found = {"ghz": ceiling["ghz"], "ceiling": limit, "layers": [row.rounded() for row in rows]}
+            records.save(KIND, isa, arguments.threads, found)
 
 
 if __name__ == "__main__":

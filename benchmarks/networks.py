@@ -25,7 +25,7 @@ from benchmarks.zoo import NETWORKS, Network
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
 from binarize.bench.int8 import int8_onnx
-from binarize.bench.machine import pinned
+from binarize.bench.machine import machine, pinned
 from binarize.bench.profile import profile
 from binarize.bench.race import onnx_command, race
 from binarize.config import Config
@@ -60,7 +60,7 @@ def main() -> None:
     for name in arguments.networks or NETWORKS:
         files = make(name, NETWORKS[name], arguments.remake)
         for threads in [] if arguments.make_only else arguments.threads:
-            if arguments.again or records.find(KIND, name, threads) is None:
+            if arguments.again or records.find(KIND, name, threads, machine()["cpu"]) is None:
                 measure(name, files, threads, arguments.runs)
 
 
@@ -90,6 +90,10 @@ def make(name: str, network: Network, remake: bool = False) -> dict[str, Path]:
         makers["binary, linear too, int8 ends"] = (
             "linear_int8_ends.onnx",
             lambda path: _int8_ends(folder / "linear.onnx", path),
+        )
+        makers["binary, float16, linear too, int8 ends"] = (
+            "linear_float16_int8_ends.onnx",
+            lambda path: _int8_ends(folder / "linear_float16.onnx", path),
         )
     if importlib.util.find_spec("nncf") is not None:
         makers["OpenVINO int8"] = ("nncf.xml", lambda path: _nncf(folder / "float.onnx", path))

@@ -23,7 +23,7 @@ from benchmarks.kernels import LAYERS, Layer
 from benchmarks.layer_models import binary_chain, float_layer
 from benchmarks.networks import BINARY, FLOAT, MADE, make
 from benchmarks.zoo import NETWORKS
-from binarize.bench.machine import pinned
+from binarize.bench.machine import machine, pinned
 from binarize.bench.race import Finish, onnx_command, race
 from binarize.errors import BinarizeError, EnvironmentProblem
 from binarize.exporting.emit import write_onnx
@@ -50,7 +50,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown subject {', '.join(sorted(unknown))}")
     for subject in arguments.subjects or subjects:
-        if arguments.again or records.find(KIND, subject, 1) is None:
+        if arguments.again or records.find(KIND, subject, 1, machine()["cpu"]) is None:
             commands = (network if subject in RIVALS else layer)(subject, arguments.larq_python)
             found = run(commands, arguments.runs if subject in RIVALS else 4 * arguments.runs)
             records.save(KIND, subject, 1, {"runs": arguments.runs, "contenders": records.finishes(found)})

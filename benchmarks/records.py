@@ -1,4 +1,4 @@
-"""Committed measurements: one JSON file per kind, a row per subject and number of threads."""
+"""Committed measurements: one JSON file per kind, a row per subject, number of threads and kind of CPU."""
 
 from __future__ import annotations
 
@@ -26,16 +26,24 @@ def read(kind: str) -> list[Row]:
     return rows
 
 
-def find(kind: str, subject: str, threads: int) -> Row | None:
-    """The row of one subject, if it was measured."""
-    return next((row for row in read(kind) if (row["subject"], row["threads"]) == (subject, threads)), None)
+def newest_cpu(kind: str) -> str:
+    """The CPU of the highest family that was measured; the one at hand, if none was."""
+    return max((row["machine"]["cpu"] for row in read(kind)), default=machine()["cpu"])
+
+
+def find(kind: str, subject: str, threads: int, cpu: str) -> Row | None:
+    """The row of one subject on one kind of CPU, if it was measured."""
+    return next((row for row in read(kind) if _key(row) == (subject, threads, cpu)), None)
+
+
+def _key(row: Row) -> tuple[str, int, str]:
+    return row["subject"], row["threads"], row["machine"]["cpu"]
 
 
 def save(kind: str, subject: str, threads: int, values: Mapping[str, Any]) -> None:
-    """Put one subject's row in place of its old one, with the machine and the version of the source."""
+    """Put one subject's row in place of its old one on this kind of CPU, with the machine and the source's version."""
     row = {"subject": subject, "threads": threads, "source": revision(), "machine": described_machine(), **values}
-    others = [old for old in read(kind) if (old["subject"], old["threads"]) != (subject, threads)]
-    rows = sorted([*others, row], key=lambda row: (row["subject"], row["threads"]))
+    rows = sorted([*(old for old in read(kind) if _key(old) != _key(row)), row], key=_key)
     write_text(FOLDER / f"{kind}.json", json.dumps(rows, indent=1) + "\n")
 
 

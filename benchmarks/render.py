@@ -68,10 +68,22 @@ def _speedups() -> dict[str, list[float | None]]:
     }
 
 
-def _networks(threads: int) -> list[Row]:
-    """The rows of whole networks in the zoo's order."""
-    rows = {row["subject"]: row for row in records.read("networks") if row["threads"] == threads}
-    return [rows[name] for name in NETWORKS if name in rows]
+def _networks(threads: int, cpu: str | None = None) -> list[Row]:
+    """The rows of whole networks in the zoo's order, by default on the newest CPU."""
+    cpu = cpu or records.newest_cpu("networks")
+    found = (records.find("networks", name, threads, cpu) for name in NETWORKS)
+    return [row for row in found if row is not None]
+
+
+def _on_every_cpu(threads: int) -> list[Row]:
+    """The rows of whole networks on the newest CPU, then on the others."""
+    cpus = sorted({row["machine"]["cpu"] for row in records.read("networks")}, reverse=True)
+    return [row for cpu in cpus for row in _networks(threads, cpu)]
+
+
+def _cpu(row: Row) -> str:
+    """Family and model, which the names of virtual CPUs leave out."""
+    return str(row["machine"]["cpu"]).removeprefix("AMD EPYC ").strip("()")
 
 
 def _time(row: Row | None, contender: str) -> float | None:
@@ -106,7 +118,9 @@ def _ms(value: float | None, digits: int = 2) -> str:
 def _machines() -> str:
     """The machines and versions the figures are from, once each."""
     kinds = {
-        json.dumps(row["machine"], sort_keys=True): row for kind in ("networks", "peers") for row in records.read(kind)
+        json.dumps(row["machine"], sort_keys=True): row
+        for kind in ("networks", "peers", "kernels")
+        for row in records.read(kind)
     }
     lines = []
     for row in kinds.values():
@@ -120,26 +134,26 @@ def _machines() -> str:
 def _latency() -> str:
     """Median milliseconds with one thread."""
     rows = [
-        [NETWORKS[row["subject"]].title, *(_ms(_time(row, name)) for name in SHOWN), f"`{row['source']}`"]
-        for row in _networks(threads=1)
+        [NETWORKS[row["subject"]].title, *(_ms(_time(row, name)) for name in SHOWN), f"`{row['source']}`", _cpu(row)]
+        for row in _on_every_cpu(threads=1)
     ]
-    return _table(("network", *SHOWN, "commit"), rows)
+    return _table(("network", *SHOWN, "commit", "CPU"), rows)
 
 
 def _targets() -> str:
     """The best of our versions against what it is meant to reach."""
     rows = []
-    for row in _networks(threads=1):
+    for row in _on_every_cpu(threads=1):
         network, ours = NETWORKS[row["subject"]], _best(row, _ours(row))
         rival = _best(row, INT8)
-        cells = [network.title, f"{ours}: {_ms(_time(row, ours))} ms"]
+        cells = [network.title, _cpu(row), f"{ours}: {_ms(_time(row, ours))} ms"]
         for other, target in ((FLOAT, network.against_float), (rival, network.against_int8)):
             ratio = _ratio(row, other, ours) or 0.0
             cells.append(
                 f"**{ratio:.1f}x** of {other}, target {target:g}x: {'reached' if ratio >= target else 'not reached'}"
             )
         rows.append(cells)
-    return _table(("network", "our fastest version", "against float32", "against the fastest int8"), rows)
+    return _table(("network", "CPU", "our fastest version", "against float32", "against the fastest int8"), rows)
 
 
 def _linear() -> str:
@@ -220,7 +234,7 @@ def _peer_networks() -> str:
     """Whole binary networks of other engines."""
     rows = []
     for name, rival in RIVALS.items():
-        row = records.find("peers", name, 1)
+        row = records.find("peers", name, 1, records.newest_cpu("peers"))
         if row is not None:
             for contender, found in row["contenders"].items():
                 ratio = _ratio(row, contender, "binary")
@@ -234,7 +248,7 @@ def _peer_layers() -> str:
     """Single layers and what they cost inside a network, in microseconds."""
     rows = []
     for name in DENSE:
-        row = records.find("peers", name, 1)
+        row = records.find("peers", name, 1, records.newest_cpu("peers"))
         if row is not None:
             cells = [
                 name,
@@ -256,9 +270,32 @@ def _peer_layers() -> str:
     return _table(columns, rows)
 
 
+def _kernels() -> str:
+    """Multiply-accumulates per cycle of every layer on every instruction set, beside the ceiling."""
+    lines = []
+    for row in records.read("kernels"):
+        title = f"`{row['subject']}`, {row['ghz']:.2f} GHz, {row['machine']['cpu']}"
+        ceiling = f"ceiling {row['ceiling']:.0f} MAC/cycle" if row["ceiling"] else "no ceiling measured"
+        lines += [f"{title}; {ceiling}:", ""]
+        cells = [
+            [found["layer"], *(f"{found[name]:.0f}" for name in ("bits_us", "full_us", "half_us")), *_speeds(found)]
+            for found in row["layers"]
+        ]
+        columns = ("layer", "bits µs", "all, float32 µs", "all, float16 µs", "bits, MAC/cycle", "all, MAC/cycle")
+        lines += [_table(columns, cells), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _speeds(layer: dict[str, Any]) -> list[str]:
+    """MAC/cycle with bits alone and with everything, and their shares of the ceiling."""
+    speeds = (layer["bits_mac_per_cycle"], layer["full_mac_per_cycle"])
+    ceiling = layer["ceiling"]
+    return [f"{speed:.0f} ({speed / ceiling:.0%})" if ceiling else f"{speed:.0f}" for speed in speeds]
+
+
 def _recipes() -> str:
     """Every recipe's latency against that of `el`, one thread."""
-    row = records.find("recipes", "resnet18", 1)
+    row = records.find("recipes", "resnet18", 1, records.newest_cpu("recipes"))
     assert row is not None
     names = sorted((name for name in row["contenders"] if name != FLOAT), key=lambda name: _time(row, name) or 0.0)
     rows = []
@@ -286,6 +323,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "ends": _ends,
     "peer_networks": _peer_networks,
     "peer_layers": _peer_layers,
+    "kernels": _kernels,
     "recipes": _recipes,
 }
 
