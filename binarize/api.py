@@ -180,7 +180,8 @@ def export(
         check: whether to run the proof, which is about the model before its stem becomes int8.
 
     Returns:
-        The module's report with `results["size"]`, `results["verification"]` and perhaps `results["int8"]`.
+        The module's report with `results["size"]`, `results["verification"]` and perhaps `results["int8"]`, and
+        `results["fixed_batch"]` if the model's code left no batch but that of `example_inputs`.
 
     Raises:
         VerificationError: the proof failed; nothing is written.
@@ -202,6 +203,8 @@ def export(
     progress(ProgressEvent("exporting", 0, 3))
     config = Config().updated(report.config)
     lowered = lower(module, inputs, config)
+    if lowered.takes_one_batch_size:
+        report.results["fixed_batch"] = len(inputs[0])
     progress(ProgressEvent("exporting", 1, 3))
     model = emit(lowered, inputs)
     progress(ProgressEvent("exporting", 2, 3))

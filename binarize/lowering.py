@@ -71,11 +71,16 @@ class Lowered:
     passes: list[str]
     shapes: Shapes
 
+    @property
+    def takes_one_batch_size(self) -> bool:
+        """Whether the model's code left no other than that of the example."""
+        return not any(self.shapes)
+
 
 def lower(
     module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config | None = None, *, any_size: bool = False
 ) -> Lowered:
-    """Lower `module` (eval mode, dynamic batch) for inputs shaped like `example_inputs`.
+    """Lower `module` (eval mode) for inputs shaped like `example_inputs`, with any batch where its code allows that.
 
     Args:
         config: its table [export] counts.
@@ -89,7 +94,13 @@ def lower(
     lower_layers(module)
     example_inputs = float_inputs(example_inputs)
     shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
-    original = _functional(module, example_inputs, shapes)
+    try:
+        original = _functional(module, example_inputs, shapes)
+    except UnsupportedModelError as error:
+        if any_size or not _batch_is_constrained(error):
+            raise
+        shapes = tuple({} for _ in example_inputs)
+        original = _functional(module, example_inputs, shapes)
     context = PassContext(config or Config())
     fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), context)
     for graph_module in (original, fused):
@@ -141,6 +152,14 @@ def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> Shapes:
     """`torch.export`'s description of a common dynamic first dimension."""
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     return tuple({0: batch} for _ in example_inputs)
+
+
+def _batch_is_constrained(error: UnsupportedModelError) -> bool:
+    """Whether `torch.export` cannot show that the code is good for every batch, as where it chunks along it (RAFT)."""
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    cause = error.__cause__
+    return isinstance(cause, UserError) and cause.error_type is UserErrorType.CONSTRAINT_VIOLATION
 
 
 def _any_size(example_inputs: tuple[Tensor, ...]) -> Shapes:

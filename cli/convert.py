@@ -93,6 +93,7 @@ def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
     render.show_size(output, results["size"], conversion.path)
     render.show_parts(output, results.get("parts"))
     render.show_verification(output, results["verification"])
+    render.show_fixed_batch(output, results.get("fixed_batch"))
     render.show_int8(output, results.get("int8"))
     output.text(f"wrote {conversion.path} in {results['seconds']:.1f} s; run folder {conversion.run}", style="bold")
     output.text(f"next: {follow}")

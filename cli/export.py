@@ -54,6 +54,7 @@ def export(
     render.show_size(output, report.results["size"], out)
     render.show_parts(output, report.results.get("parts"))
     render.show_verification(output, report.results["verification"])
+    render.show_fixed_batch(output, report.results.get("fixed_batch"))
     render.show_int8(output, report.results.get("int8"))
     output.text(f"wrote {out}", style="bold")
     follow = next_command(out, None)

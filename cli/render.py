@@ -112,6 +112,12 @@ def show_verification(output: Output, found: dict[str, Any]) -> None:
     )
 
 
+def show_fixed_batch(output: Output, size: int | None) -> None:
+    """That a file takes one batch size only, if so."""
+    if size is not None:
+        output.warning(f"the model's code does not hold for every batch: the file takes {size} at a time")
+
+
 def show_int8(output: Output, found: dict[str, Any] | None) -> None:
     """Which layers became int8 after the proof, and what that did to the answers."""
     if found is None:

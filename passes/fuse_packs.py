@@ -55,7 +55,9 @@ def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) 
     producer = producer_of(source)
     if producer is None or item_of(producer.node, 1) is not None or constant(threshold).dim() > 1:
         return None
-    producer.node.prepend(threshold)
-    producer.update(next_threshold=threshold)
+    with graph_module.graph.inserting_before(producer.node):
+        own = graph_module.graph.get_attr(threshold.target)  # `threshold` may have other readers, before and behind
+    own.meta.update(threshold.meta)
+    producer.update(next_threshold=own)
     with graph_module.graph.inserting_after(source):
         return graph_module.graph.call_function(operator.getitem, (producer.node, 1))

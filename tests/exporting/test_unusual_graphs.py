@@ -1,6 +1,7 @@
 """What models of the zoo do that plain nets do not; each export is proved node by node."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,23 @@ class HeadsFromChannels(Nested):
         return self.second(torch.cat((x, x), 1))
 
 
+class ChunksTheBatch(Nested):
+    """RAFT: two images go through one encoder as a batch, and are taken apart again."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        first, second = torch.chunk(self.first(torch.cat((x, x.flip(1)))), 2)
+        return self.second(first + second)
+
+
+class SharedConv(Nested):
+    """RAFT: a conv that is called again and again, on maps of the operator that packs for it."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = F.relu(self.second(F.relu(self.first(x))))
+        return x
+
+
 def halve(sizes: list[int]) -> list[int]:
     """Video Swin: a function that is called whole, and writes into the list that it is given."""
     sizes[0] //= 2
@@ -99,7 +117,16 @@ class WritesToConstants(Nested):
 
 @pytest.mark.parametrize(
     "kind",
-    [WindowAttention, OuterProduct, PaddedPool, EqualBranches, HeadsFromChannels, WritesToConstants],
+    [
+        WindowAttention,
+        OuterProduct,
+        PaddedPool,
+        EqualBranches,
+        HeadsFromChannels,
+        ChunksTheBatch,
+        SharedConv,
+        WritesToConstants,
+    ],
     ids=lambda kind: kind.__name__,
 )
 @pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
@@ -118,3 +145,12 @@ def test_a_model_beyond_the_formats_limit_is_told_so(monkeypatch: pytest.MonkeyP
     lowered = lower(binarize.apply(PaddedPool().eval(), X).eval(), (X,))
     with pytest.raises(UnsupportedModelError, match=r"weights take .* GB, and an ONNX file holds"):
         emit(lowered, (X,))
+
+
+def test_a_batch_that_the_code_fixes_is_reported(tmp_path: Path) -> None:
+    report = binarize.export(binarize.apply(ChunksTheBatch().eval(), X).eval(), tmp_path / "fixed.onnx", X)
+    assert report.results["fixed_batch"] == len(X)
+    assert binarize.InferenceSession(tmp_path / "fixed.onnx").get_inputs()[0].shape == [*X.shape]
+    report = binarize.export(binarize.apply(PaddedPool().eval(), X).eval(), tmp_path / "any.onnx", X)
+    assert "fixed_batch" not in report.results
+    assert binarize.InferenceSession(tmp_path / "any.onnx").get_inputs()[0].shape == ["batch", *X.shape[1:]]
