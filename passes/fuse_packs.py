@@ -55,10 +55,8 @@ def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) 
     producer = producer_of(source)
     if producer is None or item_of(producer.node, 1) is not None or constant(threshold).dim() > 1:
         return None
-    with graph_module.graph.inserting_before(producer.node):
-        own = graph_module.graph.get_attr(
-            str(threshold.target)
-        )  # `threshold` may have other readers, before and behind
+    with graph_module.graph.inserting_before(producer.node):  # `threshold` may have other readers, before and behind
+        own = graph_module.graph.get_attr(str(threshold.target))
     own.meta.update(threshold.meta)
     producer.update(next_threshold=own)
     with graph_module.graph.inserting_after(source):

@@ -33,7 +33,7 @@ MAX_BYTES = 2**31 - 1
 
 
 def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
-    """The ONNX model of `lowered`, with a symbolic batch dimension.
+    """The ONNX model of `lowered`, with a symbolic batch dimension unless the model's code fixes it.
 
     Args:
         lowered: from `binarize.lowering.lower`.
@@ -54,7 +54,7 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
 
 
 def _check_size(module: nn.Module) -> None:
-    size = sum(tensor.nbytes for tensor in {**dict(module.named_parameters()), **dict(module.named_buffers())}.values())
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     if size > MAX_BYTES:
         raise UnsupportedModelError(
             f"its weights take {size / 1e9:.1f} GB, and an ONNX file holds {MAX_BYTES / 1e9:.1f} GB at most",
