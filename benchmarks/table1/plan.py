@@ -25,6 +25,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/pre-bn": ("el", ("link.position=pre_bn",)),
     "el/scalar-gamma": ("el", ("link.gamma=scalar",)),
     "el/box-scale": ("el", ("conv.box_scale=true",)),
+    "el/centred": ("el", ("conv.weights=centred",)),
     "el/zero-threshold": ("el", ("conv.threshold=zero",)),
     "el/gamma-zero": ("el", ("link.gamma_init=0",)),
     "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
