@@ -21,7 +21,7 @@ import torch
 
 import binarize
 from benchmarks import records
-from benchmarks.zoo import NETWORKS, Network
+from benchmarks.zoo import NETWORKS, Network, shifted
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
 from binarize.bench.int8 import int8_onnx
@@ -150,7 +150,7 @@ def _openvino(path: Path, threads: int, precision: str) -> list[str]:
 
 def _binary(network: Network, path: Path, config: Config) -> None:
     """Without the proof of equality, which tests run and which takes most of a large net's export."""
-    module = binarize.apply(network.model(), torch.from_numpy(images(2)), config=config)
+    module = shifted(binarize.apply(network.model(), torch.from_numpy(images(2)), config=config))
     binarize.export(module.eval(), path, check=False)
 
 

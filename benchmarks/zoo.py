@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
+from binarize.nn import RPReLU
 from examples.mobilenet_v1 import mobilenet_v1
 
 
@@ -34,6 +35,17 @@ class Network:
         """The float model, the same weights each time."""
         torch.manual_seed(0)
         return self.build().eval()
+
+
+def shifted(module: nn.Module) -> nn.Module:
+    """A fresh binary `module` with shifts in its activations, as after training: a shift of 0 would cost nothing."""
+    torch.manual_seed(1)
+    for layer in module.modules():
+        if isinstance(layer, RPReLU):
+            for shift in (layer.shift_in, layer.shift_out):
+                if shift is not None:
+                    nn.init.normal_(shift, std=0.1)
+    return module
 
 
 _MODELS = torchvision.models

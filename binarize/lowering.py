@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError
 from binarize.nn.materialise import let_go_of_history
+from binarize.passes.absorb_shifts import AbsorbShifts
 from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.cancel_transposes import CancelTransposes
 from binarize.passes.choose_layout import ChooseLayout
@@ -42,6 +43,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     CancelTransposes(),
     MergeEqual(),
     FusePacks(),
+    AbsorbShifts(),
     NarrowStream(),
     DecomposeUnfused(),
 )

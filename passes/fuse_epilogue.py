@@ -29,6 +29,7 @@ from binarize.passes.lower_tools import (
     item_of,
     permute,
     producer_of,
+    set_constant,
     tensor_of,
 )
 
@@ -128,9 +129,9 @@ def _multiply_factor(
     whole = pixels.reshape(1, *pixels.shape[-2:], 1) if pixels.dim() > 1 else pixels.reshape(1, 1, -1, 1)
     known = tensor_of(fused["factor"])
     if map_size == (1, 1):  # a factor of one pixel would look like none
-        _set(graph_module, fused, "scale", fused.value("scale") * pixels.reshape(-1))
+        set_constant(graph_module, fused, "scale", fused.value("scale") * pixels.reshape(-1))
     elif known is not None:
-        _set(graph_module, fused, "factor", (known * whole).expand(1, *map_size, 1))
+        set_constant(graph_module, fused, "factor", (known * whole).expand(1, *map_size, 1))
     else:
         name = add_constant(graph_module, f"{fused.node.meta['layer']}_factor", whole.expand(1, *map_size, 1), user)
         with graph_module.graph.inserting_before(user):
@@ -143,7 +144,7 @@ def _absorb_constant(graph_module: GraphModule, fused: Fused, value: Node, user:
     added = None if other is None else _per_channel(other, user)
     if added is None:
         return None
-    _set(graph_module, fused, "bias", fused.value("bias").double() + added.double())
+    set_constant(graph_module, fused, "bias", fused.value("bias").double() + added.double())
     return user
 
 
@@ -222,10 +223,10 @@ def _own_residual(fused: Fused) -> Fused | None:
 
 def _multiply(graph_module: GraphModule, fused: Fused, factor: Tensor, offset: Tensor) -> None:
     """`fused * factor + offset`; a residual of its own then has no twin in the original graph any more."""
-    _set(graph_module, fused, "scale", fused.value("scale").double() * factor)
-    _set(graph_module, fused, "bias", fused.value("bias").double() * factor + offset)
+    set_constant(graph_module, fused, "scale", fused.value("scale").double() * factor)
+    set_constant(graph_module, fused, "bias", fused.value("bias").double() * factor + offset)
     if not fused.absent("link"):
-        _set(graph_module, fused, "gamma", fused.value("gamma").double() * factor)
+        set_constant(graph_module, fused, "gamma", fused.value("gamma").double() * factor)
     if not fused.absent("residual"):
         source = _own_residual(fused)
         assert source is not None
@@ -251,7 +252,7 @@ def _absorb_link(graph_module: GraphModule, fused: Fused, value: Node, user: Nod
         return None
     assert isinstance(source, Node) and isinstance(gamma, Node)
     fused.update(link=permute(graph_module, source, TO_NHWC, user))
-    _set(graph_module, fused, "gamma", constant(gamma))
+    set_constant(graph_module, fused, "gamma", constant(gamma))
     return user
 
 
@@ -289,9 +290,9 @@ def _absorb_activation(graph_module: GraphModule, fused: Fused, value: Node, use
         shift_in, slope, shift_out = torch.zeros(1), weight, torch.zeros(1)
     else:
         return None
-    _set(graph_module, fused, "bias", fused.value("bias").double() - shift_in.double())
-    _set(graph_module, fused, "slope", slope)
-    _set(graph_module, fused, "shift", shift_out)
+    set_constant(graph_module, fused, "bias", fused.value("bias").double() - shift_in.double())
+    set_constant(graph_module, fused, "slope", slope)
+    set_constant(graph_module, fused, "shift", shift_out)
     return user
 
 
@@ -314,8 +315,3 @@ def _other_operand(user: Node, value: Node, target: Any = ATEN.add.Tensor) -> No
     left, right = user.args[:2]
     other = right if left is value else left
     return other if isinstance(other, Node) else None
-
-
-def _set(graph_module: GraphModule, fused: Fused, name: str, value: Tensor) -> None:
-    node = add_constant(graph_module, f"{fused.node.meta['layer']}_{name}", value.float(), fused.node)
-    fused.update(**{name: node})

@@ -134,6 +134,12 @@ class Fused:
         return bool(torch.any(self.value("slope") != 1)) or bool(torch.any(self.value("shift") != 0))
 
 
+def set_constant(graph_module: GraphModule, fused: Fused, name: str, value: Tensor) -> None:
+    """Give `fused` a float32 constant of its own for the argument `name`."""
+    node = add_constant(graph_module, f"{fused.node.meta['layer']}_{name}", value.float(), fused.node)
+    fused.update(**{name: node})
+
+
 class PackedConv(Fused):
     """A packed conv's node with its arguments by name."""
 

@@ -26,7 +26,17 @@ from binarize.exporting.emit import own_nodes
 from binarize.lowering import Lowered, float_inputs
 from binarize.nn.ops import geometry_from_ints, pack, unpack_signs
 from binarize.passes.layout_rules import MOVES
-from binarize.passes.lower_tools import ACTIVATE, ARGUMENTS, PACK, PACKED_CONV, POOL, TO_NHWC, Fused, constant
+from binarize.passes.lower_tools import (
+    ACTIVATE,
+    ARGUMENTS,
+    PACK,
+    PACKED_CONV,
+    POOL,
+    TO_NHWC,
+    Fused,
+    constant,
+    producer_of,
+)
 from binarize.runtime import InferenceSession
 
 ULP = 2.0**-24
@@ -181,19 +191,29 @@ class _Forced(_Recorder):
             size = torch.linalg.vector_norm(value, torch.inf)
             if size.isinf():  # the padding of a max pool, which is exact
                 size = value.where(value.isfinite(), 0).abs().max()
-            self.largest[n.name] = float(size)
+            lacks = _maker(n).meta.get("offset", torch.zeros(1))
+            self.largest[n.name] = float(size + lacks.abs().max())
         return value
 
     def compute(self, n: Node) -> Any:
-        if not is_forced(n):
+        maker = _maker(n.args[0]) if n.target is PACK else n
+        if not is_forced(maker) or (maker is not n and "threshold" not in n.meta):
             return super().compute(n)
-        value = self.truth[n.meta["origin"]]
+        value = self.truth[maker.meta["origin"]]
         value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
         value = value.permute(TO_NHWC).contiguous()
-        result: Any = value
-        if n.target in ARGUMENTS:
-            result = value, pack(value, Fused(n).value("next_threshold"))
-        return result
+        if n.target is POOL:
+            return value
+        # The trained model's bits: those of the whole value, which rounds otherwise than what lacks a shift.
+        threshold = n.meta.get("threshold")
+        bits = pack(value, Fused(n).value("next_threshold") if threshold is None else threshold)
+        return bits if n.target is PACK else (value - n.meta.get("offset", 0), bits)
+
+
+def _maker(value: Any) -> Node:
+    """The operator of ours whose floats `value` is, or `value`."""
+    maker = producer_of(value)
+    return value if maker is None else maker.node
 
 
 def is_forced(node: Node) -> bool:
@@ -307,7 +327,7 @@ class _Bounds:
             size = size + self.largest(fused["residual"])
             off = off + self.off(fused["residual"])
         steepest = fused.value("slope").abs().clamp_min(1.0)
-        size = size * steepest + fused.value("shift").abs()
+        size = size * steepest + fused.value("shift").abs() + fused.node.meta.get("offset", torch.zeros(1)).abs()
         rounded = 2 * _unit(fused.node) * value.abs().amax((0, 1, 2))
         return (ROUNDINGS * ULP * size + off * steepest + rounded).expand(value.shape[-1]).numpy()
 
