@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.example_inputs import channels_of, default_example_inputs
 from binarize.files import check_folder, check_writable, write_text
 from binarize.loading import Loaded, load_model
@@ -422,8 +422,18 @@ def _int8_ends(
     from binarize.exporting.quantize import batches_of, float_ends, quantize_ends, top1_agreement
 
     names = [item.name for item in model.graph.input]
-    arrays = [x.numpy() for x in (inputs if images is None else (images,))]
-    batches = list(batches_of(dict(zip(names, arrays, strict=True))))
+    if images is not None and len(names) > 1:
+        raise UnsupportedModelError(
+            f"images set the ranges of int8 ends, and this model takes {len(names)} inputs",
+            hint="leave out --stem int8",
+        )
+    size = report.results.get("fixed_batch", 1)
+    arrays = [x[: len(x) // size * size].numpy() for x in (inputs if images is None else (images,))]
+    if not len(arrays[0]):
+        raise UsageError(
+            f"this model takes {size} images at a time", hint=f"give at least {size} images, best {4 * size}"
+        )
+    batches = list(batches_of(dict(zip(names, arrays, strict=True)), size))
     quantized = quantize_ends(model, batches[::2], progress)
     report.results["int8"] = {
         "layers": [node.input[1].removesuffix(".weight") for node in float_ends(model)],

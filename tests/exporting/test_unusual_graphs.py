@@ -3,16 +3,18 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import binarize
-from binarize.errors import UnsupportedModelError
+from binarize.config import Config
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.exporting import emit, verify
 from binarize.lowering import lower
-from tests.models import randomized
+from tests.models import conv_bn, randomized
 
 X = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(3))
 
@@ -154,3 +156,29 @@ def test_a_batch_that_the_code_fixes_is_reported(tmp_path: Path) -> None:
     report = binarize.export(binarize.apply(PaddedPool().eval(), X).eval(), tmp_path / "any.onnx", X)
     assert "fixed_batch" not in report.results
     assert binarize.InferenceSession(tmp_path / "any.onnx").get_inputs()[0].shape == ["batch", *X.shape[1:]]
+
+
+def test_int8_ends_of_a_fixed_batch_take_whole_batches(tmp_path: Path) -> None:
+    config = Config().updated({"export": {"stem": "int8"}})
+    module = binarize.apply(ChunksTheBatch().eval(), X, config=config).eval()
+    images = torch.randn(2 * len(X) + 1, *X.shape[1:], generator=torch.Generator().manual_seed(3))
+    report = binarize.export(module, tmp_path / "ends.onnx", X, images=images)
+    assert report.results["int8"]["images_compared"] == 1, "one of the two whole batches"
+    session = binarize.InferenceSession(tmp_path / "ends.onnx")
+    assert all(np.isfinite(y).all() for y in session.run(None, {session.get_inputs()[0].name: X.numpy()}))
+    with pytest.raises(UsageError, match=f"takes {len(X)} images at a time"):
+        binarize.export(module, tmp_path / "few.onnx", X, images=images[: len(X) - 1])
+
+
+def test_int8_ends_of_a_model_with_two_inputs_are_refused_if_images_set_them(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = conv_bn(8, 16), conv_bn(16, 16)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.conv(self.stem(a + b))
+
+    module = binarize.apply(Two().eval(), (X, X), config=Config().updated({"export": {"stem": "int8"}})).eval()
+    with pytest.raises(UnsupportedModelError, match="takes 2 inputs"):
+        binarize.export(module, tmp_path / "two.onnx", (X, X), images=X)
