@@ -90,6 +90,10 @@ PRESETS = {
 }
 
 
+_OF_BINARY_NETS = ("conv.", "link.", "training.stages")
+"""Settings that a float model does not know."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training run.
@@ -108,8 +112,10 @@ class Cell:
 
     @property
     def config(self) -> Config:
+        if self.arm == FLOAT:  # parts and stages may be those of a recipe that `el` does not have
+            return api.resolve_config("el", None, [s for s in self._all if not s.startswith(_OF_BINARY_NETS)])
         recipe, changes = ABLATIONS.get(self.arm, (self.arm, ()))
-        return api.resolve_config("el" if self.arm == FLOAT else recipe, None, [*self._all, *changes])
+        return api.resolve_config(recipe, None, [*self._all, *changes])
 
     @property
     def _all(self) -> list[str]:

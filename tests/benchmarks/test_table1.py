@@ -126,6 +126,14 @@ def test_everything_that_changes_a_result_changes_its_key(bench):
     assert cells(FLOAT)[0].key(bench.facts) == longer.key(bench.facts)
 
 
+def test_settings_of_a_recipes_own_stages_leave_float_cells_alone(bench):
+    settings = (*SETTINGS, "training.stages.tanh.share=75")
+    dagger, plain = cells("el-dagger", settings=settings)[0], cells(FLOAT)[0]
+    assert dagger.config.training.stages[0].share == 75
+    assert dagger.float_cell.config == plain.config
+    assert dagger.float_cell.key(bench.facts) == plain.key(bench.facts)
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_name_what_there_is(name):
     planned = list(Wanted(PRESETS[name]).cells())
