@@ -106,6 +106,7 @@ SHAPES = {
         "strides": (2, 2),
         "pads": (0,) * 4,
     },
+    "one tap of two inside": {"channels": 64, "out_channels": 96, "kernel": (2, 1), "pads": (1, 0, 0, 0), "size": (6, 6)},
     "link shared by tiles out of step": {"channels": 48, "out_channels": 200, "strides": (2, 2), "size": (9, 31)},
     "link too wide to share": {"channels": 1040, "out_channels": 2090, "strides": (1, 2), "size": (2, 9)},
     "stem 7x7": {"channels": 3, "out_channels": 64, "kernel": (7, 7), "strides": (2, 2), "pads": (3,) * 4},

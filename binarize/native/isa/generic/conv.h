@@ -317,7 +317,7 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
     const size_t full = Min(b.alike - tail, last - block);
     if (full >= kWideBlocks && pixels <= kWidePixels) {
       const bool one_tap =
-          k.kernel_w == 1 && row.tap_end - row.tap_begin == 1 && k.digits == 1 && pixels == kWidePixels;
+          k.kernel_h * k.kernel_w == 1 && row.tap_begin < row.tap_end && k.digits == 1 && pixels == kWidePixels;
       if (one_tap && b.span == 2) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 2>, kWideBlocks};
       if (one_tap && b.span == 4) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 4>, kWideBlocks};
       return {Tiles<V, E, kWidePixels, kWideBlocks, false, true>::kByPixels[pixels], kWideBlocks};
