@@ -39,7 +39,7 @@ constexpr size_t kNoMask = static_cast<size_t>(-1);
 struct ConvConst {
   Element element;           // of link, residual and y
   size_t terms, planes, bases;
-  size_t digits;             // planes of bits that make one plane: 1, or 2 whose mean is {-1, 0, 1}
+  bool ternary;              // inputs are -1, 0 or 1, and 32 channels of the map are two words; see ConvCall
   size_t kernel_h, kernel_w;
   size_t channels_out;
   size_t block_count;
@@ -67,11 +67,17 @@ struct ConvConst {
 };
 
 // Constant for one call of the operator.
+//
+// 32 channels of a plane of the map are a word of signs; those of a ternary conv are two neighbouring words, the signs
+// and a 1 for every input that is not 0, as none is in the padding. Where panels count such a pair it is one of
+// nibbles: byte b of the first word is nibble 2b of the signs and, above it, of the nonzeros; the second word has the
+// nibbles 2b + 1.
 struct ConvCall {
   size_t row_step;    // uint32 words from one kernel row to the next in the (column-padded) map
   size_t tap_step;    // uint32 words from one tap to the next in a kernel row
   size_t pixel_step;  // uint32 words from one output pixel to the next
-  size_t plane_step;  // uint32 words from one plane of bits to the next
+  size_t plane_step;  // uint32 words from one plane to the next
+  size_t nonzeros_step;  // from ConvRow::nonzeros of one plane to those of the next
   size_t map_h, map_w;       // link map
   size_t link_channels;
   int64_t link_stride, link_offset;  // columns: the window of output column i starts at i * stride + offset
@@ -85,8 +91,10 @@ struct ConvRow {
   const float* scale;         // of this image: ConvConst::scale, or that times a gate
   const float* factor;        // multiplies the accumulators of a pixel, per output column; null when neutral
   const int32_t* base;        // [column class][bases][16 * block_count]: accumulator = base - 2 * mismatches; see
-                              // `counts_once`
+                              // `counts_once`. Not for ternary convs
   const uint32_t* column_class;  // per output column; null: class 0 everywhere
+  const int32_t* nonzeros;    // of a ternary conv of one group, per output column: the inputs under the kernel that are
+                              // not 0; accumulator = nonzeros - 2 * mismatches. More groups are counted by the kernel
   const void* link;           // start of this image; null when neutral
   size_t link_row_begin, link_row_end;  // rows of the link window inside the map
   const void* residual;       // null when neutral

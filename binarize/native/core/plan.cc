@@ -133,17 +133,17 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
       kernels_(kernels),
       halved_(CanHalve(spec, p)),
       epilogue_(halved_ ? Halved(p) : p, spec.channels_out, &constant_, spec.terms()) {
-  constant_.counts_once = halved_ || spec.ternary;
+  constant_.counts_once = halved_;
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
   constant_.words_in = static_cast<size_t>(WordsFor(spec.channels_in));
   constant_.planes = static_cast<size_t>(spec.planes);
   constant_.bases = static_cast<size_t>(spec.bases);
   constant_.terms = constant_.planes * constant_.bases;
-  constant_.digits = spec.ternary ? 2 : 1;
+  constant_.ternary = spec.ternary;
 
   LayOutBlocks();
-  // The counters of the depthwise kernels hold one term; several go the way of other grouped convs.
+  // The depthwise kernels take one term, of signs; others go the way of other grouped convs.
   const bool one_term = spec.bit_planes() * spec.bases == 1;
   if (spec.group == spec.channels_in && spec.group == spec.channels_out && one_term) {
     KeepDepthwise(weight);
@@ -167,6 +167,7 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
 
 // A block's span covers the channels of all groups its lanes belong to. Lanes of a group that does not fill the span
 // get a mask. A dense conv needs none: its weights are 0 past the last channel, and ConvRun clears stray bits there.
+// Blocks of a ternary grouped conv always get one: its kernel counts the nonzeros of a group.
 void ConvPlan::LayOutBlocks() {
   const int64_t in_per_group = spec_.channels_in / spec_.group;
   for (int64_t o = 0; o < spec_.channels_out; o += kLanes) {
@@ -179,7 +180,8 @@ void ConvPlan::LayOutBlocks() {
     b.lanes = static_cast<size_t>(last - o + 1);
     const bool whole_words = begin % kHalfBits == 0 && (end % kHalfBits == 0 || spec_.group == 1);
     const bool one_group = GroupOf(spec_, o) == GroupOf(spec_, last);
-    b.masks = whole_words && one_group ? kNoMask : 0;
+    const bool counts_nonzeros = spec_.ternary && !shares_nonzeros();
+    b.masks = whole_words && one_group && !counts_nonzeros ? kNoMask : 0;
     b.alike = 1;
     blocks_.push_back(b);
   }
@@ -280,6 +282,7 @@ void ConvPlan::KeepDepthwise(const uint64_t* weight) {
 
 void ConvPlan::SumPrefixes(const uint64_t* weight) {
   if (spec_.pad_left == 0 && spec_.pad_right == 0) return;  // no tap of a visited row is ever outside
+  if (spec_.ternary) return;                                // padding counts nothing
   const int64_t in_per_group = spec_.channels_in / spec_.group;
   const int64_t out_per_group = spec_.channels_out / spec_.group;
   const int64_t channels = padded_channels_out(), padded = spec_.bases * channels;

@@ -23,7 +23,8 @@ struct ConvSpec {
   bool ternary = false;  // a plane of the input is the mean of two planes of bits
 
   int64_t terms() const { return planes * bases; }
-  int64_t bit_planes() const { return ternary ? 2 * planes : planes; }
+  int64_t bits_per_input() const { return ternary ? 2 : 1; }
+  int64_t bit_planes() const { return planes * bits_per_input(); }
 };
 
 // Per-channel parameters; each holds 1 or channels_out values, scale perhaps as many per term.
@@ -75,9 +76,12 @@ class ConvPlan {
   bool depthwise() const { return constant_.depthwise != nullptr; }
   bool has_link() const { return constant_.gamma != nullptr; }
   const Kernels& kernels() const { return kernels_; }
-  // Whether bases, which are even, are held by half and scale is doubled, so that a mismatch counts once. (It also does
-  // where a plane is the mean of two planes of bits.)
+  // Whether bases, which are even, are held by half and scale is doubled, so that a mismatch counts once.
   bool halved() const { return halved_; }
+  // Whether all output channels see the same inputs, so that ConvRow::nonzeros serves them all.
+  bool shares_nonzeros() const { return spec_.ternary && spec_.group == 1; }
+  // Whether a ternary map is one of nibbles; see ConvCall.
+  bool pairs_nibbles() const { return shares_nonzeros() && kernels_.panel_blocks > 0; }
   int64_t padded_channels_out() const { return static_cast<int64_t>(blocks_.size()) / spec_.bases * 16; }
 
   // base[b][o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns

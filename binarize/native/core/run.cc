@@ -19,6 +19,21 @@ constexpr size_t kAlignment = 64;
 
 size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
 
+// The bits of the last word of a pixel that have a channel.
+uint64_t LastWordMask(int64_t channels) {
+  const int64_t used = channels % kWordBits;
+  return used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;
+}
+
+uint64_t LowNibbles(uint64_t bytes) { return bytes & 0x0f0f0f0f0f0f0f0fu; }
+
+// The words of uint32 of `first` and `second`, in turns.
+void StorePairs(uint64_t first, uint64_t second, uint64_t* pairs) {
+  constexpr uint64_t kLow = 0xffffffffu;
+  pairs[0] = (first & kLow) | second << 32;
+  pairs[1] = first >> 32 | (second & ~kLow);
+}
+
 }  // namespace
 
 const void* At(const void* stream, Element element, int64_t index) {
@@ -81,11 +96,12 @@ void ConvRun::Flatten() {
   row_width_ = flat_ ? map_w_ : out_w_;
   padded_w_ = map_w_ + s.pad_left + s.pad_right;
 
-  const size_t words32 = plan_.constant().words_in * 2;
-  call_.row_step = static_cast<size_t>(s.dilation_h) * static_cast<size_t>(padded_w_) * words32;
-  call_.tap_step = static_cast<size_t>(s.dilation_w) * words32;
-  call_.pixel_step = static_cast<size_t>(s.stride_w) * words32;
-  call_.plane_step = static_cast<size_t>(images_ * map_h_ * padded_w_) * words32;
+  map_words_ = plan_.constant().words_in * static_cast<size_t>(2 * s.bits_per_input());
+  call_.row_step = static_cast<size_t>(s.dilation_h) * static_cast<size_t>(padded_w_) * map_words_;
+  call_.tap_step = static_cast<size_t>(s.dilation_w) * map_words_;
+  call_.pixel_step = static_cast<size_t>(s.stride_w) * map_words_;
+  call_.plane_step = static_cast<size_t>(images_ * map_h_ * padded_w_) * map_words_;
+  call_.nonzeros_step = static_cast<size_t>(rows_ * row_width_);
   call_.map_h = static_cast<size_t>(map_h_);
   call_.map_w = static_cast<size_t>(map_w_);
   call_.link_channels = static_cast<size_t>(s.channels_in);
@@ -128,7 +144,7 @@ void ConvRun::PlanTasks() {
 
 void ConvRun::PlanColumns() {
   const ConvSpec& s = plan_.spec();
-  if (!padded_) {
+  if (!padded_ || s.ternary) {  // padding counts nothing in a ternary conv
     column_classes_.push_back({0, s.kernel_w});
     return;
   }
@@ -150,38 +166,96 @@ void ConvRun::PlanScratch() {
   const int64_t classes = CheckedProduct(static_cast<int64_t>(row_classes_.size()),
                                          static_cast<int64_t>(column_classes_.size()), "border table");
   const int64_t outputs = plan_.padded_channels_out() * 4;
-  base_bytes_ = Aligned(CheckedProduct(classes, plan_.spec().bases * outputs, "border table"));
+  const int64_t bases = plan_.spec().ternary ? 0 : plan_.spec().bases;
+  base_bytes_ = Aligned(CheckedProduct(classes, bases * outputs, "border table"));
   if (gated_) scale_bytes_ = Aligned(CheckedProduct(n_, plan_.spec().terms() * outputs, "gated scale"));
-  scratch_bytes_ = map_bytes_ + base_bytes_ + column_bytes_ + scale_bytes_;
+  if (plan_.shares_nonzeros()) {
+    const int64_t windows = CheckedProduct(plan_.spec().planes, rows_ * row_width_, "counts of nonzeros");
+    nonzeros_bytes_ = Aligned((windows + images_ * map_h_ * padded_w_) * 4);  // and those of single pixels
+  }
+  scratch_bytes_ = map_bytes_ + base_bytes_ + column_bytes_ + scale_bytes_ + nonzeros_bytes_;
 }
 
 // Plane by plane, so that the words of a kernel row are neighbours as in a map of one plane.
-void ConvRun::CopyMap(const uint64_t* bits, uint64_t* copy) const {
+void ConvRun::CopyMap(const uint64_t* bits, uint64_t* copy, int32_t* nonzeros) const {
   const ConvSpec& s = plan_.spec();
-  const size_t words = plan_.constant().words_in, planes = static_cast<size_t>(s.bit_planes());
+  const size_t words = plan_.constant().words_in * static_cast<size_t>(s.bits_per_input());
   const size_t left = static_cast<size_t>(s.pad_left) * words;
   const size_t middle = static_cast<size_t>(map_w_) * words;
   const size_t right = static_cast<size_t>(s.pad_right) * words;
-  const int64_t used = s.channels_in % kWordBits;
-  const uint64_t last = used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;  // of the last word of a pixel
-  for (size_t plane = 0; plane < planes; ++plane) {
-    const uint64_t* from = bits + plane * words;
+  const bool counted = plan_.shares_nonzeros();
+  int32_t* counts = counted ? nonzeros + s.planes * rows_ * row_width_ : nullptr;
+  for (int64_t plane = 0; plane < s.planes; ++plane) {
+    const uint64_t* from = bits + static_cast<size_t>(plane) * words;
     for (int64_t row = 0; row < images_ * map_h_; ++row) {
       std::memset(copy, 0, left * sizeof(uint64_t));
       copy += left;
-      if (planes == 1) {
-        std::memcpy(copy, from, middle * sizeof(uint64_t));
-      } else {
-        for (int64_t column = 0; column < map_w_; ++column) {
-          std::copy_n(from + static_cast<size_t>(column) * planes * words, words, copy + static_cast<size_t>(column) * words);
-        }
-      }
-      if (used != 0) {
-        for (size_t i = words - 1; i < middle; i += words) copy[i] &= last;
-      }
+      s.ternary ? CopyTernaryRow(from, copy, counted ? counts + row * padded_w_ : nullptr) : CopyRow(from, copy);
       std::memset(copy + middle, 0, right * sizeof(uint64_t));
       copy += middle + right;
-      from += middle * planes;
+      from += middle * static_cast<size_t>(s.planes);
+    }
+    if (counted) SumWindows(counts, nonzeros + plane * rows_ * row_width_);
+  }
+}
+
+void ConvRun::CopyRow(const uint64_t* bits, uint64_t* copy) const {
+  const ConvSpec& s = plan_.spec();
+  const size_t words = plan_.constant().words_in, planes = static_cast<size_t>(s.planes);
+  const size_t width = static_cast<size_t>(map_w_);
+  if (planes == 1) {
+    std::memcpy(copy, bits, width * words * sizeof(uint64_t));
+  } else {
+    for (size_t column = 0; column < width; ++column) {
+      std::copy_n(bits + column * planes * words, words, copy + column * words);
+    }
+  }
+  const uint64_t last = LastWordMask(s.channels_in);
+  if (last == ~uint64_t{0}) return;
+  for (size_t i = words - 1; i < width * words; i += words) copy[i] &= last;
+}
+
+// Two planes of bits, whose mean is -1, 0 or 1, become pairs of words; see ConvCall. `counts`, if wanted, are the
+// nonzeros of each pixel.
+void ConvRun::CopyTernaryRow(const uint64_t* bits, uint64_t* copy, int32_t* counts) const {
+  const ConvSpec& s = plan_.spec();
+  const size_t words = plan_.constant().words_in, step = words * static_cast<size_t>(s.bit_planes());
+  const uint64_t last = LastWordMask(s.channels_in);
+  const bool by_nibbles = plan_.pairs_nibbles();
+  if (counts != nullptr) std::fill_n(counts, padded_w_, 0);
+  for (int64_t column = 0; column < map_w_; ++column, bits += step) {
+    int32_t count = 0;
+    for (size_t word = 0; word < words; ++word, copy += 2) {
+      const uint64_t signs = bits[word];
+      const uint64_t nonzeros = ~(signs ^ bits[words + word]) & (word + 1 == words ? last : ~uint64_t{0});
+      by_nibbles ? StorePairs(LowNibbles(signs) | LowNibbles(nonzeros) << 4,
+                              LowNibbles(signs >> 4) | LowNibbles(nonzeros >> 4) << 4, copy)
+                 : StorePairs(signs, nonzeros, copy);
+      count += Popcount64(nonzeros);
+    }
+    if (counts != nullptr) counts[s.pad_left + column] = count;
+  }
+}
+
+// From the nonzeros of each pixel to those under the kernel of each output pixel: rows of taps first, then columns.
+void ConvRun::SumWindows(const int32_t* counts, int32_t* nonzeros) const {
+  const ConvSpec& s = plan_.spec();
+  const int64_t rows_per_image = flat_ ? 1 : out_h_;
+  std::vector<int32_t> sums(static_cast<size_t>(padded_w_));
+  for (int64_t row = 0; row < rows_; ++row) {
+    const int64_t image = row / rows_per_image, i = row % rows_per_image;
+    const Interval taps = row_classes_[class_of_row_[static_cast<size_t>(i)]];
+    std::fill(sums.begin(), sums.end(), 0);
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      const int64_t map_row = image * map_h_ + i * s.stride_h - s.pad_top + tap * s.dilation_h;
+      const int32_t* pixels = counts + map_row * padded_w_;
+      for (size_t column = 0; column < sums.size(); ++column) sums[column] += pixels[column];
+    }
+    for (int64_t column = 0; column < row_width_; ++column) {
+      const int32_t* under = &sums[static_cast<size_t>(column * s.stride_w)];
+      int32_t sum = 0;
+      for (int64_t tap = 0; tap < s.kernel_w; ++tap) sum += under[tap * s.dilation_w];
+      *nonzeros++ = sum;
     }
   }
 }
@@ -219,13 +293,15 @@ void ConvRun::Prepare(const ConvTensors& tensors, void* scratch) {
   int32_t* base = reinterpret_cast<int32_t*>(memory + map_bytes_);
   uint32_t* column_class = reinterpret_cast<uint32_t*>(memory + map_bytes_ + base_bytes_);
   float* scale = reinterpret_cast<float*>(memory + map_bytes_ + base_bytes_ + column_bytes_);
-  if (copied_) CopyMap(tensors.bits, copy);
-  FillClasses(base, column_class);
+  int32_t* nonzeros = reinterpret_cast<int32_t*>(memory + scratch_bytes_ - nonzeros_bytes_);
+  if (copied_) CopyMap(tensors.bits, copy, nonzeros);
+  if (!plan_.spec().ternary) FillClasses(base, column_class);
   if (gated_) FillScale(scale);
   scale_ = gated_ ? scale : plan_.constant().scale;
   map_ = reinterpret_cast<const uint32_t*>(copied_ ? copy : tensors.bits);
   base_ = base;
-  column_class_ = padded_ ? column_class : nullptr;
+  column_class_ = class_of_column_.empty() ? nullptr : column_class;
+  nonzeros_ = plan_.shares_nonzeros() ? nonzeros : nullptr;
 }
 
 ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept {
@@ -243,13 +319,14 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   r.end = static_cast<size_t>(end);
   if (taps.begin < taps.end) {  // otherwise the first tap row may lie outside the map
     const int64_t first = i * s.stride_h - s.pad_top + taps.begin * s.dilation_h;
-    r.bits = map_ + static_cast<size_t>((image * map_h_ + first) * padded_w_) * constant.words_in * 2;
+    r.bits = map_ + static_cast<size_t>((image * map_h_ + first) * padded_w_) * map_words_;
   } else {
     r.bits = map_;
   }
   const size_t padded = static_cast<size_t>(plan_.padded_channels_out());
   r.base = base_ + row_class * column_classes_.size() * constant.bases * padded;
   r.column_class = column_class_;
+  if (nonzeros_ != nullptr) r.nonzeros = nonzeros_ + row * row_width_;
   r.scale = scale_ + (gated_ ? static_cast<size_t>(image) * constant.terms * padded : 0);
   if (factored_) {
     const int64_t of_image = tensors_.factors.pixels_of_one_image ? 0 : image * out_h_ * out_w_;

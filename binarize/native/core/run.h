@@ -68,7 +68,10 @@ class ConvRun {
   void PlanRows();
   void PlanTasks();
   void PlanScratch();
-  void CopyMap(const uint64_t* bits, uint64_t* copy) const;
+  void CopyMap(const uint64_t* bits, uint64_t* copy, int32_t* nonzeros) const;
+  void CopyRow(const uint64_t* bits, uint64_t* copy) const;
+  void CopyTernaryRow(const uint64_t* bits, uint64_t* copy, int32_t* counts) const;
+  void SumWindows(const int32_t* counts, int32_t* nonzeros) const;
   void FillClasses(int32_t* base, uint32_t* column_class) const;
   void FillScale(float* scale) const;
   ConvRow MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept;
@@ -79,12 +82,13 @@ class ConvRun {
   int64_t images_, map_h_, map_w_;   // after flattening
   const bool gated_, factored_;
   bool flat_ = false, padded_ = false;
-  bool copied_ = false;              // the map is copied, to pad its columns or to clear stray bits
+  bool copied_ = false;              // the map is copied, to pad its columns, clear stray bits or lay it out by planes
   int64_t padded_w_;
+  size_t map_words_ = 0;             // uint32 words per pixel of a plane of the map; see ConvCall
   ConvCall call_{};
   std::vector<Interval> row_classes_, column_classes_;
   std::vector<uint32_t> class_of_row_, class_of_column_;
-  size_t map_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scale_bytes_ = 0, scratch_bytes_ = 0;
+  size_t map_bytes_ = 0, base_bytes_ = 0, column_bytes_ = 0, scale_bytes_ = 0, nonzeros_bytes_ = 0, scratch_bytes_ = 0;
   // A task is a range of rows x a range of columns x a range of output blocks.
   int64_t rows_per_task_ = 1, columns_per_task_ = 1, blocks_per_task_ = 1;
   int64_t column_pieces_ = 1, block_pieces_ = 1;
@@ -95,6 +99,7 @@ class ConvRun {
   const int32_t* base_ = nullptr;
   const uint32_t* column_class_ = nullptr;
   const float* scale_ = nullptr;  // [images or 1][terms][padded O]
+  const int32_t* nonzeros_ = nullptr;  // [planes][rows][row width]; null where output channels differ in theirs
 };
 
 }  // namespace binarize

@@ -128,10 +128,10 @@ struct Avx2 {
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
     return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
   }
-  BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
-    const Ints differ = Xor(a, b);
-    return {_mm256_and_si256(differ.low, mask.low), _mm256_and_si256(differ.high, mask.high)};
+  BINARIZE_INLINE Ints And(Ints a, Ints b) {
+    return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
   }
+  BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) { return And(Xor(a, b), mask); }
 
   // Bytes 0 and 2, then 1 and 3, as pairs of int16; vpmaddubsw would saturate.
   static constexpr int kDotPixels = 2, kDotBlocks = 2;

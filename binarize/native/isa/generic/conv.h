@@ -58,9 +58,48 @@ BINARIZE_INLINE void StartTally(const typename V::Ints (&start)[BLOCKS], Tally<V
   tally.room = V::kCounterSteps;
 }
 
+// What a step counts: ones of a function of 32 channels of the map, which are kWords words, one word of the weights and
+// perhaps one of the masks.
+template <class V, bool MASKED>
+struct Signs {
+  static constexpr bool kMasked = MASKED;
+  static constexpr size_t kWords = 1;
+  using Word = typename V::Ints;
+  BINARIZE_INLINE Word Load(const uint32_t* map) { return V::Broadcast(map); }
+  BINARIZE_INLINE typename V::Ints Differ(Word a, typename V::Ints w, const uint32_t* masks) {
+    return MASKED ? V::XorAnd(a, w, V::LoadInts(masks)) : V::Xor(a, w);
+  }
+};
+
+template <class V, bool MASKED>
+struct Ternary {
+  static constexpr bool kMasked = MASKED;
+  static constexpr size_t kWords = 2;
+  struct Word {
+    typename V::Ints sign, nonzero;
+  };
+  BINARIZE_INLINE Word Load(const uint32_t* map) { return {V::Broadcast(map), V::Broadcast(map + 1)}; }
+  BINARIZE_INLINE typename V::Ints Differ(Word a, typename V::Ints w, const uint32_t* masks) {
+    const typename V::Ints differ = V::XorAnd(a.sign, w, a.nonzero);
+    return MASKED ? V::And(differ, V::LoadInts(masks)) : differ;
+  }
+};
+
+// The inputs of a lane's group that are not 0.
+template <class V>
+struct Nonzeros {
+  static constexpr bool kMasked = true;
+  static constexpr size_t kWords = 2;
+  using Word = typename V::Ints;
+  BINARIZE_INLINE Word Load(const uint32_t* map) { return V::Broadcast(map + 1); }
+  BINARIZE_INLINE typename V::Ints Differ(Word a, typename V::Ints, const uint32_t* masks) {
+    return V::And(a, V::LoadInts(masks));
+  }
+};
+
 // One word of every pixel against one word of every block. AHEAD: asks for the weights of the next blocks, which lie
 // behind these. At first use weights are far away: the rest of the network has passed through the caches since the last.
-template <class V, int PIXELS, int BLOCKS, bool MASKED, bool AHEAD>
+template <class V, class INPUT, int PIXELS, int BLOCKS, bool AHEAD>
 BINARIZE_INLINE void Step(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
                           const uint32_t* masks, typename V::Counter (&counters)[PIXELS][BLOCKS]) {
   typename V::Ints w[BLOCKS];
@@ -71,29 +110,28 @@ BINARIZE_INLINE void Step(const uint32_t* bits, size_t pixel_step, const uint32_
   }
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
-    const typename V::Ints a = V::Broadcast(bits + m * pixel_step);
+    const typename INPUT::Word a = INPUT::Load(bits + m * pixel_step);
     BINARIZE_UNROLL
     for (int n = 0; n < BLOCKS; ++n) {
-      const typename V::Ints differ = MASKED ? V::XorAnd(a, w[n], V::LoadInts(masks)) : V::Xor(a, w[n]);
-      counters[m][n] = V::Count(counters[m][n], differ);
+      counters[m][n] = V::Count(counters[m][n], INPUT::Differ(a, w[n], masks));
       V::Pin(counters[m][n]);  // else GCC computes all xors first and spills the counters
     }
   }
 }
 
 // The words [i, stop) of a run.
-template <class V, int PIXELS, int BLOCKS, bool MASKED, bool AHEAD>
+template <class V, class INPUT, int PIXELS, int BLOCKS, bool AHEAD>
 BINARIZE_INLINE void Steps(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
                            const uint32_t* masks, size_t i, size_t stop,
                            typename V::Counter (&counters)[PIXELS][BLOCKS]) {
   for (; i < stop; ++i) {
-    Step<V, PIXELS, BLOCKS, MASKED, AHEAD>(bits + i, pixel_step, weights + i * kLanes, block_step,
-                                           masks + (MASKED ? i * kLanes : 0), counters);
+    Step<V, INPUT, PIXELS, BLOCKS, AHEAD>(bits + i * INPUT::kWords, pixel_step, weights + i * kLanes, block_step,
+                                          masks + (INPUT::kMasked ? i * kLanes : 0), counters);
   }
 }
 
 // `words` consecutive words of the map and of the interleaved weights.
-template <class V, int PIXELS, int BLOCKS, bool MASKED>
+template <class V, class INPUT, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const uint32_t* weights, size_t block_step,
                                 const uint32_t* masks, size_t words, bool ahead, Tally<V, PIXELS, BLOCKS>& tally) {
   for (size_t i = 0; i < words;) {
@@ -104,65 +142,54 @@ BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const u
       tally.room -= stop - i;
     }
     if (ahead) {
-      Steps<V, PIXELS, BLOCKS, MASKED, true>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
+      Steps<V, INPUT, PIXELS, BLOCKS, true>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
     } else {
-      Steps<V, PIXELS, BLOCKS, MASKED, false>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
+      Steps<V, INPUT, PIXELS, BLOCKS, false>(bits, pixel_step, weights, block_step, masks, i, stop, tally.counters);
     }
     i = stop;
   }
 }
 
 // All taps of the rows inside the map. `bits` and `weights` are those of the first.
-template <class V, int PIXELS, int BLOCKS, bool MASKED>
+template <class V, class INPUT, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void CountTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Block& b,
                                const uint32_t* bits, const uint32_t* weights, bool ahead,
                                Tally<V, PIXELS, BLOCKS>& tally) {
   const size_t block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
-  const uint32_t* masks = MASKED ? k.masks + b.masks : nullptr;
-  const bool one_run = !MASKED && call.tap_step == b.span;  // a kernel row is one run of words
+  const uint32_t* masks = INPUT::kMasked ? k.masks + b.masks : nullptr;
+  const bool one_run = !INPUT::kMasked && call.tap_step == b.span * INPUT::kWords;  // a kernel row is one run of words
   const size_t runs = one_run ? 1 : k.kernel_w;
   const size_t words = one_run ? k.kernel_w * b.span : b.span;
-  for (size_t digit = 0; digit < k.digits; ++digit) {
-    const uint32_t* map_row = bits + digit * call.plane_step;
-    const uint32_t* row_weights = weights;
-    for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
-      const uint32_t* tap = map_row;
-      for (size_t run = 0; run < runs; ++run) {
-        Accumulate<V, PIXELS, BLOCKS, MASKED>(tap, call.pixel_step, row_weights, block_step, masks, words, ahead, tally);
-        tap += call.tap_step;
-        row_weights += words * kLanes;
-      }
-      map_row += call.row_step;
+  for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
+    const uint32_t* tap = bits;
+    for (size_t run = 0; run < runs; ++run) {
+      Accumulate<V, INPUT, PIXELS, BLOCKS>(tap, call.pixel_step, weights, block_step, masks, words, ahead, tally);
+      tap += call.tap_step;
+      weights += words * kLanes;
     }
+    bits += call.row_step;
   }
 }
 
-// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`. WORDS: their number
-// where there is one tap and it is known early, else 0. `ahead`: see Step.
-template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
-BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+// `start` minus what INPUT counts in a tile, for the input's plane `plane` and the weight's base `base`. WORDS: their
+// number where there is one tap and it is known early, else 0. `ahead`: see Step.
+template <class V, class INPUT, int WORDS, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void CountDown(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                size_t column, size_t base, size_t plane, bool ahead,
-                               typename V::Ints (&sums)[BLOCKS][PIXELS]) {
+                               const typename V::Ints (&start)[BLOCKS], typename V::Ints (&sums)[BLOCKS][PIXELS]) {
   const Block& b = k.blocks[base * k.block_count + block];
-  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, base);
-  const bool from_base = k.counts_once && tile.one_base;  // nearly always: counting down from there gives accumulators
-  typename V::Ints start[BLOCKS];
-  BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) {
-    start[n] = from_base ? V::LoadInts(tile.base[0] + (block + n) * kLanes) : V::ZeroInts();
-  }
   Tally<V, PIXELS, BLOCKS> tally;
   StartTally<V>(start, tally);
-  const uint32_t* bits = row.bits + column * call.pixel_step + b.first + plane * k.digits * call.plane_step;
+  const uint32_t* bits = row.bits + column * call.pixel_step + b.first * INPUT::kWords + plane * call.plane_step;
   const uint32_t* weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
   if constexpr (WORDS != 0) {  // of the only tap
     BINARIZE_UNROLL
     for (int i = 0; i < WORDS; ++i) {
-      Step<V, PIXELS, BLOCKS, MASKED, false>(bits + i, call.pixel_step, weights + i * kLanes, WORDS * kLanes, nullptr,
-                                             tally.counters);
+      Step<V, INPUT, PIXELS, BLOCKS, false>(bits + i * INPUT::kWords, call.pixel_step, weights + i * kLanes,
+                                            WORDS * kLanes, nullptr, tally.counters);
     }
   } else {
-    CountTaps<V, PIXELS, BLOCKS, MASKED>(k, call, row, b, bits, weights, ahead, tally);
+    CountTaps<V, INPUT, PIXELS, BLOCKS>(k, call, row, b, bits, weights, ahead, tally);
   }
 
   BINARIZE_UNROLL
@@ -176,6 +203,60 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
       }
     }
   }
+}
+
+// Accumulators of a tile of a ternary conv, as int32: nonzeros - 2 * mismatches. A function of its own: it would crowd
+// the registers of the usual case.
+template <class V, int PIXELS, int BLOCKS, bool MASKED>
+__attribute__((noinline)) void CountTernaryTile(const ConvConst& k, const ConvCall& call, const ConvRow& row,
+                                                size_t block, size_t column, size_t base, size_t plane, bool ahead,
+                                                int32_t (&accumulators)[BLOCKS][PIXELS][kLanes]) {
+  typename V::Ints zero[BLOCKS], sums[BLOCKS][PIXELS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) zero[n] = V::ZeroInts();
+  CountDown<V, Ternary<V, MASKED>, 0>(k, call, row, block, column, base, plane, ahead, zero, sums);
+  if constexpr (MASKED) {
+    typename V::Ints nonzeros[BLOCKS][PIXELS];
+    CountDown<V, Nonzeros<V>, 0>(k, call, row, block, column, base, plane, false, zero, nonzeros);
+    for (int n = 0; n < BLOCKS; ++n) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) sums[n][m] = V::SubInts(V::AddInts(sums[n][m], sums[n][m]), nonzeros[n][m]);
+    }
+  } else {
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) AddNonzeros<V>(call, row, column, plane, sums[n]);
+  }
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) V::StoreInts(accumulators[n][m], sums[n][m]);
+  }
+}
+
+// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`. WORDS, `ahead`:
+// see CountDown.
+template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
+BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                               size_t column, size_t base, size_t plane, bool ahead,
+                               typename V::Ints (&sums)[BLOCKS][PIXELS]) {
+  if (k.ternary) {
+    alignas(64) int32_t accumulators[BLOCKS][PIXELS][kLanes];
+    CountTernaryTile<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, base, plane, ahead, accumulators);
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) sums[n][m] = V::LoadInts(accumulators[n][m]);
+    }
+    return;
+  }
+  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, base);
+  const bool from_base = k.counts_once && tile.one_base;  // nearly always: counting down from there gives accumulators
+  typename V::Ints start[BLOCKS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    start[n] = from_base ? V::LoadInts(tile.base[0] + (block + n) * kLanes) : V::ZeroInts();
+  }
+  CountDown<V, Signs<V, MASKED>, WORDS>(k, call, row, block, column, base, plane, ahead, start, sums);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
     if (!from_base) AddBase<V>(k, tile, block + n, sums[n]);
@@ -316,8 +397,7 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
     const size_t tail = k.blocks[block + b.alike - 1].lanes < kLanes ? 1 : 0;
     const size_t full = Min(b.alike - tail, last - block);
     if (full >= kWideBlocks && pixels <= kWidePixels) {
-      const bool one_tap =
-          k.kernel_h * k.kernel_w == 1 && row.tap_begin < row.tap_end && k.digits == 1 && pixels == kWidePixels;
+      const bool one_tap = k.kernel_h * k.kernel_w == 1 && row.tap_begin < row.tap_end && pixels == kWidePixels;
       if (one_tap && b.span == 2) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 2>, kWideBlocks};
       if (one_tap && b.span == 4) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 4>, kWideBlocks};
       return {Tiles<V, E, kWidePixels, kWideBlocks, false, true>::kByPixels[pixels], kWideBlocks};

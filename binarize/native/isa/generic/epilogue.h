@@ -42,6 +42,18 @@ BINARIZE_INLINE void AddBase(const ConvConst& k, const Tile<PIXELS>& tile, size_
   }
 }
 
+// From minus the mismatches of a block to its accumulators, for plane `plane` of a ternary conv of one group.
+template <class V, int PIXELS>
+BINARIZE_INLINE void AddNonzeros(const ConvCall& call, const ConvRow& row, size_t column, size_t plane,
+                                 typename V::Ints (&sums)[PIXELS]) {
+  const int32_t* nonzeros = row.nonzeros + plane * call.nonzeros_step + column;
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    const typename V::Ints own = V::Broadcast(reinterpret_cast<const uint32_t*>(nonzeros + m));
+    sums[m] = V::AddInts(own, V::AddInts(sums[m], sums[m]));
+  }
+}
+
 template <class V, bool FULL, class E>
 BINARIZE_INLINE typename V::Floats Read(const E* p, size_t lanes) {
   if constexpr (FULL) return V::Load(p);

@@ -37,6 +37,36 @@ constexpr Tables MakeTables() {
 
 static constexpr Tables kTables = MakeTables();
 
+// A byte of a map of ternary pairs, a nibble of signs below one of nonzeros, has its table at [byte].
+struct TernaryTables {
+  alignas(64) uint8_t mismatches[256][16];
+};
+
+constexpr TernaryTables MakeTernaryTables() {
+  TernaryTables tables{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    for (unsigned w = 0; w < 16; ++w) tables.mismatches[byte][w] = OnesOfNibble((byte ^ w) & (byte >> 4));
+  }
+  return tables;
+}
+
+static constexpr TernaryTables kTernaryTables = MakeTernaryTables();
+
+// The tables of two nibbles that follow each other.
+struct TwoTables {
+  const uint8_t *low, *high;
+};
+
+// Of eight channels, at byte `map` of a word or of the first of a pair.
+template <bool TERNARY>
+BINARIZE_INLINE TwoTables FindTables(const uint8_t* map) {
+  if constexpr (TERNARY) {
+    return {kTernaryTables.mismatches[map[0]], kTernaryTables.mismatches[map[4]]};
+  } else {
+    return {kTables.mismatches[map[0]][0], kTables.mismatches[map[0]][1]};
+  }
+}
+
 constexpr size_t kNibbles = 8;        // of a word
 constexpr size_t kWordsPerFlush = 7;  // a word adds at most 32 to a byte
 
@@ -47,7 +77,7 @@ struct PanelSums {
 };
 
 // Adds the mismatches of at most kWordsPerFlush words of the map and of PANELS panels, `panel_step` bytes apart.
-template <class V, int PIXELS, int PANELS>
+template <class V, bool TERNARY, int PIXELS, int PANELS>
 BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const uint8_t* weights, size_t panel_step,
                                  size_t words, PanelSums<V, PIXELS, PANELS>& sums) {
   constexpr size_t kLine = V::kPanelBlocks * kLanes;  // bytes of one nibble
@@ -57,22 +87,25 @@ BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const 
     BINARIZE_UNROLL
     for (int n = 0; n < PANELS; ++n) count[m][n] = V::ZeroPanel();
   }
-  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(bits);
-  for (size_t i = 0; i < 4 * words; ++i, weights += 2 * kLine) {
-    typename V::Panel low[PANELS], high[PANELS];
+  for (size_t word = 0; word < words; ++word, bits += TERNARY ? 2 : 1) {
+    const uint8_t* map = reinterpret_cast<const uint8_t*>(bits);
     BINARIZE_UNROLL
-    for (int n = 0; n < PANELS; ++n) {
-      low[n] = V::LoadPanel(weights + n * panel_step);
-      high[n] = V::LoadPanel(weights + n * panel_step + kLine);
-    }
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      const auto& tables = kTables.mismatches[bytes[4 * m * pixel_step + i]];
-      const typename V::Panel low_table = V::LoadTable(tables[0]), high_table = V::LoadTable(tables[1]);
+    for (int byte = 0; byte < 4; ++byte, weights += 2 * kLine) {
+      typename V::Panel low[PANELS], high[PANELS];
       BINARIZE_UNROLL
       for (int n = 0; n < PANELS; ++n) {
-        count[m][n] = V::LookUp(V::LookUp(count[m][n], low_table, low[n]), high_table, high[n]);
-        V::PinPanel(count[m][n]);
+        low[n] = V::LoadPanel(weights + n * panel_step);
+        high[n] = V::LoadPanel(weights + n * panel_step + kLine);
+      }
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        const TwoTables tables = FindTables<TERNARY>(map + 4 * m * pixel_step + byte);
+        const typename V::Panel low_table = V::LoadTable(tables.low), high_table = V::LoadTable(tables.high);
+        BINARIZE_UNROLL
+        for (int n = 0; n < PANELS; ++n) {
+          count[m][n] = V::LookUp(V::LookUp(count[m][n], low_table, low[n]), high_table, high[n]);
+          V::PinPanel(count[m][n]);
+        }
       }
     }
   }
@@ -84,39 +117,55 @@ BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const 
 }
 
 // Mismatches of a tile, over the input's plane `plane` and the weight's base `base`.
-template <class V, int PIXELS, int PANELS>
+template <class V, bool TERNARY, int PIXELS, int PANELS>
 BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                 size_t column, size_t base, size_t plane, PanelSums<V, PIXELS, PANELS>& sums) {
-  constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes;
+  constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes, kWords = TERNARY ? 2 : 1;
   const Block& b = k.blocks[base * k.block_count + block];
   for (auto& pixel : sums.value) {
     for (int32_t& sum : pixel) sum = 0;
   }
-  const bool one_run = call.tap_step == b.span;  // a kernel row is one run of words
+  const bool one_run = call.tap_step == b.span * kWords;  // a kernel row is one run of words
   const size_t runs = one_run ? 1 : k.kernel_w;
   const size_t words = one_run ? k.kernel_w * b.span : b.span;
   const size_t panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
-  for (size_t digit = plane * k.digits; digit < (plane + 1) * k.digits; ++digit) {
-    const uint32_t* map_row = row.bits + column * call.pixel_step + b.first + digit * call.plane_step;
-    const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
-    for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
-      for (size_t run = 0; run < runs; ++run) {
-        const uint32_t* bits = map_row + run * call.tap_step;
-        for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
-          now = Min(words - i, kWordsPerFlush);
-          LookUpWords<V, PIXELS, PANELS>(bits + i, call.pixel_step, weights, panel_step, now, sums);
-        }
+  const uint32_t* map_row = row.bits + column * call.pixel_step + b.first * kWords + plane * call.plane_step;
+  const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
+  for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
+    for (size_t run = 0; run < runs; ++run) {
+      const uint32_t* bits = map_row + run * call.tap_step;
+      for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
+        now = Min(words - i, kWordsPerFlush);
+        LookUpWords<V, TERNARY>(bits + i * kWords, call.pixel_step, weights, panel_step, now, sums);
       }
     }
   }
 }
 
-// Accumulators, or half of them, of PIXELS pixels of one block for the weight's base `base`; their counts lie `step` apart.
+// A function of its own, as in conv.h.
+template <class V, int PIXELS, int PANELS>
+__attribute__((noinline)) void LookUpTernaryTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row,
+                                                 size_t block, size_t column, size_t base, size_t plane,
+                                                 PanelSums<V, PIXELS, PANELS>& sums) {
+  LookUpTaps<V, true>(k, call, row, block, column, base, plane, sums);
+}
+
+template <class V, int PIXELS, int PANELS>
+BINARIZE_INLINE void CountPanels(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                 size_t column, size_t base, size_t plane, PanelSums<V, PIXELS, PANELS>& sums) {
+  k.ternary ? LookUpTernaryTaps(k, call, row, block, column, base, plane, sums)
+            : LookUpTaps<V, false>(k, call, row, block, column, base, plane, sums);
+}
+
+// Accumulators, or half of them, of PIXELS pixels of one block, for the input's plane `plane` and the weight's base
+// `base`; their counts lie `step` apart.
 template <class V, int PIXELS>
-BINARIZE_INLINE void LoadAccumulators(const ConvConst& k, const ConvRow& row, size_t column, size_t block, size_t base,
-                                      const int32_t* counts, size_t step, typename V::Ints (&accumulators)[PIXELS]) {
+BINARIZE_INLINE void LoadAccumulators(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
+                                      size_t block, size_t base, size_t plane, const int32_t* counts, size_t step,
+                                      typename V::Ints (&accumulators)[PIXELS]) {
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadInts(counts + m * step));
+  if (k.ternary) return AddNonzeros<V>(call, row, column, plane, accumulators);
   AddBase<V>(k, MakeTile<PIXELS>(k, row, column, base), block, accumulators);
 }
 
@@ -130,12 +179,13 @@ __attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCa
   }
   for (size_t term = 0; term + 1 < k.terms; ++term) {
     PanelSums<V, PIXELS, PANELS> counts;
-    LookUpTaps(k, call, row, block, column, term / k.planes, term % k.planes, counts);
+    const size_t base = term / k.planes, plane = term % k.planes;
+    CountPanels(k, call, row, block, column, base, plane, counts);
     for (int m = 0; m < PIXELS; ++m) {
       for (size_t n = 0; n < blocks; ++n) {
         typename V::Ints accumulators[1];
         const int32_t* own = counts.value[m] + n * kLanes;
-        LoadAccumulators<V, 1>(k, row, column + m, block + n, term / k.planes, own, 0, accumulators);
+        LoadAccumulators<V, 1>(k, call, row, column + m, block + n, base, plane, own, 0, accumulators);
         typename V::Floats t[1] = {V::Load(sums[m] + n * kLanes)};
         AddTerm<V, 1>(k, row, column + m, block + n, term, accumulators, t);
         V::Store(sums[m] + n * kLanes, t[0]);
@@ -153,7 +203,7 @@ BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const 
   Link<E, 1> link;
   PrepareLink<V>(k, call, row, block, column, link_sums, link);
   typename V::Ints accumulators[PIXELS];
-  LoadAccumulators<V, PIXELS>(k, row, column, block, k.bases - 1, counts, step, accumulators);
+  LoadAccumulators<V, PIXELS>(k, call, row, column, block, k.bases - 1, k.planes - 1, counts, step, accumulators);
   Finish<V, FULL>(k, row, column, link, block, 0, accumulators, sums, step);
 }
 
@@ -165,7 +215,7 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   alignas(64) float sums[PIXELS][kStep];
   if (k.terms > 1) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
   PanelSums<V, PIXELS, PANELS> counts;
-  LookUpTaps(k, call, row, block, column, k.bases - 1, k.planes - 1, counts);
+  CountPanels(k, call, row, block, column, k.bases - 1, k.planes - 1, counts);
   for (size_t n = 0; n < blocks; ++n) {
     int m = 0;
     const bool full = k.blocks[block + n].lanes == kLanes;

@@ -15,7 +15,7 @@
 //   Above(a, b)                     bit i: a[i] > b[i]
 //   ToFloats(x)                     of int32
 //   Pin(c)                          a counter is final here: the compiler may not move its arithmetic past this point
-//   Xor(a, b), XorAnd(a, b, mask)   (a ^ b) & mask
+//   Xor(a, b), And(a, b), XorAnd(a, b, mask)   (a ^ b) & mask
 //
 //   Counter, kCounterSteps          counts of ones by lane, for at most so many steps
 //   ZeroCounter(), Count(c, x), Counts(c), AddInts(a, b), ZeroInts()

@@ -66,6 +66,7 @@ struct Zmm {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
+  BINARIZE_INLINE Ints And(Ints a, Ints b) { return _mm512_and_si512(a, b); }
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
     constexpr int kXorThenAnd = 0x28;
     return _mm512_ternarylogic_epi32(a, b, mask, kXorThenAnd);

@@ -141,9 +141,10 @@ struct Neon {
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
     return EachInt([&](int i) { return veorq_u32(a.q[i], b.q[i]); });
   }
-  BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
-    return EachInt([&](int i) { return vandq_u32(veorq_u32(a.q[i], b.q[i]), mask.q[i]); });
+  BINARIZE_INLINE Ints And(Ints a, Ints b) {
+    return EachInt([&](int i) { return vandq_u32(a.q[i], b.q[i]); });
   }
+  BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) { return And(Xor(a, b), mask); }
 
   // A product of a byte and a signed byte fits int16.
   static constexpr int kDotPixels = 3, kDotBlocks = 1;

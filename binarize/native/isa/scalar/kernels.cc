@@ -107,22 +107,31 @@ const int32_t* Base(const ConvConst& k, const ConvRow& row, size_t column, size_
   return row.base + ((border * k.bases + base) * k.block_count + block) * kLanes;
 }
 
-// Adds the mismatches of one plane of bits and one base of the weight.
-void CountMismatches(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, const Block& b,
-                     size_t plane, int32_t* mismatches) {
+// What differs between a plane of the input and a base of the weight, and the inputs that are not 0, by lane.
+struct Counts {
+  int32_t mismatches[kLanes], nonzeros[kLanes];
+};
+
+Counts CountTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, const Block& b,
+                 size_t plane) {
+  const size_t words = k.ternary ? 2 : 1;  // of 32 channels of the map; see ConvCall
+  Counts counts{};
   for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
     for (size_t c = 0; c < k.kernel_w; ++c) {
       const uint32_t* bits = row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step +
-                             column * call.pixel_step + plane * call.plane_step + b.first;
+                             column * call.pixel_step + plane * call.plane_step + b.first * words;
       const uint32_t* weights = k.weights + b.weights + (r * k.kernel_w + c) * b.span * kLanes;
       for (size_t word = 0; word < b.span; ++word) {
+        const uint32_t signs = bits[word * words], nonzeros = k.ternary ? bits[word * words + 1] : ~uint32_t{0};
         for (size_t lane = 0; lane < kLanes; ++lane) {
-          const uint32_t mask = b.masks == kNoMask ? ~uint32_t{0} : k.masks[b.masks + word * kLanes + lane];
-          mismatches[lane] += Popcount32((bits[word] ^ weights[word * kLanes + lane]) & mask);
+          const uint32_t mask = b.masks == kNoMask ? nonzeros : nonzeros & k.masks[b.masks + word * kLanes + lane];
+          counts.mismatches[lane] += Popcount32((signs ^ weights[word * kLanes + lane]) & mask);
+          counts.nonzeros[lane] += Popcount32(mask);
         }
       }
     }
   }
+  return counts;
 }
 
 void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
@@ -130,14 +139,11 @@ void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, siz
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = k.bias[block * kLanes + lane];
   for (size_t term = 0; term < k.terms; ++term) {
     const size_t number = term / k.planes, plane = term % k.planes;
-    int32_t accumulator[kLanes] = {};
-    for (size_t digit = 0; digit < k.digits; ++digit) {
-      const Block& b = k.blocks[number * k.block_count + block];
-      CountMismatches(k, call, row, column, b, plane * k.digits + digit, accumulator);
-    }
-    const int32_t* base = Base(k, row, column, number, block);
+    const Counts counts = CountTaps(k, call, row, column, k.blocks[number * k.block_count + block], plane);
+    const int32_t* base = k.ternary ? counts.nonzeros : Base(k, row, column, number, block);
     const int32_t unit = k.counts_once ? 1 : 2;
-    for (size_t lane = 0; lane < kLanes; ++lane) accumulator[lane] = base[lane] - unit * accumulator[lane];
+    int32_t accumulator[kLanes];
+    for (size_t lane = 0; lane < kLanes; ++lane) accumulator[lane] = base[lane] - unit * counts.mismatches[lane];
     AddTerm(k, row, column, block, term, accumulator, sums);
   }
   Finish(k, call, row, column, block, sums);
