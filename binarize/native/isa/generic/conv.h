@@ -239,7 +239,7 @@ template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
 BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                size_t column, size_t base, size_t plane, bool ahead,
                                typename V::Ints (&sums)[BLOCKS][PIXELS]) {
-  if (k.ternary) {
+  if (BINARIZE_UNLIKELY(k.ternary)) {
     alignas(64) int32_t accumulators[BLOCKS][PIXELS][kLanes];
     CountTernaryTile<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, base, plane, ahead, accumulators);
     BINARIZE_UNROLL
@@ -259,7 +259,7 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
   CountDown<V, Signs<V, MASKED>, WORDS>(k, call, row, block, column, base, plane, ahead, start, sums);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    if (!from_base) AddBase<V>(k, tile, block + n, sums[n]);
+    if (BINARIZE_UNLIKELY(!from_base)) AddBase<V>(k, tile, block + n, sums[n]);
   }
 }
 
@@ -333,28 +333,38 @@ BINARIZE_INLINE void FetchOutput(const ConvConst& k, const ConvRow& row, size_t 
   }
 }
 
+// A tile of several terms, all but its link. A function of its own, as it would crowd the usual case.
+template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL>
+__attribute__((noinline)) void FinishTerms(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
+                                           size_t block, const Link<E, BLOCKS>& link) {
+  alignas(64) float sums[BLOCKS][PIXELS][kLanes];
+  SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);
+  typename V::Ints accumulators[BLOCKS][PIXELS];
+  CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, k.bases - 1, k.planes - 1, false, accumulators);
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    Finish<V, FULL>(k, row, column, link, block + n, n, accumulators[n], sums[n][0], kLanes);
+  }
+}
+
 template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
 void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Strip& strip, size_t block) {
   const size_t column = strip.column;
   Link<E, BLOCKS> link;
   alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
-  if (strip.shares_link) {
+  if (BINARIZE_UNLIKELY(strip.shares_link)) {
     UseSharedLink<E, PIXELS>(k, strip, block, link);
   } else {
     PrepareLink<V>(k, call, row, block, column, link_sums, link);
   }
   FetchOutput<E, PIXELS, BLOCKS>(k, row, block, column);
-  alignas(64) float sums[BLOCKS][PIXELS][kLanes];
-  const bool several = k.terms > 1;
-  if (several) SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);
-  typename V::Ints accumulators[BLOCKS][PIXELS];
-  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, k.bases - 1, k.planes - 1, strip.cold,
-                                              accumulators);
-  BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) {
-    const float* before = several ? sums[n][0] : nullptr;
-    Finish<V, FULL>(k, row, column, link, block + n, n, accumulators[n], before, kLanes);
+  if (BINARIZE_UNLIKELY(k.terms > 1)) {
+    return FinishTerms<V, E, PIXELS, BLOCKS, MASKED, FULL>(k, call, row, column, block, link);
   }
+  typename V::Ints accumulators[BLOCKS][PIXELS];
+  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, 0, 0, strip.cold, accumulators);
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) Finish<V, FULL>(k, row, column, link, block + n, n, accumulators[n]);
 }
 
 using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Strip&, size_t block);

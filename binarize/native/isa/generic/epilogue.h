@@ -233,7 +233,7 @@ template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, BLOCKS>& link, size_t block, int n,
                              typename V::Floats (&t)[PIXELS]) {
   const typename V::Floats gamma = V::Load(k.gamma + block * kLanes);
-  if (link.map != nullptr && k.blocks[block].link_is_run) {
+  if (BINARIZE_LIKELY(link.map != nullptr && k.blocks[block].link_is_run)) {
     const E* channels = link.map + k.link_first[block * kLanes];
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
@@ -257,7 +257,7 @@ BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, BLOCKS>& link, si
 template <class V, int PIXELS>
 BINARIZE_INLINE void Activate(const ConvConst& k, size_t block, typename V::Floats (&t)[PIXELS]) {
   const typename V::Floats slope = V::Load(k.slope + block * kLanes);
-  if (k.slope_is_gentle) {
+  if (BINARIZE_LIKELY(k.slope_is_gentle)) {
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) t[m] = V::Max(V::Mul(slope, t[m]), t[m]);
   } else {
@@ -272,7 +272,7 @@ BINARIZE_INLINE void AddTerm(const ConvConst& k, const ConvRow& row, size_t colu
                              const typename V::Ints (&accumulators)[PIXELS], typename V::Floats (&t)[PIXELS]) {
   using Floats = typename V::Floats;
   const Floats scale = V::Load(row.scale + (term * k.block_count + block) * kLanes);
-  if (row.factor == nullptr) {
+  if (BINARIZE_LIKELY(row.factor == nullptr)) {
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(V::ToFloats(accumulators[m]), scale, t[m]);
   } else {

@@ -42,6 +42,10 @@
 #define BINARIZE_UNROLL _Pragma("GCC unroll 8")
 #endif
 
+// What nearly every tile does: its code lies in one run, and a processor fetches no other.
+#define BINARIZE_LIKELY(condition) __builtin_expect(static_cast<bool>(condition), true)
+#define BINARIZE_UNLIKELY(condition) __builtin_expect(static_cast<bool>(condition), false)
+
 namespace binarize {
 namespace generic {
 
