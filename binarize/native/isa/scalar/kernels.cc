@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "core/bits.h"
 #include "core/half.h"
@@ -83,7 +84,7 @@ void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
     if (k.slope != nullptr) t = t > 0.0f ? t : k.slope[o] * t;
     if (k.shift != nullptr) t = t + k.shift[o];
     if (y != nullptr) Narrow(t, &y[at]);
-    if (t > k.next_threshold[o]) next |= uint32_t{1} << lane;
+    next |= uint32_t{t > k.next_threshold[o]} << lane;
   }
   if (row.next_bits != nullptr) row.next_bits[column * k.words_out * 4 + block] = static_cast<uint16_t>(next);
 }
@@ -107,43 +108,104 @@ const int32_t* Base(const ConvConst& k, const ConvRow& row, size_t column, size_
   return row.base + ((border * k.bases + base) * k.block_count + block) * kLanes;
 }
 
-// What differs between a plane of the input and a base of the weight, and the inputs that are not 0, by lane.
-struct Counts {
-  int32_t mismatches[kLanes], nonzeros[kLanes];
+// Lanes side by side, as many as one register of most CPUs holds.
+#if defined(__GNUC__) || defined(__clang__)
+typedef uint64_t Bits __attribute__((vector_size(16)));
+#else
+typedef uint64_t Bits;
+#endif
+constexpr size_t kParts = kLanes * sizeof(uint32_t) / sizeof(Bits);  // of a block
+
+Bits LoadPart(const uint32_t* lanes, size_t part) {
+  Bits bits;
+  std::memcpy(&bits, lanes + part * (kLanes / kParts), sizeof bits);
+  return bits;
+}
+Bits InAllLanes(uint32_t word) { return Bits{} + (word | static_cast<uint64_t>(word) << 32); }
+
+// Counts ones by lane, without the instruction that not every CPU has: those of a word become sums of 2, 4 and 8 bits,
+// and bytes take the sums of many words before they are added up.
+class LaneCounter {
+ public:
+  // Counts the words `words(part)` of the lanes.
+  template <class F>
+  void Count(const F& words) {
+    if (words_ == kMostWords) Flush();
+    ++words_;
+    for (size_t part = 0; part < kParts; ++part) {
+      Bits ones = words(part);
+      ones = ones - ((ones >> 1) & 0x5555555555555555u);
+      ones = (ones & 0x3333333333333333u) + ((ones >> 2) & 0x3333333333333333u);
+      bytes_[part] += (ones + (ones >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    }
+  }
+
+  // The counts of all lanes so far.
+  void Read(int32_t* counts) {
+    Flush();
+    std::memcpy(counts, sums_, sizeof sums_);
+  }
+
+ private:
+  static constexpr int kMostWords = 31;  // a word adds at most 8 to a byte
+
+  void Flush() {
+    for (size_t part = 0; part < kParts; ++part) {
+      Bits ones = bytes_[part];
+      ones = (ones & 0x00ff00ff00ff00ffu) + ((ones >> 8) & 0x00ff00ff00ff00ffu);
+      sums_[part] += (ones & 0x0000ffff0000ffffu) + ((ones >> 16) & 0x0000ffff0000ffffu);
+      bytes_[part] = Bits{};
+    }
+    words_ = 0;
+  }
+
+  Bits bytes_[kParts] = {}, sums_[kParts] = {};  // of 8 and of 32 bits
+  int words_ = 0;
 };
 
-Counts CountTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, const Block& b,
-                 size_t plane) {
+// The accumulators, or half of them, of one block of one pixel, for a plane of the input and a base of the weight.
+void Accumulate(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
+                size_t base, size_t plane, int32_t* accumulator) {
+  const Block& b = k.blocks[base * k.block_count + block];
   const size_t words = k.ternary ? 2 : 1;  // of 32 channels of the map; see ConvCall
-  Counts counts{};
+  LaneCounter mismatches, nonzeros;
   for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
     for (size_t c = 0; c < k.kernel_w; ++c) {
       const uint32_t* bits = row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step +
                              column * call.pixel_step + plane * call.plane_step + b.first * words;
       const uint32_t* weights = k.weights + b.weights + (r * k.kernel_w + c) * b.span * kLanes;
-      for (size_t word = 0; word < b.span; ++word) {
-        const uint32_t signs = bits[word * words], nonzeros = k.ternary ? bits[word * words + 1] : ~uint32_t{0};
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          const uint32_t mask = b.masks == kNoMask ? nonzeros : nonzeros & k.masks[b.masks + word * kLanes + lane];
-          counts.mismatches[lane] += Popcount32((signs ^ weights[word * kLanes + lane]) & mask);
-          counts.nonzeros[lane] += Popcount32(mask);
+      for (size_t word = 0; word < b.span; ++word, bits += words, weights += kLanes) {
+        const Bits sign = InAllLanes(bits[0]), nonzero = InAllLanes(k.ternary ? bits[1] : ~uint32_t{0});
+        const auto differ = [=](size_t part) { return (sign ^ LoadPart(weights, part)) & nonzero; };
+        if (b.masks == kNoMask) {
+          mismatches.Count(differ);
+        } else {
+          const uint32_t* masks = k.masks + b.masks + word * kLanes;
+          mismatches.Count([=](size_t part) { return differ(part) & LoadPart(masks, part); });
+          if (k.ternary) nonzeros.Count([=](size_t part) { return nonzero & LoadPart(masks, part); });
         }
       }
     }
   }
-  return counts;
+  int32_t counts[kLanes], start[kLanes];
+  mismatches.Read(counts);
+  if (row.nonzeros != nullptr) {
+    std::fill_n(start, kLanes, row.nonzeros[plane * call.nonzeros_step + column]);
+  } else if (k.ternary) {
+    nonzeros.Read(start);
+  } else {
+    std::copy_n(Base(k, row, column, base, block), kLanes, start);
+  }
+  const int32_t unit = k.counts_once ? 1 : 2;
+  for (size_t lane = 0; lane < kLanes; ++lane) accumulator[lane] = start[lane] - unit * counts[lane];
 }
 
 void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
   float sums[kLanes];
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = k.bias[block * kLanes + lane];
   for (size_t term = 0; term < k.terms; ++term) {
-    const size_t number = term / k.planes, plane = term % k.planes;
-    const Counts counts = CountTaps(k, call, row, column, k.blocks[number * k.block_count + block], plane);
-    const int32_t* base = k.ternary ? counts.nonzeros : Base(k, row, column, number, block);
-    const int32_t unit = k.counts_once ? 1 : 2;
     int32_t accumulator[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane) accumulator[lane] = base[lane] - unit * counts.mismatches[lane];
+    Accumulate(k, call, row, column, block, term / k.planes, term % k.planes, accumulator);
     AddTerm(k, row, column, block, term, accumulator, sums);
   }
   Finish(k, call, row, column, block, sums);
