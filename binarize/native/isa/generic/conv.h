@@ -207,14 +207,14 @@ BINARIZE_INLINE void CountDown(const ConvConst& k, const ConvCall& call, const C
 
 // Accumulators of a tile of a ternary conv, as int32: nonzeros - 2 * mismatches. A function of its own: it would crowd
 // the registers of the usual case.
-template <class V, int PIXELS, int BLOCKS, bool MASKED>
+template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
 __attribute__((noinline)) void CountTernaryTile(const ConvConst& k, const ConvCall& call, const ConvRow& row,
                                                 size_t block, size_t column, size_t base, size_t plane, bool ahead,
                                                 int32_t (&accumulators)[BLOCKS][PIXELS][kLanes]) {
   typename V::Ints zero[BLOCKS], sums[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) zero[n] = V::ZeroInts();
-  CountDown<V, Ternary<V, MASKED>, 0>(k, call, row, block, column, base, plane, ahead, zero, sums);
+  CountDown<V, Ternary<V, MASKED>, WORDS>(k, call, row, block, column, base, plane, ahead, zero, sums);
   if constexpr (MASKED) {
     typename V::Ints nonzeros[BLOCKS][PIXELS];
     CountDown<V, Nonzeros<V>, 0>(k, call, row, block, column, base, plane, false, zero, nonzeros);
@@ -241,7 +241,7 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
                                typename V::Ints (&sums)[BLOCKS][PIXELS]) {
   if (BINARIZE_UNLIKELY(k.ternary)) {
     alignas(64) int32_t accumulators[BLOCKS][PIXELS][kLanes];
-    CountTernaryTile<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, base, plane, ahead, accumulators);
+    CountTernaryTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, base, plane, ahead, accumulators);
     BINARIZE_UNROLL
     for (int n = 0; n < BLOCKS; ++n) {
       BINARIZE_UNROLL
