@@ -25,6 +25,7 @@ struct Avx2 {
     __m256i low, high;
   };
 
+  static constexpr int kLinkSums = 7;
   static constexpr int kPixels = 3, kWidePixels = 3, kWideBlocks = 1;
 
   // Lanes [0, n) of eight.

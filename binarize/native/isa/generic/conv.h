@@ -343,7 +343,7 @@ __attribute__((noinline)) void FinishTerms(const ConvConst& k, const ConvCall& c
   CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, k.bases - 1, k.planes - 1, false, accumulators);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    Finish<V, FULL>(k, row, column, link, block + n, n, accumulators[n], sums[n][0], kLanes);
+    Finish<V, FULL, 1>(k, row, column, link, block + n, n, accumulators + n, sums[n][0], kLanes);
   }
 }
 
@@ -363,8 +363,7 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, cons
   }
   typename V::Ints accumulators[BLOCKS][PIXELS];
   CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, 0, 0, strip.cold, accumulators);
-  BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) Finish<V, FULL>(k, row, column, link, block + n, n, accumulators[n]);
+  FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
 }
 
 using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Strip&, size_t block);

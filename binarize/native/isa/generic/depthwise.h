@@ -93,17 +93,17 @@ BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const 
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) SpreadWord<V, PLANES>(counters, position + m * step, spread[m]);
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
+  const size_t block = word * 4 + first;
+  typename V::Ints accumulators[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    const size_t block = word * 4 + first + n;
-    typename V::Ints accumulators[PIXELS];
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
       const typename V::Ints doubled = BLOCKS == 1 ? spread[m][first] : spread[m][n];
-      accumulators[m] = V::SubInts(V::LoadInts(tile.base[m] + block * kLanes), doubled);
+      accumulators[n][m] = V::SubInts(V::LoadInts(tile.base[m] + (block + n) * kLanes), doubled);
     }
-    Finish<V, FULL>(k, row, column, link, block, n, accumulators);
   }
+  FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
 }
 
 // All blocks of a word.

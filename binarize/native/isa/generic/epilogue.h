@@ -142,28 +142,69 @@ struct LinkWalk {
   size_t pixel_step;  // from one pixel's window to the next
 };
 
-// Windows inside the map and runs of channels: sums of plain loads, for all pixels at once. values: [PIXELS][16].
-template <class V, bool FULL, class E, int PIXELS>
-BINARIZE_INLINE void SumWindows(const E* first, const LinkWalk& walk, size_t lanes, typename V::Floats share,
-                                float* values) {
-  typename V::Floats sum[PIXELS];
+// The windows of PIXELS pixels in COUNT blocks, inside the map, where the blocks' channels are runs that start at `first`:
+// sums of plain loads. values: [COUNT][PIXELS][16].
+template <class V, bool FULL, int COUNT, class E, int PIXELS>
+BINARIZE_INLINE void SumWindows(const E* const (&first)[COUNT], const LinkWalk& walk, size_t lanes,
+                                typename V::Floats share, float* values) {
+  typename V::Floats sum[COUNT][PIXELS];
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) sum[m] = Read<V, FULL>(first + m * walk.pixel_step, lanes);
+  for (int n = 0; n < COUNT; ++n) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) sum[n][m] = Read<V, FULL>(first[n] + m * walk.pixel_step, lanes);
+  }
   for (size_t r = 0, i = 1; r < walk.rows; ++r) {
     for (size_t c = 0; c < walk.columns; ++c, i = 0) {
-      const E* term = first + r * walk.row_step + c * walk.column_step + i * walk.term_step;
+      size_t term = r * walk.row_step + c * walk.column_step + i * walk.term_step;
       for (; i < walk.terms; ++i, term += walk.term_step) {
         BINARIZE_UNROLL
-        for (int m = 0; m < PIXELS; ++m) sum[m] = V::Add(sum[m], Read<V, FULL>(term + m * walk.pixel_step, lanes));
+        for (int n = 0; n < COUNT; ++n) {
+          BINARIZE_UNROLL
+          for (int m = 0; m < PIXELS; ++m) {
+            sum[n][m] = V::Add(sum[n][m], Read<V, FULL>(first[n] + term + m * walk.pixel_step, lanes));
+          }
+        }
       }
     }
   }
-  if (walk.rows * walk.columns > 1) {
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) sum[m] = V::Mul(sum[m], share);
-  }
+  const bool mean = walk.rows * walk.columns > 1;
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) V::Store(values + m * kLanes, sum[m]);
+  for (int n = 0; n < COUNT; ++n) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      V::Store(values + (n * PIXELS + m) * kLanes, mean ? V::Mul(sum[n][m], share) : sum[n][m]);
+    }
+  }
+}
+
+// Whether `count` blocks from `blocks` on are all full runs of channels, sums of as many.
+BINARIZE_INLINE bool AreAlikeRuns(const Block* blocks, size_t count) {
+  for (size_t n = 0; n < count; ++n) {
+    const bool run = blocks[n].link_is_run && blocks[n].lanes == kLanes;
+    if (!run || blocks[n].link_terms != blocks[0].link_terms) return false;
+  }
+  return true;
+}
+
+// SumWindows of the blocks [block, last), of which the first is a run, as far as COUNT goes; returns of how many.
+template <class V, int COUNT, class E, int PIXELS>
+BINARIZE_INLINE size_t SumRuns(const ConvConst& k, const E* windows, const LinkWalk& walk, typename V::Floats share,
+                               size_t block, size_t last, float* values) {
+  const Block* b = k.blocks + block;
+  if constexpr (COUNT > 1) {
+    if (last - block < COUNT || !AreAlikeRuns(b, COUNT)) {
+      return SumRuns<V, COUNT / 2, E, PIXELS>(k, windows, walk, share, block, last, values);
+    }
+  }
+  const E* first[COUNT];
+  BINARIZE_UNROLL
+  for (int n = 0; n < COUNT; ++n) first[n] = windows + k.link_first[(block + n) * kLanes];
+  if (COUNT > 1 || b->lanes == kLanes) {
+    SumWindows<V, true, COUNT, E, PIXELS>(first, walk, kLanes, share, values);
+  } else {
+    SumWindows<V, false, COUNT, E, PIXELS>(first, walk, b->lanes, share, values);
+  }
+  return COUNT;
 }
 
 // EL(link) of `count` blocks of PIXELS pixels, summed before the convolution so that it does not crowd its registers.
@@ -171,25 +212,24 @@ BINARIZE_INLINE void SumWindows(const E* first, const LinkWalk& walk, size_t lan
 template <class V, class E, int PIXELS>
 __attribute__((noinline)) void LinkValues(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                           size_t count, size_t column, float* values) {
+  constexpr int kTogether =  // as many blocks as fill the registers: their loads do not wait for each other
+      V::kLinkSums >= 4 * PIXELS ? 4 : V::kLinkSums >= 2 * PIXELS ? 2 : 1;
   const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
   const typename V::Floats share = V::Set(w.inside ? 1.0f / static_cast<float>(w.rows * w.columns) : 0.0f);
   LinkWalk walk{};
   walk.columns = w.columns, walk.rows = w.rows;
   walk.term_step = k.link_step, walk.column_step = call.link_channels;
   walk.row_step = call.map_w * call.link_channels, walk.pixel_step = w.columns * call.link_channels;
-  for (const size_t last = block + count; block < last; ++block, values += PIXELS * kLanes) {
-    const Block& b = k.blocks[block];
-    if (!w.inside || !b.link_is_run) {
-      AnyLinkValues<V, E>(k, call, row, block, column, PIXELS, values);
-      continue;
-    }
-    const E* first = w.first + k.link_first[block * kLanes];
-    walk.terms = b.link_terms;
-    if (b.lanes == kLanes) {
-      SumWindows<V, true, E, PIXELS>(first, walk, kLanes, share, values);
+  for (const size_t last = block + count; block < last;) {
+    size_t done = 1;
+    if (w.inside && k.blocks[block].link_is_run) {
+      walk.terms = k.blocks[block].link_terms;
+      done = SumRuns<V, kTogether, E, PIXELS>(k, w.first, walk, share, block, last, values);
     } else {
-      SumWindows<V, false, E, PIXELS>(first, walk, b.lanes, share, values);
+      AnyLinkValues<V, E>(k, call, row, block, column, PIXELS, values);
     }
+    block += done;
+    values += done * PIXELS * kLanes;
   }
 }
 
@@ -284,51 +324,89 @@ BINARIZE_INLINE void AddTerm(const ConvConst& k, const ConvRow& row, size_t colu
   }
 }
 
-// Block n of a tile that starts at `column`, which is `block` of the conv: `accumulators` are those of its last term, `sums`
-// [PIXELS] the terms before, each `step` floats from the next, or null if there is one term. FULL: it has all 16 lanes.
-template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
+// TOGETHER blocks of a tile that starts at `column`, from its block n on, which is `block` of the conv: `accumulators` are
+// those of the last term, `sums` [PIXELS] the terms before, each `step` floats from the next, or null if there is one term
+// (several go block by block). FULL: the blocks have all 16 lanes.
+//
+// A value goes through a chain of some ten dependent operations, and a processor looks ahead no further than about a
+// block's: two blocks together fill the waits of one.
+template <class V, bool FULL, int TOGETHER, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t column, const Link<E, BLOCKS>& link,
-                            size_t block, int n, const typename V::Ints (&accumulators)[PIXELS],
+                            size_t block, int n, const typename V::Ints (*accumulators)[PIXELS],
                             const float* sums = nullptr, size_t step = 0) {
   using Floats = typename V::Floats;
   const size_t channel = block * kLanes;
   const size_t lanes = k.blocks[block].lanes;
   const size_t first = column * k.channels_out + channel;
-  Floats t[PIXELS];
-  if (sums != nullptr) {
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = V::Load(sums + m * step);
-  } else {
-    const Floats bias = V::Load(k.bias + channel);
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = bias;
+  Floats t[TOGETHER][PIXELS];
+  BINARIZE_UNROLL
+  for (int b = 0; b < TOGETHER; ++b) {
+    if (sums != nullptr) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) t[b][m] = V::Load(sums + m * step);
+    } else {
+      const Floats bias = V::Load(k.bias + channel + b * kLanes);
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) t[b][m] = bias;
+    }
+    AddTerm<V, PIXELS>(k, row, column, block + b, sums != nullptr ? k.terms - 1 : 0, accumulators[b], t[b]);
   }
-  AddTerm<V, PIXELS>(k, row, column, block, sums != nullptr ? k.terms - 1 : 0, accumulators, t);
-  if (row.link != nullptr) AddLink<V, FULL>(k, link, block, n, t);
+  if (row.link != nullptr) {
+    BINARIZE_UNROLL
+    for (int b = 0; b < TOGETHER; ++b) AddLink<V, FULL>(k, link, block + b, n + b, t[b]);
+  }
   if (row.residual != nullptr) {
     const E* residual = static_cast<const E*>(row.residual) + first;
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], Read<V, FULL>(residual + m * k.channels_out, lanes));
+    for (int b = 0; b < TOGETHER; ++b) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        t[b][m] = V::Add(t[b][m], Read<V, FULL>(residual + m * k.channels_out + b * kLanes, lanes));
+      }
+    }
   }
-  if (k.slope != nullptr) Activate<V, PIXELS>(k, block, t);
-  if (k.shift != nullptr) {
-    const Floats shift = V::Load(k.shift + channel);
+  if (k.slope != nullptr) {
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], shift);
+    for (int b = 0; b < TOGETHER; ++b) Activate<V, PIXELS>(k, block + b, t[b]);
+  }
+  if (k.shift != nullptr) {
+    BINARIZE_UNROLL
+    for (int b = 0; b < TOGETHER; ++b) {
+      const Floats shift = V::Load(k.shift + channel + b * kLanes);
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) t[b][m] = V::Add(t[b][m], shift);
+    }
   }
   if (row.y != nullptr) {
     E* y = static_cast<E*>(row.y) + first;
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(y + m * k.channels_out, t[m], lanes);
+    for (int m = 0; m < PIXELS; ++m) {
+      BINARIZE_UNROLL
+      for (int b = 0; b < TOGETHER; ++b) Write<V, FULL>(y + m * k.channels_out + b * kLanes, t[b][m], lanes);
+    }
   }
   if (row.next_bits != nullptr) {
-    const Floats threshold = V::Load(k.next_threshold + channel);
     const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
     uint16_t* next = row.next_bits + column * k.words_out * 4 + block;
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      next[m * k.words_out * 4] = static_cast<uint16_t>(V::Above(t[m], threshold) & valid);
+    for (int b = 0; b < TOGETHER; ++b) {
+      const Floats threshold = V::Load(k.next_threshold + channel + b * kLanes);
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        next[m * k.words_out * 4 + b] = static_cast<uint16_t>(V::Above(t[b][m], threshold) & valid);
+      }
     }
+  }
+}
+
+// All BLOCKS blocks of a tile, of one term.
+template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void FinishBlocks(const ConvConst& k, const ConvRow& row, size_t column, const Link<E, BLOCKS>& link,
+                                  size_t block, const typename V::Ints (&accumulators)[BLOCKS][PIXELS]) {
+  constexpr int kTogether = BLOCKS % 2 == 0 ? 2 : 1;
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; n += kTogether) {
+    Finish<V, FULL, kTogether>(k, row, column, link, block + n, n, accumulators + n);
   }
 }
 

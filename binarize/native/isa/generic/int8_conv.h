@@ -118,9 +118,9 @@ BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, 
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) most[m] = V::AddInts(base, most[m]);
     if (k.epilogue.blocks[block].lanes == kLanes) {
-      Finish<V, true>(k.epilogue, job.out, column, none, block, 0, most);
+      Finish<V, true, 1>(k.epilogue, job.out, column, none, block, 0, &most);
     } else {
-      Finish<V, false>(k.epilogue, job.out, column, none, block, 0, most);
+      Finish<V, false, 1>(k.epilogue, job.out, column, none, block, 0, &most);
     }
   }
 }

@@ -204,7 +204,7 @@ BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const 
   PrepareLink<V>(k, call, row, block, column, link_sums, link);
   typename V::Ints accumulators[PIXELS];
   LoadAccumulators<V, PIXELS>(k, call, row, column, block, k.bases - 1, k.planes - 1, counts, step, accumulators);
-  Finish<V, FULL>(k, row, column, link, block, 0, accumulators, sums, step);
+  Finish<V, FULL, 1>(k, row, column, link, block, 0, &accumulators, sums, step);
 }
 
 template <class V, class E, int PIXELS, int PANELS>

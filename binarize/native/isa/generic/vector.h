@@ -27,6 +27,8 @@
 //   Dot(sum, a, w)                  sum + the products of the four bytes of a lane, unsigned in a and signed in w
 //   kDotPixels, kDotBlocks          the tile of sums that fits the registers
 //
+//   kLinkSums                       how many vectors fit the registers beside one more
+//
 //   Words                           registers for the bit-sliced counters of Depthwise; see depthwise.h
 #pragma once
 

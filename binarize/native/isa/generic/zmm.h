@@ -13,6 +13,7 @@ namespace {
 struct Zmm {
   using Floats = __m512;
   using Ints = __m512i;
+  static constexpr int kLinkSums = 28;
 
   BINARIZE_INLINE __mmask16 First(size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
