@@ -66,6 +66,15 @@ BINARIZE_INLINE void Write(E* p, typename V::Floats x, size_t lanes) {
   V::StoreFirst(p, x, lanes);
 }
 
+// The bits of one block of PIXELS pixels, `step` blocks apart.
+template <class V, bool FULL, int PIXELS>
+BINARIZE_INLINE void WriteBits(uint16_t* bits, size_t step, const typename V::Floats (&t)[PIXELS],
+                               typename V::Floats threshold, size_t lanes) {
+  const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) bits[m * step] = static_cast<uint16_t>(V::Above(t[m], threshold) & valid);
+}
+
 // ---------------------------------------------------------------------------------------------- Elastic Link
 
 // The link channels of the lanes of a block at one pixel of the map, added to `sums`, channels ascending.
@@ -325,15 +334,15 @@ BINARIZE_INLINE void AddTerm(const ConvConst& k, const ConvRow& row, size_t colu
 }
 
 // TOGETHER blocks of a tile that starts at `column`, from its block n on, which is `block` of the conv: `accumulators` are
-// those of the last term, `sums` [PIXELS] the terms before, each `step` floats from the next, or null if there is one term
-// (several go block by block). FULL: the blocks have all 16 lanes.
+// those of the last term, `sums` [PIXELS] the terms before, each `sums_step` floats from the next, or null if there is one
+// (several terms go block by block). FULL: the blocks have all 16 lanes.
 //
 // A value goes through a chain of some ten dependent operations, and a processor looks ahead no further than about a
 // block's: two blocks together fill the waits of one.
 template <class V, bool FULL, int TOGETHER, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t column, const Link<E, BLOCKS>& link,
                             size_t block, int n, const typename V::Ints (*accumulators)[PIXELS],
-                            const float* sums = nullptr, size_t step = 0) {
+                            const float* sums = nullptr, size_t sums_step = 0) {
   using Floats = typename V::Floats;
   const size_t channel = block * kLanes;
   const size_t lanes = k.blocks[block].lanes;
@@ -343,7 +352,7 @@ BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t colum
   for (int b = 0; b < TOGETHER; ++b) {
     if (sums != nullptr) {
       BINARIZE_UNROLL
-      for (int m = 0; m < PIXELS; ++m) t[b][m] = V::Load(sums + m * step);
+      for (int m = 0; m < PIXELS; ++m) t[b][m] = V::Load(sums + m * sums_step);
     } else {
       const Floats bias = V::Load(k.bias + channel + b * kLanes);
       BINARIZE_UNROLL
@@ -386,15 +395,12 @@ BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t colum
     }
   }
   if (row.next_bits != nullptr) {
-    const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
-    uint16_t* next = row.next_bits + column * k.words_out * 4 + block;
+    const size_t step = k.words_out * 4;
+    uint16_t* next = row.next_bits + column * step + block;
     BINARIZE_UNROLL
     for (int b = 0; b < TOGETHER; ++b) {
       const Floats threshold = V::Load(k.next_threshold + channel + b * kLanes);
-      BINARIZE_UNROLL
-      for (int m = 0; m < PIXELS; ++m) {
-        next[m * k.words_out * 4 + b] = static_cast<uint16_t>(V::Above(t[b][m], threshold) & valid);
-      }
+      WriteBits<V, FULL>(next + b, step, t[b], threshold, lanes);
     }
   }
 }

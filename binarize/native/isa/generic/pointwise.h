@@ -37,13 +37,9 @@ BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t c
     for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(y + m * job.channels, t[m], lanes);
   }
   if (job.bits != nullptr) {
-    const Floats threshold = V::Load(job.threshold + channel);
-    const unsigned valid = FULL ? 0xffffu : (1u << lanes) - 1u;
-    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + pixel * job.words * 4 + channel / kLanes;
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      bits[m * job.words * 4] = static_cast<uint16_t>(V::Above(t[m], threshold) & valid);
-    }
+    const size_t step = job.words * 4;
+    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + pixel * step + channel / kLanes;
+    WriteBits<V, FULL>(bits, step, t, V::Load(job.threshold + channel), lanes);
   }
 }
 
