@@ -26,9 +26,18 @@ def read(kind: str) -> list[Row]:
     return rows
 
 
-def newest_cpu(kind: str) -> str:
-    """The CPU of the highest family that was measured; the one at hand, if none was."""
-    return max((row["machine"]["cpu"] for row in read(kind)), default=machine()["cpu"])
+MAIN_CPU = "AMD EPYC (family 26, model 2)"
+"""Zen 5, the class that the targets name: what tables of one CPU are about, and the first of those of several."""
+
+
+def cpus(kind: str) -> list[str]:
+    """The CPUs that have rows, the main one first."""
+    return sorted({row["machine"]["cpu"] for row in read(kind)}, key=lambda cpu: (cpu != MAIN_CPU, cpu))
+
+
+def main_cpu(kind: str) -> str:
+    """`MAIN_CPU`, or another that has rows, or this machine's."""
+    return next(iter(cpus(kind)), machine()["cpu"])
 
 
 def find(kind: str, subject: str, threads: int, cpu: str) -> Row | None:

@@ -70,20 +70,19 @@ def _speedups() -> dict[str, list[float | None]]:
 
 def _networks(threads: int, cpu: str | None = None) -> list[Row]:
     """The rows of whole networks in the zoo's order, by default on the newest CPU."""
-    cpu = cpu or records.newest_cpu("networks")
+    cpu = cpu or records.main_cpu("networks")
     found = (records.find("networks", name, threads, cpu) for name in NETWORKS)
     return [row for row in found if row is not None]
 
 
 def _on_every_cpu(threads: int) -> list[Row]:
     """The rows of whole networks on the newest CPU, then on the others."""
-    cpus = sorted({row["machine"]["cpu"] for row in records.read("networks")}, reverse=True)
-    return [row for cpu in cpus for row in _networks(threads, cpu)]
+    return [row for cpu in records.cpus("networks") for row in _networks(threads, cpu)]
 
 
 def _cpu(row: Row) -> str:
     """Family and model, which the names of virtual CPUs leave out."""
-    return str(row["machine"]["cpu"]).removeprefix("AMD EPYC ").strip("()")
+    return str(row["machine"]["cpu"]).rpartition("(")[2].removesuffix(")")
 
 
 def _time(row: Row | None, contender: str) -> float | None:
@@ -234,7 +233,7 @@ def _peer_networks() -> str:
     """Whole binary networks of other engines."""
     rows = []
     for name, rival in RIVALS.items():
-        row = records.find("peers", name, 1, records.newest_cpu("peers"))
+        row = records.find("peers", name, 1, records.main_cpu("peers"))
         if row is not None:
             for contender, found in row["contenders"].items():
                 ratio = _ratio(row, contender, "binary")
@@ -248,7 +247,7 @@ def _peer_layers() -> str:
     """Single layers and what they cost inside a network, in microseconds."""
     rows = []
     for name in DENSE:
-        row = records.find("peers", name, 1, records.newest_cpu("peers"))
+        row = records.find("peers", name, 1, records.main_cpu("peers"))
         if row is not None:
             cells = [
                 name,
@@ -295,7 +294,7 @@ def _speeds(layer: dict[str, Any]) -> list[str]:
 
 def _recipes() -> str:
     """Every recipe's latency against that of `el`, one thread."""
-    row = records.find("recipes", "resnet18", 1, records.newest_cpu("recipes"))
+    row = records.find("recipes", "resnet18", 1, records.main_cpu("recipes"))
     assert row is not None
     names = sorted((name for name in row["contenders"] if name != FLOAT), key=lambda name: _time(row, name) or 0.0)
     rows = []
