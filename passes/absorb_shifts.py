@@ -61,7 +61,7 @@ def _windows_meet_map(geometry: ConvGeometry) -> bool:
 
 
 def _absorb(graph_module: GraphModule, maker: Fused, y: Node, geometries: dict[Node, ConvGeometry]) -> None:
-    shift = maker.value("shift").double().expand(y.meta["val"].shape[-1])
+    shift = maker.value("shift").double()
     maker.node.meta["offset"] = shift.float()
     set_constant(graph_module, maker, "shift", shift.new_zeros(1))
     if item_of(maker.node, 1) is not None:
@@ -89,5 +89,6 @@ def _move_threshold(graph_module: GraphModule, pack: Node, shift: Tensor) -> Non
 
 
 def _linked(shift: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The Elastic Link of a map that has the value `shift[c]` everywhere in channel c: `[C] -> [O]`."""
-    return map_channels(shift[None, :, None, None], geometry.out_channels, geometry.groups).flatten()
+    """The Elastic Link of a map that has the value `shift[c]` everywhere in channel c: `[C]` or `[1] -> [O]`."""
+    values = shift.expand(geometry.in_channels)[None, :, None, None]
+    return map_channels(values, geometry.out_channels, geometry.groups).flatten()
