@@ -62,6 +62,8 @@ class _Restorer:
     def __init__(self, lookup: Callable[[Any], Tensor]) -> None:
         self.lookup = lookup
         self._done: dict[int, Any] = {}
+        self._alive: list[Any] = []
+        """What `_done` knows by its id, which another object could get after its end."""
 
     def value(self, plain: Any) -> Any:
         """A value outside of any module: unknown objects stay records, unknown modules become weights."""
@@ -91,6 +93,7 @@ class _Restorer:
         if not isinstance(plain, Record | Name | Persistent | dict | list | tuple | set | frozenset):
             return plain
         if id(plain) not in self._done:
+            self._alive.append(plain)
             if isinstance(plain, dict):
                 made: Any = {}
                 self._done[id(plain)] = made

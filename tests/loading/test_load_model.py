@@ -21,6 +21,7 @@ from torchvision import models
 
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.loading import Loaded, load_model, num_outputs
+from binarize.loading.objects import _Restorer
 
 
 def assert_same(loaded: Loaded, original: nn.Module) -> None:
@@ -307,3 +308,9 @@ def test_real_cifar_checkpoints_fit_our_resnets(depth: int, digest: str) -> None
     assert loaded.num_classes == 10
     original = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     assert torch.equal(loaded.module.linear.weight, original["module.linear.weight"])
+
+
+def test_an_object_is_not_taken_for_another_that_had_its_place_in_memory() -> None:
+    """A module's attributes are looked up without its hooks: dictionaries that live for a moment."""
+    restorer = _Restorer(lambda key: torch.zeros(0))
+    assert all(restorer.exact({"value": i}) == {"value": i} for i in range(1000))
