@@ -69,14 +69,14 @@ def _speedups() -> dict[str, list[float | None]]:
 
 
 def _networks(threads: int, cpu: str | None = None) -> list[Row]:
-    """The rows of whole networks in the zoo's order, by default on the newest CPU."""
+    """The rows of whole networks in the zoo's order, by default on the main CPU."""
     cpu = cpu or records.main_cpu("networks")
     found = (records.find("networks", name, threads, cpu) for name in NETWORKS)
     return [row for row in found if row is not None]
 
 
 def _on_every_cpu(threads: int) -> list[Row]:
-    """The rows of whole networks on the newest CPU, then on the others."""
+    """The rows of whole networks on the main CPU, then on the others."""
     return [row for cpu in records.cpus("networks") for row in _networks(threads, cpu)]
 
 

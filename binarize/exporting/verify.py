@@ -196,18 +196,22 @@ class _Forced(_Recorder):
         return value
 
     def compute(self, n: Node) -> Any:
-        maker = _maker(n.args[0]) if n.target is PACK else n
-        if not is_forced(maker) or (maker is not n and "threshold" not in n.meta):
+        """Bits are those of the trained model's whole values, which round otherwise than what lacks a shift."""
+        if n.target is PACK and "threshold" in n.meta and is_forced(_maker(n.args[0])):
+            return pack(self.true_value(_maker(n.args[0])), n.meta["threshold"])
+        if not is_forced(n):
             return super().compute(n)
-        value = self.truth[maker.meta["origin"]]
-        value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
-        value = value.permute(TO_NHWC).contiguous()
+        value = self.true_value(n)
         if n.target is POOL:
             return value
-        # The trained model's bits: those of the whole value, which rounds otherwise than what lacks a shift.
-        threshold = n.meta.get("threshold")
-        bits = pack(value, Fused(n).value("next_threshold") if threshold is None else threshold)
-        return bits if n.target is PACK else (value - n.meta.get("offset", 0), bits)
+        threshold = n.meta["threshold"] if "threshold" in n.meta else Fused(n).value("next_threshold")
+        return value - n.meta.get("offset", 0), pack(value, threshold)
+
+    def true_value(self, forced: Node) -> Tensor:
+        """What the trained model has in place of `forced`, channels last."""
+        value: Tensor = self.truth[forced.meta["origin"]]
+        value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
+        return value.permute(TO_NHWC).contiguous()
 
 
 def _maker(value: Any) -> Node:

@@ -25,6 +25,10 @@ inline int Popcount64(uint64_t v) {
   return static_cast<int>((((v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u) >> 56);
 }
 
-inline int Popcount32(uint32_t v) { return Popcount64(v); }
+// The bits of the last word of a pixel that have a channel.
+inline uint64_t LastWordMask(int64_t channels) {
+  const int64_t used = channels % kWordBits;
+  return used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;
+}
 
 }  // namespace binarize

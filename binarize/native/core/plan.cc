@@ -268,8 +268,7 @@ void ConvPlan::KeepDepthwise(const uint64_t* weight) {
   const size_t words = constant_.words_in;
   const size_t taps = constant_.kernel_h * constant_.kernel_w;
   const size_t step = words + 7;
-  const int64_t used = spec_.channels_in % kWordBits;
-  const uint64_t last = used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;
+  const uint64_t last = LastWordMask(spec_.channels_in);
   depthwise_.resize(taps * step);
   for (size_t tap = 0; tap < taps; ++tap) {
     for (size_t i = 0; i < step; ++i) {
@@ -302,7 +301,7 @@ void ConvPlan::SumPrefixes(const uint64_t* weight) {
         const int64_t row = i / channels * out_per_group + o % out_per_group;
         int32_t ones = 0;
         for (int64_t word = begin / kHalfBits; word < CeilDiv(end, kHalfBits); ++word) {
-          ones += Popcount32(NeutralWord(spec_, weight, row, r * spec_.kernel_w + c, word) &
+          ones += Popcount64(NeutralWord(spec_, weight, row, r * spec_.kernel_w + c, word) &
                              ChannelMask(begin, end, word));
         }
         here[i] = ones + above[i] + left[i] - corner[i];

@@ -19,12 +19,6 @@ constexpr size_t kAlignment = 64;
 
 size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
 
-// The bits of the last word of a pixel that have a channel.
-uint64_t LastWordMask(int64_t channels) {
-  const int64_t used = channels % kWordBits;
-  return used == 0 ? ~uint64_t{0} : (uint64_t{1} << used) - 1;
-}
-
 uint64_t LowNibbles(uint64_t bytes) { return bytes & 0x0f0f0f0f0f0f0f0fu; }
 
 // The words of uint32 of `first` and `second`, in turns.
