@@ -162,6 +162,14 @@ SHAPES = {
         "pads": (8,) * 4,
         "size": (12, 20),
     },
+    "depthwise of 33x33 taps": {  # more than ten bit planes hold
+        "channels": 70,
+        "out_channels": 70,
+        "group": 70,
+        "kernel": (33, 33),
+        "pads": (16,) * 4,
+        "size": (10, 35),
+    },
     "depthwise 5x5 dilated": {
         "channels": 64,
         "out_channels": 64,

@@ -126,6 +126,11 @@ struct Avx2 {
     const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
+  BINARIZE_INLINE Ints LoadBytes(const uint8_t* p) {
+    const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8));
+    return {_mm256_cvtepu8_epi32(low), _mm256_cvtepu8_epi32(high)};
+  }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
     return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
   }
@@ -211,7 +216,7 @@ struct Avx2 {
 
   // 32 bits of a plane become bytes of 0 or -1; subtracting is adding.
   template <int PLANES>
-  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, Ints (&doubled)[4]) {
+  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, uint8_t* doubled) {
     const __m256i own_byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
                                               2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
     const __m256i own_bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201u));
@@ -224,9 +229,7 @@ struct Avx2 {
         const __m256i set = _mm256_cmpeq_epi8(there, own_bit);
         bytes = _mm256_add_epi8(bytes, _mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(2 << p))));
       }
-      const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
-      doubled[2 * half] = {_mm256_cvtepu8_epi32(low), _mm256_cvtepu8_epi32(_mm_srli_si128(low, 8))};
-      doubled[2 * half + 1] = {_mm256_cvtepu8_epi32(high), _mm256_cvtepu8_epi32(_mm_srli_si128(high, 8))};
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(doubled + 32 * half), bytes);
     }
   }
 };

@@ -263,24 +263,39 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
   }
 }
 
-// The terms of a tile but the last, from the bias on, as float32.
+// The terms of a tile: the sum of all but the last from the bias on, and the accumulators of the last.
+template <int PIXELS, int BLOCKS>
+struct Terms {
+  alignas(64) float sums[BLOCKS][PIXELS][kLanes];
+  alignas(64) int32_t accumulators[BLOCKS][PIXELS][kLanes];
+};
+
 template <class V, int PIXELS, int BLOCKS, bool MASKED>
-__attribute__((noinline)) void SumTerms(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                        size_t column, float (&sums)[BLOCKS][PIXELS][kLanes]) {
+__attribute__((noinline)) void CountTerms(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                          size_t column, Terms<PIXELS, BLOCKS>& terms) {
   for (int n = 0; n < BLOCKS; ++n) {
-    for (int m = 0; m < PIXELS; ++m) V::Store(sums[n][m], V::Load(k.bias + (block + n) * kLanes));
+    for (int m = 0; m < PIXELS; ++m) V::Store(terms.sums[n][m], V::Load(k.bias + (block + n) * kLanes));
   }
-  for (size_t term = 0; term + 1 < k.terms; ++term) {
+  for (size_t term = 0; term < k.terms; ++term) {
     typename V::Ints accumulators[BLOCKS][PIXELS];
     CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, term / k.planes, term % k.planes, false,
                                             accumulators);
     for (int n = 0; n < BLOCKS; ++n) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) V::StoreInts(terms.accumulators[n][m], accumulators[n][m]);
+    }
+    if (term + 1 == k.terms) break;
+    for (int n = 0; n < BLOCKS; ++n) {
+      typename V::Ints own[PIXELS];
       typename V::Floats t[PIXELS];
       BINARIZE_UNROLL
-      for (int m = 0; m < PIXELS; ++m) t[m] = V::Load(sums[n][m]);
-      AddTerm<V, PIXELS>(k, row, column, block + n, term, accumulators[n], t);
+      for (int m = 0; m < PIXELS; ++m) {
+        own[m] = V::LoadInts(terms.accumulators[n][m]);
+        t[m] = V::Load(terms.sums[n][m]);
+      }
+      AddTerm<V, PIXELS>(k, row, column, block + n, term, own, t);
       BINARIZE_UNROLL
-      for (int m = 0; m < PIXELS; ++m) V::Store(sums[n][m], t[m]);
+      for (int m = 0; m < PIXELS; ++m) V::Store(terms.sums[n][m], t[m]);
     }
   }
 }
@@ -333,17 +348,24 @@ BINARIZE_INLINE void FetchOutput(const ConvConst& k, const ConvRow& row, size_t 
   }
 }
 
-// A tile of several terms, all but its link. A function of its own, as it would crowd the usual case.
-template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL>
-__attribute__((noinline)) void FinishTerms(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
-                                           size_t block, const Link<E, BLOCKS>& link) {
-  alignas(64) float sums[BLOCKS][PIXELS][kLanes];
-  SumTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, sums);
-  typename V::Ints accumulators[BLOCKS][PIXELS];
-  CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, k.bases - 1, k.planes - 1, false, accumulators);
+// One block of a tile of several terms. Functions of their own, as they would crowd the usual case.
+template <class V, class E, int PIXELS, bool FULL>
+__attribute__((noinline)) void FinishTerms(const ConvConst& k, const ConvRow& row, size_t column, size_t block,
+                                           const Link<E, 1>& link, const int32_t* accumulators, const float* sums) {
+  typename V::Ints own[1][PIXELS];
   BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) own[0][m] = V::LoadInts(accumulators + m * kLanes);
+  Finish<V, FULL, 1>(k, row, column, link, block, 0, own, sums, kLanes);
+}
+
+template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL>
+__attribute__((noinline)) void TermsTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
+                                         size_t block, const Link<E, BLOCKS>& link) {
+  Terms<PIXELS, BLOCKS> terms;
+  CountTerms<V, PIXELS, BLOCKS, MASKED>(k, call, row, block, column, terms);
   for (int n = 0; n < BLOCKS; ++n) {
-    Finish<V, FULL, 1>(k, row, column, link, block + n, n, accumulators + n, sums[n][0], kLanes);
+    const Link<E, 1> own = {link.map, link.step, {link.values[n]}};
+    FinishTerms<V, E, PIXELS, FULL>(k, row, column, block + n, own, terms.accumulators[n][0], terms.sums[n][0]);
   }
 }
 
@@ -359,7 +381,7 @@ void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, cons
   }
   FetchOutput<E, PIXELS, BLOCKS>(k, row, block, column);
   if (BINARIZE_UNLIKELY(k.terms > 1)) {
-    return FinishTerms<V, E, PIXELS, BLOCKS, MASKED, FULL>(k, call, row, column, block, link);
+    return TermsTile<V, E, PIXELS, BLOCKS, MASKED, FULL>(k, call, row, column, block, link);
   }
   typename V::Ints accumulators[BLOCKS][PIXELS];
   CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, 0, 0, strip.cold, accumulators);
@@ -392,17 +414,17 @@ struct Choice {
   size_t blocks;
 };
 
-// The largest tile of `pixels` pixels that may start at `block` and ends before `last`.
-template <class V, class E>
+// The largest tile of `pixels` pixels that may start at `block` and ends before `last`. DENSE: blocks may have no masks.
+template <class V, class E, bool DENSE>
 BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t block, size_t last, size_t pixels) {
   constexpr int kPixels = V::kPixels, kWidePixels = V::kWidePixels, kWideBlocks = V::kWideBlocks;
   const Block& b = k.blocks[block];
-  if (b.masks != kNoMask) {
+  if (!DENSE || b.masks != kNoMask) {
     return b.lanes == kLanes ? Choice{Tiles<V, E, kPixels, 1, true, true>::kByPixels[pixels], 1}
                              : Choice{Tiles<V, E, kPixels, 1, true, false>::kByPixels[pixels], 1};
   }
-  if (b.lanes < kLanes) return {Tiles<V, E, kPixels, 1, false, false>::kByPixels[pixels], 1};
-  if constexpr (kWideBlocks > 1) {
+  if constexpr (DENSE) {
+    if (b.lanes < kLanes) return {Tiles<V, E, kPixels, 1, false, false>::kByPixels[pixels], 1};
     const size_t tail = k.blocks[block + b.alike - 1].lanes < kLanes ? 1 : 0;
     const size_t full = Min(b.alike - tail, last - block);
     if (full >= kWideBlocks && pixels <= kWidePixels) {
@@ -412,8 +434,8 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
       return {Tiles<V, E, kWidePixels, kWideBlocks, false, true>::kByPixels[pixels], kWideBlocks};
     }
     if (full >= 2) return {Tiles<V, E, kPixels, 2, false, true>::kByPixels[pixels], 2};
+    return {Tiles<V, E, kPixels, 1, false, true>::kByPixels[pixels], 1};
   }
-  return {Tiles<V, E, kPixels, 1, false, true>::kByPixels[pixels], 1};
 }
 
 // Pixels of a tile: those of wide tiles where a row is long and flat, else those that divide rows of 7, 14, 28, 56.
@@ -437,7 +459,8 @@ BINARIZE_INLINE size_t EndOfBatch(const ConvConst& k, const ConvCall& call, cons
 }
 
 // All blocks of [first, last) for one row, in tiles of near-equal size. `cold`: no row before it has used their weights.
-template <class V, class E>
+// DENSE: see ChooseTile.
+template <class V, class E, bool DENSE>
 BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t first,
                                 size_t last, bool cold) {
   const size_t pixels = row.end - row.begin, most = MostPixels<V>(k, first, pixels);
@@ -450,7 +473,7 @@ BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const 
     strip.cold = cold && strip.column == row.begin;
     if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, last, strip);
     for (size_t block = first; block < last;) {
-      const Choice choice = ChooseTile<V, E>(k, row, block, last, size);
+      const Choice choice = ChooseTile<V, E, DENSE>(k, row, block, last, size);
       choice.tile(k, call, row, strip, block);
       block += choice.blocks;
     }
@@ -463,7 +486,7 @@ void ConvElements(const ConvConst& k, const ConvCall& call, const ConvWork& work
   for (size_t first = work.first_block, last; first < work.last_block; first = last) {
     last = Min(work.last_block, EndOfBatch<V>(k, call, work.rows[0], first));
     for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
-      ConvBlocks<V, E>(k, call, *row, first, last, row == work.rows);
+      ConvBlocks<V, E, true>(k, call, *row, first, last, row == work.rows);
     }
   }
 }

@@ -3,8 +3,8 @@
 //
 // V::Words is a register of V::kWords uint64: ZeroWords(), LoadWords(p), LoadFirstWords(p, n) without touching memory
 // past n, StoreWords, XorWords, AndWords, Parity(a, b, c), Majority(a, b, c).
-// V::Spread<PLANES>(planes, step, doubled): twice the counters of the 64 channels of one word, as four blocks; plane p
-// of the word is planes[p * step], and PLANES <= kBytePlanes.
+// V::Spread<PLANES>(planes, step, doubled): twice the counters of the 64 channels of one word, as bytes; plane p of the
+// word is planes[p * step], and PLANES <= kBytePlanes.
 #pragma once
 
 #include "isa/generic/epilogue.h"
@@ -58,85 +58,48 @@ BINARIZE_INLINE void CountTaps(const ConvConst& k, const ConvCall& call, const C
   }
 }
 
-// Counters of words of 64 channels: plane p of word i is in chunk i / kWords.
-constexpr size_t kBufferWords = 64;
-constexpr size_t kTilePixels = 4;
-template <class V, int PLANES>
-struct Counters {
-  alignas(64) uint64_t plane[kBufferWords / V::kWords][PLANES][V::kWords];
-};
-
-// Twice the counters of one word as four blocks of int32.
-template <class V, int PLANES>
-BINARIZE_INLINE void SpreadWord(const Counters<V, PLANES>& counters, size_t position, typename V::Ints (&doubled)[4]) {
-  const uint64_t* planes = &counters.plane[position / V::kWords][0][position % V::kWords];
-  V::template Spread<(PLANES < kBytePlanes ? PLANES : kBytePlanes)>(planes, V::kWords, doubled);
-  if constexpr (PLANES > kBytePlanes) {  // only kernels of 128 taps and more
-    alignas(64) uint32_t more[4 * kLanes] = {};
-    for (int p = kBytePlanes; p < PLANES; ++p) {
-      const uint64_t bits = planes[static_cast<size_t>(p) * V::kWords];
-      for (size_t channel = 0; channel < 4 * kLanes; ++channel) more[channel] += ((bits >> channel) & 1) << (p + 1);
-    }
-    for (int n = 0; n < 4; ++n) doubled[n] = V::AddInts(doubled[n], V::LoadInts(more + n * kLanes));
-  }
-}
-
-// BLOCKS blocks of a word, all of 16 lanes if FULL, of PIXELS neighbouring pixels whose counters are `step` positions
-// apart. Several blocks start at the word's first.
-template <class V, class E, int PLANES, int PIXELS, int BLOCKS, bool FULL>
-BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t word,
-                                size_t first, const Counters<V, PLANES>& counters, size_t position, size_t step) {
-  alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
-  Link<E, BLOCKS> link;
-  PrepareLink<V>(k, call, row, word * 4 + first, column, link_sums, link);
-  typename V::Ints spread[PIXELS][4];
-  BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) SpreadWord<V, PLANES>(counters, position + m * step, spread[m]);
-  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
-  const size_t block = word * 4 + first;
-  typename V::Ints accumulators[BLOCKS][PIXELS];
-  BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) {
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      const typename V::Ints doubled = BLOCKS == 1 ? spread[m][first] : spread[m][n];
-      accumulators[n][m] = V::SubInts(V::LoadInts(tile.base[m] + (block + n) * kLanes), doubled);
-    }
-  }
-  FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
-}
-
-// All blocks of a word.
-template <class V, class E, int PLANES, int PIXELS>
-BINARIZE_INLINE void FinishPixels(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
-                                  size_t word, const Counters<V, PLANES>& counters, size_t position, size_t step) {
-  if (word * 64 + 64 <= k.channels_out) {
-    return FinishWord<V, E, PLANES, PIXELS, 4, true>(k, call, row, column, word, 0, counters, position, step);
-  }
-  const size_t full = (k.channels_out - word * 64) / kLanes;
-  size_t n = 0;
-  if (full >= 2) {
-    FinishWord<V, E, PLANES, PIXELS, 2, true>(k, call, row, column, word, 0, counters, position, step);
-    n = 2;
-  }
-  for (; n < full; ++n) {
-    FinishWord<V, E, PLANES, PIXELS, 1, true>(k, call, row, column, word, n, counters, position, step);
-  }
-  if (word * 4 + n < k.block_count) {
-    FinishWord<V, E, PLANES, PIXELS, 1, false>(k, call, row, column, word, n, counters, position, step);
-  }
-}
-
-// Words [word, word + words) of `pixels` pixels from `column` on, and where their counters lie.
+// Words [word, word + words) of `pixels` pixels from `column` on. Word i of pixel m has position m * step + i.
 struct Group {
   size_t column, pixels, word, words;
-  size_t step;   // counters from one pixel to the next
+  size_t step;
   bool one_run;  // all words of all pixels are neighbours in memory
 };
 
+constexpr size_t kGroupWords = 64;  // positions of a group
+constexpr size_t kWordChannels = 64;
+constexpr size_t kTilePixels = 4;
+
+// Twice the mismatches of a group's channels, by position: a byte of what kBytePlanes planes hold, and what kernels of
+// 128 taps and more have above that.
+struct Mismatches {
+  alignas(64) uint8_t doubled[kGroupWords][kWordChannels];
+  bool has_above;
+  alignas(64) uint32_t above[kGroupWords][kWordChannels];
+};
+
+// Counters of words of 64 channels: plane p of the word at position i is in chunk i / kWords.
 template <class V, int PLANES>
-BINARIZE_INLINE void CountGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
-                                Counters<V, PLANES>& counters) {
+struct Counters {
+  alignas(64) uint64_t plane[kGroupWords / V::kWords][PLANES][V::kWords];
+};
+
+template <class V, int PLANES>
+BINARIZE_INLINE void SpreadWord(const Counters<V, PLANES>& counters, size_t position, Mismatches& mismatches) {
+  const uint64_t* planes = &counters.plane[position / V::kWords][0][position % V::kWords];
+  V::template Spread<(PLANES < kBytePlanes ? PLANES : kBytePlanes)>(planes, V::kWords, mismatches.doubled[position]);
+  if constexpr (PLANES > kBytePlanes) {
+    for (size_t channel = 0; channel < kWordChannels; ++channel) {
+      uint32_t above = 0;
+      for (int p = kBytePlanes; p < PLANES; ++p) above += ((planes[p * V::kWords] >> channel) & 1) << (p + 1);
+      mismatches.above[position][channel] = above;
+    }
+  }
+}
+
+template <class V, int PLANES>
+__attribute__((noinline)) void CountGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
+                                          Mismatches& mismatches) {
+  Counters<V, PLANES> counters;
   const size_t runs = g.one_run ? 1 : g.pixels;
   const size_t length = g.one_run ? (g.pixels - 1) * g.step + g.words : g.words;
   for (size_t run = 0; run < runs; ++run) {
@@ -149,45 +112,101 @@ BINARIZE_INLINE void CountGroup(const ConvConst& k, const ConvCall& call, const 
       for (int p = 0; p < PLANES; ++p) V::StoreWords(plane[p], count[p]);
     }
   }
+  mismatches.has_above = PLANES > kBytePlanes;
+  for (size_t m = 0; m < g.pixels; ++m) {
+    for (size_t i = 0; i < g.words; ++i) SpreadWord<V, PLANES>(counters, m * g.step + i, mismatches);
+  }
 }
 
-template <class V, class E, int PLANES>
+// BLOCKS blocks of a word from its block `first` on, all of 16 lanes if FULL, of PIXELS neighbouring pixels whose
+// mismatches are `step` positions apart.
+template <class V, class E, int PIXELS, int BLOCKS, bool FULL>
+BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t word,
+                                size_t first, const Mismatches& mismatches, size_t position, size_t step) {
+  const size_t block = word * 4 + first;
+  alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
+  Link<E, BLOCKS> link;
+  PrepareLink<V>(k, call, row, block, column, link_sums, link);
+  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
+  typename V::Ints accumulators[BLOCKS][PIXELS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) {
+      const typename V::Ints doubled = V::LoadBytes(mismatches.doubled[position + m * step] + (first + n) * kLanes);
+      accumulators[n][m] = V::SubInts(V::LoadInts(tile.base[m] + (block + n) * kLanes), doubled);
+    }
+    if (BINARIZE_UNLIKELY(mismatches.has_above)) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        const typename V::Ints above = V::LoadInts(mismatches.above[position + m * step] + (first + n) * kLanes);
+        accumulators[n][m] = V::SubInts(accumulators[n][m], above);
+      }
+    }
+  }
+  FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
+}
+
+// All blocks of a word.
+template <class V, class E, int PIXELS>
+BINARIZE_INLINE void FinishPixels(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
+                                  size_t word, const Mismatches& mismatches, size_t position, size_t step) {
+  if (word * kWordChannels + kWordChannels <= k.channels_out) {
+    return FinishWord<V, E, PIXELS, 4, true>(k, call, row, column, word, 0, mismatches, position, step);
+  }
+  const size_t full = (k.channels_out - word * kWordChannels) / kLanes;
+  size_t n = 0;
+  if (full >= 2) {
+    FinishWord<V, E, PIXELS, 2, true>(k, call, row, column, word, 0, mismatches, position, step);
+    n = 2;
+  }
+  for (; n < full; ++n) {
+    FinishWord<V, E, PIXELS, 1, true>(k, call, row, column, word, n, mismatches, position, step);
+  }
+  if (word * 4 + n < k.block_count) {
+    FinishWord<V, E, PIXELS, 1, false>(k, call, row, column, word, n, mismatches, position, step);
+  }
+}
+
+template <class V, class E>
 BINARIZE_INLINE void FinishGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
-                                 const Counters<V, PLANES>& counters) {
+                                 const Mismatches& mismatches) {
   for (size_t m = 0; m < g.pixels;) {
     const bool several = m + kTilePixels <= g.pixels;
     for (size_t i = 0; i < g.words; ++i) {
       const size_t column = g.column + m, word = g.word + i, position = m * g.step + i;
       if (several) {
-        FinishPixels<V, E, PLANES, kTilePixels>(k, call, row, column, word, counters, position, g.step);
+        FinishPixels<V, E, kTilePixels>(k, call, row, column, word, mismatches, position, g.step);
       } else {
-        FinishPixels<V, E, PLANES, 1>(k, call, row, column, word, counters, position, 0);
+        FinishPixels<V, E, 1>(k, call, row, column, word, mismatches, position, 0);
       }
     }
     m += several ? kTilePixels : 1;
   }
 }
 
-// Groups of pixels, as many as the buffer of counters holds: count all their words, then finish them in tiles of four
-// pixels, so that the epilogue's parameters serve four. The words from one pixel to the next, with those a stride skips,
-// are counted as one run (whose weights repeat) where that fills registers better than pixel by pixel. From 1025 channels
-// on a group is a part of one pixel.
-template <class V, class E, int PLANES>
-void DepthwiseRow(const ConvConst& k, const ConvCall& call, const ConvRow& row) {
+using CountFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Group&, Mismatches&);
+
+// Groups of pixels, as many as there are positions: count all their words, then finish them in tiles of four pixels, so
+// that the epilogue's parameters serve four. The words from one pixel to the next, with those a stride skips, are counted
+// as one run (whose weights repeat) where that fills registers better than pixel by pixel. From 1025 channels on a group
+// is a part of one pixel.
+template <class V, class E>
+BINARIZE_INLINE void DepthwiseRow(const ConvConst& k, const ConvCall& call, const ConvRow& row, CountFunction count) {
   const size_t words = k.words_in, distance = call.pixel_step / 2;
   const size_t alone = (words + V::kWords - 1) / V::kWords * V::kWords;
   Group g{};
-  g.one_run = distance <= alone && distance * kTilePixels <= kBufferWords;
+  g.one_run = distance <= alone && distance * kTilePixels <= kGroupWords;
   g.step = g.one_run ? distance : alone;
-  const bool several = g.step * kTilePixels <= kBufferWords;
-  const size_t pixels = several ? kBufferWords / g.step / kTilePixels * kTilePixels : 1;
-  Counters<V, PLANES> counters;
+  const bool several = g.step * kTilePixels <= kGroupWords;
+  const size_t pixels = several ? kGroupWords / g.step / kTilePixels * kTilePixels : 1;
+  Mismatches mismatches;
   for (g.column = row.begin; g.column < row.end; g.column += g.pixels) {
     g.pixels = Min(pixels, row.end - g.column);
     for (g.word = 0; g.word < words; g.word += g.words) {
-      g.words = Min(kBufferWords, words - g.word);
-      CountGroup<V, PLANES>(k, call, row, g, counters);
-      FinishGroup<V, E, PLANES>(k, call, row, g, counters);
+      g.words = Min(kGroupWords, words - g.word);
+      count(k, call, row, g, mismatches);
+      FinishGroup<V, E>(k, call, row, g, mismatches);
     }
   }
 }
@@ -195,12 +214,14 @@ void DepthwiseRow(const ConvConst& k, const ConvCall& call, const ConvRow& row) 
 template <class V, class E>
 void DepthwiseElements(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
   const size_t taps = k.kernel_h * k.kernel_w;
-  const auto kernel = taps < 16   ? DepthwiseRow<V, E, 4>   // 3x3
-                      : taps < 32 ? DepthwiseRow<V, E, 5>   // 5x5
-                      : taps < 64 ? DepthwiseRow<V, E, 6>   // 7x7
-                      : taps < 1024 ? DepthwiseRow<V, E, 10>
-                                    : DepthwiseRow<V, E, kMostPlanes>;
-  for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) kernel(k, call, *row);
+  const CountFunction count = taps < 16     ? CountGroup<V, 4>  // 3x3
+                              : taps < 32   ? CountGroup<V, 5>  // 5x5
+                              : taps < 64   ? CountGroup<V, 6>  // 7x7
+                              : taps < 1024 ? CountGroup<V, 10>
+                                            : CountGroup<V, kMostPlanes>;
+  for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
+    DepthwiseRow<V, E>(k, call, *row, count);
+  }
 }
 
 template <class V>

@@ -273,7 +273,7 @@ void LookupConvElements(const ConvConst& k, const ConvCall& call, const ConvWork
     const size_t batch = (panels == 0 ? V::kPanels : panels) * V::kPanelBlocks;
     last = Min(work.last_block, first + (masked ? 1 : Min(batch, b.alike)));
     for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
-      masked ? ConvBlocks<V, E>(k, call, *row, first, last, row == work.rows)
+      masked ? ConvBlocks<V, E, false>(k, call, *row, first, last, row == work.rows)
              : LookupBlocks<V, E>(k, call, *row, first, last);
     }
   }

@@ -22,7 +22,7 @@
 //   ... or kCounterSteps is 0, a Counter is Ints that may start anywhere, and Count(c, x) subtracts the ones
 //
 //   MaxInts, SubInts                of int32
-//   StoreInts(p, x), StoreBytes(p, x)  sixteen int32; sixteen bytes, of values in [0, 255]
+//   StoreInts(p, x), StoreBytes(p, x), LoadBytes(p)  sixteen int32; sixteen bytes, of values in [0, 255]
 //   Round(x)                        to the nearest int32, ties to even
 //   Dot(sum, a, w)                  sum + the products of the four bytes of a lane, unsigned in a and signed in w
 //   kDotPixels, kDotBlocks          the tile of sums that fits the registers

@@ -66,6 +66,9 @@ struct Zmm {
   BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
+  BINARIZE_INLINE Ints LoadBytes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
   BINARIZE_INLINE Ints And(Ints a, Ints b) { return _mm512_and_si512(a, b); }
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) {
@@ -86,18 +89,15 @@ struct Zmm {
   BINARIZE_INLINE Words Parity(Words a, Words b, Words c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   BINARIZE_INLINE Words Majority(Words a, Words b, Words c) { return _mm512_ternarylogic_epi64(a, b, c, 0xE8); }
 
-  // Planes are masks of bytes; the sums of their weights are spread from bytes to int32.
+  // Planes are masks of bytes.
   template <int PLANES>
-  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, Ints (&doubled)[4]) {
+  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, uint8_t* doubled) {
     __m512i bytes = _mm512_maskz_set1_epi8(planes[0], 2);
     BINARIZE_UNROLL
     for (int p = 1; p < PLANES; ++p) {
       bytes = _mm512_mask_add_epi8(bytes, planes[p * step], bytes, _mm512_set1_epi8(static_cast<char>(2 << p)));
     }
-    doubled[0] = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes));
-    doubled[1] = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 1));
-    doubled[2] = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 2));
-    doubled[3] = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(bytes, 3));
+    _mm512_storeu_si512(doubled, bytes);
   }
 };
 

@@ -139,6 +139,12 @@ struct Neon {
     const uint16x8_t high = vcombine_u16(vmovn_u32(x.q[2]), vmovn_u32(x.q[3]));
     vst1q_u8(p, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
   }
+  BINARIZE_INLINE Ints LoadBytes(const uint8_t* p) {
+    const uint8x16_t bytes = vld1q_u8(p);
+    const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_u8(vget_high_u8(bytes));
+    return {{vmovl_u16(vget_low_u16(low)), vmovl_u16(vget_high_u16(low)), vmovl_u16(vget_low_u16(high)),
+             vmovl_u16(vget_high_u16(high))}};
+  }
   BINARIZE_INLINE Ints Xor(Ints a, Ints b) {
     return EachInt([&](int i) { return veorq_u32(a.q[i], b.q[i]); });
   }
@@ -199,7 +205,7 @@ struct Neon {
 
   // 16 bits of a plane become bytes with or without the plane's weight.
   template <int PLANES>
-  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, Ints (&doubled)[4]) {
+  BINARIZE_INLINE void Spread(const uint64_t* planes, size_t step, uint8_t* doubled) {
     const uint8_t bit_of_lane[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     const uint8x16_t own_bit = vld1q_u8(bit_of_lane);
     BINARIZE_UNROLL
@@ -212,9 +218,7 @@ struct Neon {
             vcombine_u8(vdup_n_u8(static_cast<uint8_t>(word)), vdup_n_u8(static_cast<uint8_t>(word >> 8)));
         bytes = vorrq_u8(bytes, vandq_u8(vtstq_u8(bits, own_bit), vdupq_n_u8(static_cast<uint8_t>(2 << p))));
       }
-      const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_u8(vget_high_u8(bytes));
-      doubled[n] = {{vmovl_u16(vget_low_u16(low)), vmovl_u16(vget_high_u16(low)), vmovl_u16(vget_low_u16(high)),
-                     vmovl_u16(vget_high_u16(high))}};
+      vst1q_u8(doubled + 16 * n, bytes);
     }
   }
 };
