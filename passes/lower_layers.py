@@ -64,7 +64,7 @@ class _BinaryConv(nn.Module):
         self, threshold: Tensor, bases: list[tuple[Tensor, Tensor]], inputs: list[Plane], scale: Tensor, bias: Tensor
     ) -> None:
         """Terms that are one operator: all of them, except in three dimensions, where each is a sum over taps."""
-        weights = planes(torch.cat([latent for latent, _ in bases]))
+        weights = planes(torch.cat([latent for latent, _ in bases]), self.geometry)
         self.taps = len(weights)
         named = {
             "threshold": _stacked([threshold + offset for plane in inputs for offset in plane.offsets]),
@@ -131,13 +131,14 @@ class _Interaction(nn.Module):
         self.register_buffer("source_scale", torch.full((edges,), 0.5))
         self.register_buffer("step", torch.full((outputs,), step / 2))
         votes = weights.view(outputs, edges, *ones)
-        for name, weight in (("source", _dense(latent, conv.groups)[source]), ("votes", votes)):
-            for tap, plane in enumerate(planes(_opposite_bases(weight))):
+        named = ("source", _dense(latent, conv.groups)[source], self.geometry), ("votes", votes, self.pointwise)
+        for name, weight, geometry in named:
+            for tap, plane in enumerate(planes(_opposite_bases(weight), geometry)):
                 self.register_buffer(f"{name}_{tap}", plane)
         for name, channels in (("edges", edges), ("outputs", outputs)):
             self.register_buffer(f"ones_of_{name}", torch.ones(channels))
             self.register_buffer(f"zeros_of_{name}", torch.zeros(channels))
-        self.taps = len(planes(latent))
+        self.taps = len(planes(latent, self.geometry))
 
     def forward(self, features: Tensor) -> Tensor:
         """The correction of every accumulator."""

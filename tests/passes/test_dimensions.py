@@ -19,6 +19,7 @@ from binarize.nn import BinaryConv, BinaryConv3d, ElasticLink
 from binarize.nn.binary_conv import conv_geometry
 from binarize.nn.functional import elastic_link
 from binarize.passes.lower_dimensions import binary_conv, planes
+from binarize.passes.lower_tools import packed_convs
 from tests.models import randomized
 
 CLASSES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -65,8 +66,11 @@ def drawn_convs(draw: st.DrawFn) -> tuple[nn.Module, list[int]]:
         return tuple(draw(st.integers(low, high)) for _ in range(n))
 
     kernel, dilation = each(1, 4), each(1, 2)
+    if n == 3 and draw(st.booleans()):  # factorised, as most video nets have them
+        kernel = draw(st.sampled_from([(kernel[0], 1, 1), (1, *kernel[1:])]))
     channels = groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 5))
-    conv = CLASSES[n](*channels, kernel, each(1, 3), each(0, 3), dilation, groups)
+    padding = each(0, 3) if draw(st.booleans()) else tuple(k // 2 for k in kernel)
+    conv = CLASSES[n](*channels, kernel, each(1, 3), padding, dilation, groups)
     smallest = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     return conv, [extent + draw(st.integers(0, 4)) for extent in smallest]
 
@@ -91,9 +95,8 @@ def test_every_dimension_lowers_exactly_to_the_two_dimensional_operator(drawn: t
     pads = [p for p in reversed(binary.geometry.pads[: binary.dims]) for _ in range(2)]
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[binary.dims]
     expected = function(F.pad(signs[0], pads), signs[1], None, binary.stride, 0, binary.dilation, binary.groups)
-    found = binary_conv(
-        x, torch.zeros(binary.in_channels), planes(binary.weight.detach()), one, zero, binary.geometry, (one, zero)
-    )
+    weights = planes(binary.weight.detach(), binary.geometry)
+    found = binary_conv(x, torch.zeros(binary.in_channels), weights, one, zero, binary.geometry, (one, zero))
     assert torch.equal(found, expected)
 
 
@@ -137,7 +140,7 @@ def test_padding_that_follows_the_input(size: tuple[int, int]) -> None:
     found = binary_conv(
         x,
         binary.threshold,
-        planes(binary.weight.detach()),
+        planes(binary.weight.detach(), binary.geometry),
         binary.weight_factor(),
         binary.bias.detach(),
         binary.geometry,
@@ -163,6 +166,16 @@ def test_a_class_that_changes_its_input_stays_float_with_a_reason() -> None:
         "2": "eligible",
         "3": "classifier",
     }
+
+
+@pytest.mark.parametrize("kernel, padding", [((3, 1, 1), (1, 0, 0)), ((1, 3, 3), (0, 1, 1)), ((1, 1, 1), 0)])
+def test_a_factorised_conv_of_a_video_is_one_operator(kernel: tuple[int, ...], padding: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, kernel, (2, 1, 1), padding), nn.Conv3d(8, 2, 1))
+    x = torch.randn(2, 3, 6, 5, 5)
+    module = randomized(binarize.apply(model, x)).eval()
+    lowered = lower(module, (x,))
+    assert len(packed_convs(lowered.fused)) == 1
+    assert verify(lowered, emit(lowered, (x,)), (x,)).nodes >= 1
 
 
 @pytest.mark.parametrize("n", [1, 3])
