@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,21 @@ torch.set_num_threads(1)  # a second thread gains nothing on small nets and cost
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regen-goldens", action="store_true", help="rewrite tests/goldens from what the code does now")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first on every process, so that all end together: each gets an equal run of the list, then steals."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    ends = [len(items) * (i + 1) // processes for i in range(processes)]
+    ordered: list[pytest.Item] = []
+    for i, end in enumerate(ends):
+        ordered += slow[i::processes]
+        room = max(end - len(ordered), 0)
+        ordered += quick[:room]
+        del quick[:room]
+    items[:] = ordered + quick
 
 
 @pytest.fixture(autouse=True)
