@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.command(options)
     except BinarizeError as error:
-        print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -96,15 +96,17 @@ def _run(options: argparse.Namespace) -> None:
     preset = PRESETS[options.preset]
     bench = _bench(options, preset.size, options.limit or preset.limit)
     settings = list(options.settings)
+    if options.device == "cuda" and options.preset == "cpu":
+        settings.append("training.precision=auto")
     if options.epochs is not None:
         settings += [f"training.epochs={options.epochs}", f"training.float_epochs={options.epochs}"]
     wanted = Wanted(preset, options.nets, options.recipes, options.seeds, tuple(settings))
     cells = list(wanted.cells())
-    missing = [cell for cell in cells if _is_missing(cell, bench, options.results)]
+    missing = _missing(cells, bench, options.results)
     print(f"{len(cells)} cells, {len(missing)} to run", flush=True)
     for number, cell in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {cell.name}", flush=True)
-        if options.dry_run or not _is_missing(cell, bench, options.results):
+        if options.dry_run or cell not in _missing(missing, bench, options.results):
             continue  # another process was faster
         row = run_cell(cell, bench, _say)
         results.append(options.results, row)
@@ -113,26 +115,34 @@ def _run(options: argparse.Namespace) -> None:
             checkpoint.unlink()
 
 
-def _is_missing(cell: Cell, bench: Bench, path: Path) -> bool:
-    """Whether no row has the cell, or a float cell's weights are gone."""
+def _missing(cells: Sequence[Cell], bench: Bench, path: Path) -> list[Cell]:
+    """Cells without a row, and float cells whose weights are gone and wanted by one of these."""
     from benchmarks.table1 import results
-    from benchmarks.table1.plan import FLOAT
 
-    done = any(row.key == cell.key(bench.facts) for row in results.read(path))
-    return not done or (cell.arm == FLOAT and not bench.float_file(cell).exists())
+    keys = {row.key for row in results.read(path)}
+    new = [cell for cell in cells if cell.key(bench.facts) not in keys]
+    wanted = {cell.float_cell for cell in new if not bench.float_file(cell).exists()}
+    return [cell for cell in cells if cell in new or cell in wanted]
 
 
 def _bench(options: argparse.Namespace, size: int, limit: int | None) -> Bench:
     from benchmarks.table1.run import Bench
     from binarize.training.data import open_dataset, split_train_val
 
+    if options.val is None and options.data[0].is_file():
+        raise UsageError("a file has no split of its own to validate on", layer=str(options.data[0]), hint="name --val")
     train_set = _open(options.data, "train")
     if limit and limit < len(train_set):
         _, train_set = split_train_val(train_set, limit / len(train_set), seed=0)
     val_set = _open(options.val, "val") if options.val else open_dataset(options.data[0], split="val")
     options.work.mkdir(parents=True, exist_ok=True)
-    name = options.data[0].resolve().name if len(options.data) == 1 else options.data[0].resolve().parent.name
-    return Bench(train_set, val_set, size, options.work, name, export=not options.no_export)
+    return Bench(train_set, val_set, size, options.work, _name(options.data), export=not options.no_export)
+
+
+def _name(paths: list[Path]) -> str:
+    """Of the data, for keys: that of its folder or file, or of its folder and the files in it."""
+    first = paths[0].resolve()
+    return first.name if len(paths) == 1 else f"{first.parent.name}: {', '.join(sorted(p.name for p in paths))}"
 
 
 def _open(paths: list[Path], split: str):  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from examples.cifar_resnet import CifarResNet
 
 
 def _resnet(block: type[BasicBlock | Bottleneck], layers: list[int], classes: int) -> nn.Module:
-    """A torchvision ResNet whose stem is 3x3 with stride 1, so that 64x64 images give maps as 112x112 ones did."""
+    """A torchvision ResNet whose stem is 3x3 with stride 1, so that 64x64 images give maps as 128x128 ones do."""
     net = ResNet(block, layers, num_classes=classes)
     net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -69,5 +69,7 @@ PAPER_COLUMN = {
     "mobilenetv1": "MobileNetV1",
     "resnet18": "ResNet-18",
     "resnet34": "ResNet-34",
+    "resnet20-cifar": "ResNet-18",
+    "mobilenetv1-half-cifar": "MobileNetV1",
 }
-"""Where a net's ImageNet numbers stand in Table 1."""
+"""Where a net's ImageNet numbers stand in Table 1; those of the nearest net, for the small ones."""

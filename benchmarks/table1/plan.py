@@ -12,6 +12,7 @@ from binarize import api
 from binarize.config import Config
 from binarize.errors import UsageError
 from binarize.recipes import all_recipes
+from binarize.training.finetune import FLOAT_SETTINGS
 
 FLOAT = "float"
 
@@ -29,6 +30,8 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/zero-threshold": ("el", ("conv.threshold=zero",)),
     "el/gamma-zero": ("el", ("link.gamma_init=0",)),
     "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
+    "abcnet/1x1": ("abcnet", ("conv.activation_bases=1", "conv.weight_bases=1")),
+    "real-to-bin/one-stage": ("real-to-bin", ("training.stages.tanh.share=0", "training.stages.activations.share=0")),
     "el-dagger/two-stages": (
         "el-dagger",
         ("training.stages.activations.share=25", "training.stages.binary.share=75"),
@@ -90,6 +93,9 @@ PRESETS = {
 }
 
 
+HARMLESS = ("workers", "compile", "checkpoint_minutes")
+"""Settings of training that change no result."""
+
 _OF_BINARY_NETS = ("conv.", "link.", "training.stages")
 """Settings that a float model does not know."""
 
@@ -114,8 +120,13 @@ class Cell:
     def config(self) -> Config:
         if self.arm == FLOAT:  # parts and stages may be those of a recipe that `el` does not have
             return api.resolve_config("el", None, [s for s in self._all if not s.startswith(_OF_BINARY_NETS)])
-        recipe, changes = ABLATIONS.get(self.arm, (self.arm, ()))
-        return api.resolve_config(recipe, None, [*self._all, *changes])
+        recipe, _ = ABLATIONS.get(self.arm, (self.arm, ()))
+        return api.resolve_config(recipe, None, [*self._all, *self.changes])
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What an ablation sets besides."""
+        return ABLATIONS.get(self.arm, (self.arm, ()))[1]
 
     @property
     def _all(self) -> list[str]:
@@ -133,11 +144,10 @@ class Cell:
     def key(self, data: dict[str, int | str]) -> str:
         """Identifies net, recipe, seed, every setting that matters and the data, in 16 hex digits."""
         settled = self.config.to_dict()
-        for setting in ("workers", "compile", "checkpoint_minutes"):
+        for setting in HARMLESS:
             settled["training"].pop(setting)
         if self.arm == FLOAT:
-            floats = ("float_epochs", "float_learning_rate", "float_weight_decay", "batch_size", "warmup", "augment")
-            settled = {"training": {name: settled["training"][name] for name in floats}}
+            settled = {"training": {name: settled["training"][name] for name in FLOAT_SETTINGS}}
         facts = json.dumps([self.net, self.arm, self.seed, settled, data], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

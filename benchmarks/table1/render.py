@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.table1.nets import NETS, PAPER_COLUMN
-from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS
+from benchmarks.table1.plan import ABLATIONS, FLOAT, HARMLESS, PRESETS
 from benchmarks.table1.results import Row
 from binarize.recipes import FLOAT_TOP1, TABLE1_NETS, all_recipes
 
@@ -16,12 +17,26 @@ OPEN = "open"
 """What a cell says that nobody has run yet."""
 
 
+_HARMLESS = re.compile(rf" training\.({'|'.join(HARMLESS)})=\S+")
+
+
 def conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that may be compared: same data, size and budget."""
+    """Rows that may be compared: same data, size, budget and settings."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[f"{row.data}, {row.size}x{row.size}, {row.train_images} images, {row.epochs:g} epochs"].append(row)
+        title = f"{row.data}, {row.size}x{row.size}, {row.train_images} images, {row.epochs:g} epochs"
+        _, own = _preset_of(row)
+        groups[title + (f", {own}" if own else "")].append(row)
     return dict(groups)
+
+
+def _preset_of(row: Row) -> tuple[str, str]:
+    """The preset that a row's settings start with, if one does, and what a run set besides."""
+    settings = _HARMLESS.sub("", row.settings)
+    for name, preset in PRESETS.items():
+        if settings.startswith(common := " ".join(preset.settings)):
+            return name, settings.removeprefix(common).strip()
+    return "", settings
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -34,9 +49,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 _INTRODUCTION = """Top-1 in percent on the validation images: mean over seeds, with the sample's standard deviation
-where there are several, and the number of seeds; in brackets the share of the float net's top-1. Beside it the paper's
-ImageNet top-1 in percent, another task with another budget: compare orders, not numbers. NC: it did not converge. Made
-by `python -m benchmarks.table1 render` from results.csv."""
+where there are several, and the number of seeds; in brackets the share of the float net's top-1. Beside it the ImageNet
+top-1 of the paper's net (for small nets the nearest one's), another task with another budget: compare orders, not
+numbers. NC: it did not converge. Made by `python -m benchmarks.table1 render` from results.csv."""
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -80,7 +95,16 @@ def paper_number(arm: str, net: str) -> str:
     column = TABLE1_NETS.index(PAPER_COLUMN[net])
     if arm == FLOAT:
         return f"{FLOAT_TOP1[column]:g}"
-    return all_recipes()[arm].table1[column] if arm in all_recipes() else "-"
+    if arm == "abcnet":  # the paper's is this one
+        return "-"
+    recipe = "abcnet" if arm == "abcnet/1x1" else arm
+    return all_recipes()[recipe].table1[column] if recipe in all_recipes() else "-"
+
+
+def _paper_share(arm: str, net: str) -> float | None:
+    """In percent of the paper's float net; none where it has no number or the net did not converge."""
+    number = paper_number(arm, net)
+    return 100 * float(number) / float(paper_number(FLOAT, net)) if number not in ("-", "NC") else None
 
 
 def _arms() -> tuple[str, ...]:
@@ -88,10 +112,10 @@ def _arms() -> tuple[str, ...]:
 
 
 def _open_cells(rows: Sequence[Row]) -> list[str]:
-    """What of each preset has no result under any condition with its image size."""
+    """What of each preset has no result with its settings."""
     lines = []
     for name, preset in PRESETS.items():
-        done = {(row.net, row.recipe) for row in rows if row.size == preset.size}
+        done = {(row.net, row.recipe) for row in rows if _preset_of(row) == (name, "")}
         for net in preset.nets:
             missing = [arm for arm in preset.arms if (net, arm) not in done]
             if missing:
@@ -100,7 +124,7 @@ def _open_cells(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bars per recipe and net: share of the float net's top-1, for the condition with the most rows."""
+    """Bars per recipe and net beside the paper's: share of the float net's top-1, for the largest condition."""
     from binarize.bench.plot import check_plot, grouped_bars, save_figure
 
     check_plot(path)
@@ -114,8 +138,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         found = [r for r in group if r.net == net and r.recipe == arm and r.top1 and r.float_top1]
         return statistics.mean(100 * float(r.top1) / float(r.float_top1) for r in found) if found else None
 
-    figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.25 * len(arms) * len(nets)), layout="constrained")
-    values = {arm: [share(net, arm) for net in nets] for arm in arms}
-    grouped_bars(axes, values, nets, f"% of the float net's top-1; {title}")
+    names = [name for net in nets for name in (net, f"{PAPER_COLUMN[net]} on ImageNet, paper")]
+    values = {arm: [v for net in nets for v in (share(net, arm), _paper_share(arm, net))] for arm in arms}
+    figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.14 * len(arms) * len(names)), layout="constrained")
+    grouped_bars(axes, values, names, f"% of the float net's top-1; {title}")
     axes.legend(fontsize=7)
     save_figure(figure, path)

@@ -15,7 +15,10 @@ FILE = Path(__file__).parent / "results.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """What a cell gave. Accuracies in percent on the validation images, the last epoch's net; empty: diverged."""
+    """What a cell gave. Accuracies in percent on the validation images, the last epoch's net; empty: diverged.
+
+    `settings` are those of all cells of a run, `changes` those of the ablation.
+    """
 
     key: str
     net: str
@@ -32,6 +35,7 @@ class Row:
     size: int
     data: str
     settings: str
+    changes: str
     device: str
     torch: str
     commit: str
@@ -53,7 +57,7 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add `row` in one locked write, so that several runs may share the file."""
+    """Add `row` in one locked write, so that several runs may share the file; a cell's second row is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -61,5 +65,7 @@ def append(path: Path, row: Row) -> None:
         writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
         if stream.tell() == 0:
             writer.writeheader()
+        elif any(other.key == row.key for other in read(path)):
+            return
         writer.writerow(asdict(row))
         stream.write(text.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import platform
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import binarize
 from benchmarks.table1.nets import NETS
 from benchmarks.table1.plan import FLOAT, Cell
 from benchmarks.table1.results import Row
+from binarize.bench.machine import cpu_name
 from binarize.errors import BinarizeError
 from binarize.files import atomic_output
 from binarize.progress import Listener
@@ -81,6 +82,7 @@ def run_cell(cell: Cell, bench: Bench, progress: Listener) -> Row:
         epochs=config.float_epochs if cell.arm == FLOAT else config.epochs,
         seconds=figures.get("seconds", 0.0),
         settings=" ".join(cell.settings),
+        changes=" ".join(cell.changes),
         device=_device(),
         torch=torch.__version__,
         commit=_commit(),
@@ -155,9 +157,9 @@ def _percent(share: float) -> str:
 
 
 def _device() -> str:
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true":
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _commit() -> str:

@@ -23,7 +23,7 @@ from binarize.training.evaluate import evaluate, logits_of
 from binarize.training.stages import Stage, binary_stages, float_stages
 from binarize.training.trainer import Trainer
 
-_FLOAT_KEYS = [
+FLOAT_SETTINGS = [
     "float_epochs",
     "float_learning_rate",
     "batch_size",
@@ -262,7 +262,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
     """Identifies a run: what of the configuration matters to it, data and the weights it starts from."""
     every = asdict(feed.config.training)
-    training = {key: value for key, value in every.items() if key in _FLOAT_KEYS or role == "binary"}
+    training = {key: value for key, value in every.items() if key in FLOAT_SETTINGS or role == "binary"}
     for key in ("checkpoint_minutes", "workers", "compile"):
         training.pop(key, None)
     layers = (

@@ -134,6 +134,43 @@ def test_settings_of_a_recipes_own_stages_leave_float_cells_alone(bench):
     assert dagger.float_cell.key(bench.facts) == plain.key(bench.facts)
 
 
+def test_whatever_a_float_nets_training_depends_on_changes_its_key(bench):
+    changes = ("mean=[0,0,0]", "std=[1,1,1]", "holdout=0.1", "bn_images=0", "precision=bfloat16", "warmup=0.1")
+    found = [cells(FLOAT, settings=(*SETTINGS, f"training.{change}"))[0].key(bench.facts) for change in changes]
+    assert len({cells(FLOAT)[0].key(bench.facts), *found}) == 1 + len(changes)
+
+
+def test_rows_of_other_settings_are_no_seeds_of_the_same(bench):
+    common = " ".join(PRESETS["cpu"].settings)
+    row = results.Row("k", "resnet20-cifar", FLOAT, 0, "70", "", "", 8, 1, 9, 9, 4, 32, "d", common, "", "", "", "", "")
+    seed = dataclasses.replace(row, key="l", settings=f"{common} training.workers=0 training.compile=on")
+    other = dataclasses.replace(row, key="m", settings=f"{common} training.learning_rate=0.5")
+    assert [len(group) for group in render.conditions([row, seed, other]).values()] == [2, 1]
+    assert "training.learning_rate=0.5" in next(iter(render.conditions([other])))
+    assert "resnet20-cifar: binarye" in render.markdown([row])
+    assert "resnet20-cifar: float" in render.markdown([other])
+
+
+def test_finished_cells_are_not_run_again_for_float_weights_that_are_gone(bench, tmp_path):
+    float_cell, binary = cells(FLOAT, "el")
+    path = tmp_path / "r.csv"
+    for cell in (float_cell, binary):
+        results.append(path, run.run_cell(cell, bench, silent))
+    bench.float_file(float_cell).unlink()
+    assert cli._missing([float_cell, binary], bench, path) == []
+    other = cells("binarye")[0]
+    assert cli._missing([float_cell, binary, other], bench, path) == [float_cell, other]
+    again = run.run_cell(float_cell, bench, silent)
+    results.append(path, again)
+    assert len(results.read(path)) == 2
+
+
+def test_a_file_of_training_images_is_not_validated_on(tmp_path, capsys):
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1")
+    assert cli.main(["run", "--data", str(tmp_path / "train-0.parquet")]) == 2
+    assert "name --val" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_name_what_there_is(name):
     planned = list(Wanted(PRESETS[name]).cells())
@@ -165,6 +202,8 @@ def test_nets_fit_their_images(name):
 
 
 def test_the_paper_is_beside_it():
-    assert [render.paper_number("el-dagger", net) for net in PAPER_COLUMN] == ["67.1", "68.9", "61.2", "65.7", "66.5"]
+    found = [render.paper_number("el-dagger", net) for net in PAPER_COLUMN]
+    assert found == ["67.1", "68.9", "61.2", "65.7", "66.5", "65.7", "61.2"]
+    assert render.paper_number("abcnet/1x1", "resnet18") == "42.7"
     assert render.paper_number(FLOAT, "resnet18") == "69.3" and render.paper_number("el/no-link", "resnet18") == "-"
     assert plan.PRESETS["gpu"].size == 64
