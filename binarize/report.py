@@ -28,6 +28,7 @@ class Decision:
         residual: what became of the block shortcut around it: `replaced`, `kept` or `none`.
         block: module path of the smallest block around it, between a fork and an addition or concatenation.
         block_form: `identity` or `projection` (the block's shortcut), `concat`, or `none`.
+        departures: where the recipe's method has no answer for this conv, and what it does instead.
     """
 
     layer: str
@@ -48,6 +49,7 @@ class Decision:
     residual: str = "none"
     block: str = ""
     block_form: str = "none"
+    departures: tuple[str, ...] = ()
 
     @property
     def binarized(self) -> bool:
@@ -149,15 +151,20 @@ class Report:
         kind = self.config.get("link", {}).get("kind")
         bare = [d.layer for d in self.binarized if d.link == "none" and d.residual != "projection"]
         if kind not in (None, "none") and bare:
-            shown = ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else "")
-            lines.append(f"no {kind} link fits around {len(bare)}, which go without one: {shown}")
+            lines.append(f"no {kind} link fits around {len(bare)}, which go without one: {_some(bare)}")
+        for departure in dict.fromkeys(text for d in self.binarized for text in d.departures):
+            layers = [d.layer for d in self.binarized if departure in d.departures]
+            lines.append(f"{departure}: {len(layers)}: {_some(layers)}")
         for reason, count in Counter(d.reason for d in self.kept).items():
-            layers = [d.layer for d in self.kept if d.reason == reason]
-            shown = ", ".join(layers[:3]) + (", ..." if count > 3 else "")
-            lines.append(f"kept float: {count} ({reason}): {shown}")
+            lines.append(f"kept float: {count} ({reason}): {_some([d.layer for d in self.kept if d.reason == reason])}")
         if self.float_linear_macs:
             lines.append(
                 f"not counted: linear layers on feature maps, {self.float_linear_share:.1%} of all "
                 "multiply-accumulates (--linear spatial makes them binary)"
             )
         return "\n".join(lines)
+
+
+def _some(layers: list[str]) -> str:
+    """The first of them."""
+    return ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")

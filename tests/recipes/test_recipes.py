@@ -146,7 +146,10 @@ def test_mobinet_widens_depthwise_convs_and_keeps_their_weights():
     decision = next(d for d in module.report.decisions if d.layer == "4.0")
     assert (decision.kind, decision.groups, decision.weight_bytes) == ("grouped", 4, 16 * 4 * 9 * 4)
     ten = nn.Sequential(conv_bn(1, 10), conv_bn(10, 10, g=10), nn.Flatten(), nn.Linear(640, 2))
-    assert applied("mobinet", model=ten).get_submodule("1.0").groups == 5  # 10 is no multiple of 4 or 3
+    module = applied("mobinet", model=ten)
+    assert module.get_submodule("1.0").groups == 5  # 10 is no multiple of 4 or 3
+    assert "outputs see 2 channels, not 4, which does not divide all of them: 1: 1.0" in module.report.summary()
+    assert "outputs see" not in applied("mobinet").report.summary()
 
 
 def test_conversion_is_the_same_in_every_process():
@@ -172,6 +175,9 @@ def test_the_report_says_where_a_recipe_has_no_answer():
     )
     assert "link fits" not in applied("el").report.summary()
     assert "link fits" not in applied("xnor").report.summary()
+    found = applied("xnor", "conv.box_scale=true").report.summary()
+    assert "weights of one input channel stay uncentred: 1: 4.0" in found
+    assert "K is left out of grouped convs: 1: 4.0" in found
 
 
 @pytest.mark.parametrize("name", RECIPES)
