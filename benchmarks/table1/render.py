@@ -142,5 +142,5 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     values = {arm: [v for net in nets for v in (share(net, arm), _paper_share(arm, net))] for arm in arms}
     figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.14 * len(arms) * len(names)), layout="constrained")
     grouped_bars(axes, values, names, f"% of the float net's top-1; {title}")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     save_figure(figure, path)
