@@ -49,7 +49,7 @@ def binary_conv(
         return binary_conv2d(x.unsqueeze(2), threshold, weights[0], scale, bias, ints, list(terms)).squeeze(2)
     if g.dims == 2:
         return binary_conv2d(x, threshold, weights[0], scale, bias, geometry_to_ints(g), list(terms))
-    if _is_along_depth(g):
+    if _is_along_depth(geometry):  # as `planes` was asked, before the padding was settled
         x = x[..., :: g.stride[1], :: g.stride[2]]
         ints = geometry_to_ints(_along_depth(g))
         rows = binary_conv2d(x.flatten(3), threshold, weights[0], scale, bias, ints, list(terms))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,6 +148,18 @@ def test_padding_that_follows_the_input(size: tuple[int, int]) -> None:
         neutral,  # type: ignore
     )
     torch.testing.assert_close(found, binary(x))
+
+
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (1, 3, 3), (3, 3, 3)])
+def test_padding_that_follows_the_input_in_three_dimensions(kernel: tuple[int, ...]) -> None:
+    binary = BinaryConv.adopt(nn.Conv3d(4, 6, kernel, (2, 1, 1), bias=False))
+    geometry = replace(binary.geometry, same=True)
+    x, threshold, one, zero = torch.randn(2, 4, 5, 6, 7), torch.zeros(4), torch.ones(6), torch.zeros(6)
+    pads = geometry.at(5, 6, 7).pads
+    signs = F.pad(torch.where(x > 0, 1.0, -1.0), [p for a in (2, 1, 0) for p in (pads[a], pads[a + 3])])
+    expected = F.conv3d(signs, torch.where(binary.weight > 0, 1.0, -1.0), None, (2, 1, 1))
+    weights = planes(binary.weight.detach(), geometry)
+    assert torch.equal(binary_conv(x, threshold, weights, one, zero, geometry, (one, zero)), expected)
 
 
 @pytest.mark.parametrize("conv", [Standardised(4, 4, 3), Same(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Conv3d(4, 4, 3)])
