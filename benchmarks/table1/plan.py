@@ -12,7 +12,7 @@ from binarize import api
 from binarize.config import Config
 from binarize.errors import UsageError
 from binarize.recipes import all_recipes
-from binarize.training.finetune import FLOAT_SETTINGS
+from binarize.training.finetune import FLOAT_SETTINGS, HARMLESS_SETTINGS
 
 FLOAT = "float"
 
@@ -93,9 +93,6 @@ PRESETS = {
 }
 
 
-HARMLESS = ("workers", "compile", "checkpoint_minutes")
-"""Settings of training that change no result."""
-
 _OF_BINARY_NETS = ("conv.", "link.", "training.stages")
 """Settings that a float model does not know."""
 
@@ -120,13 +117,13 @@ class Cell:
     def config(self) -> Config:
         if self.arm == FLOAT:  # parts and stages may be those of a recipe that `el` does not have
             return api.resolve_config("el", None, [s for s in self._all if not s.startswith(_OF_BINARY_NETS)])
-        recipe, _ = ABLATIONS.get(self.arm, (self.arm, ()))
+        recipe = ABLATIONS[self.arm][0] if self.arm in ABLATIONS else self.arm
         return api.resolve_config(recipe, None, [*self._all, *self.changes])
 
     @property
     def changes(self) -> tuple[str, ...]:
         """What an ablation sets besides."""
-        return ABLATIONS.get(self.arm, (self.arm, ()))[1]
+        return ABLATIONS[self.arm][1] if self.arm in ABLATIONS else ()
 
     @property
     def _all(self) -> list[str]:
@@ -144,7 +141,7 @@ class Cell:
     def key(self, data: dict[str, int | str]) -> str:
         """Identifies net, recipe, seed, every setting that matters and the data, in 16 hex digits."""
         settled = self.config.to_dict()
-        for setting in HARMLESS:
+        for setting in HARMLESS_SETTINGS:
             settled["training"].pop(setting)
         if self.arm == FLOAT:
             settled = {"training": {name: settled["training"][name] for name in FLOAT_SETTINGS}}

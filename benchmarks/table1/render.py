@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.table1.nets import NETS, PAPER_COLUMN
-from benchmarks.table1.plan import ABLATIONS, FLOAT, HARMLESS, PRESETS
+from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS
 from benchmarks.table1.results import Row
 from binarize.recipes import FLOAT_TOP1, TABLE1_NETS, all_recipes
+from binarize.training.finetune import HARMLESS_SETTINGS
 
 OPEN = "open"
 """What a cell says that nobody has run yet."""
 
 
-_HARMLESS = re.compile(rf" training\.({'|'.join(HARMLESS)})=\S+")
+_HARMLESS = re.compile(rf" training\.({'|'.join(HARMLESS_SETTINGS)})=\S+")
 
 
 def conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -38,6 +38,9 @@ FLOAT_SETTINGS = [
 ]
 """Settings that the float model's adaptation depends on."""
 
+HARMLESS_SETTINGS = ("workers", "compile", "checkpoint_minutes")
+"""Settings that change no result."""
+
 
 @dataclass
 class TrainingResult:
@@ -263,7 +266,7 @@ def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
     """Identifies a run: what of the configuration matters to it, data and the weights it starts from."""
     every = asdict(feed.config.training)
     training = {key: value for key, value in every.items() if key in FLOAT_SETTINGS or role == "binary"}
-    for key in ("checkpoint_minutes", "workers", "compile"):
+    for key in HARMLESS_SETTINGS:
         training.pop(key, None)
     layers = (
         [asdict(feed.config.surgery), asdict(feed.config.conv), asdict(feed.config.link)] if role == "binary" else []
