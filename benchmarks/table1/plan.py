@@ -32,6 +32,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
     "abcnet/1x1": ("abcnet", ("conv.activation_bases=1", "conv.weight_bases=1")),
     "real-to-bin/one-stage": ("real-to-bin", ("training.stages.tanh.share=0", "training.stages.activations.share=0")),
+    "real-to-bin/thresholds": ("real-to-bin", ("conv.threshold=median",)),
     "el-dagger/two-stages": (
         "el-dagger",
         ("training.stages.activations.share=25", "training.stages.binary.share=75"),
