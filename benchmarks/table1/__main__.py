@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--preset",
         choices=("gpu", "cpu"),
         default="gpu",
-        help="gpu: the paper's five nets on 64x64 images; cpu: two small nets on 32x32, about ten minutes a cell",
+        help="gpu: the paper's five nets on 64x64 images; cpu: three small nets on 32x32, about ten minutes a cell",
     )
     run.add_argument("--nets", nargs="+", default=(), metavar="NET")
     run.add_argument(

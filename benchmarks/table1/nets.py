@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -10,11 +11,21 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from examples.cifar_resnet import CifarResNet
 
 
-def _resnet(block: type[BasicBlock | Bottleneck], layers: list[int], classes: int) -> nn.Module:
+class HalfResNet(ResNet):
+    """Half the channels everywhere behind the stem."""
+
+    def _make_layer(
+        self, block: type[BasicBlock | Bottleneck], planes: int, *args: Any, **kwargs: Any
+    ) -> nn.Sequential:
+        return super()._make_layer(block, planes // 2, *args, **kwargs)
+
+
+def _resnet(block: type[BasicBlock | Bottleneck], layers: list[int], classes: int, kind: type = ResNet) -> nn.Module:
     """A torchvision ResNet whose stem is 3x3 with stride 1, so that 64x64 images give maps as 128x128 ones do."""
-    net = ResNet(block, layers, num_classes=classes)
+    net = kind(block, layers)
     net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.fc = nn.Linear(net.inplanes, classes)
     return net
 
 
@@ -59,6 +70,7 @@ NETS: dict[str, Callable[[int], nn.Module]] = {
     "resnet34": lambda classes: _resnet(BasicBlock, [3, 4, 6, 3], classes),
     "resnet50": lambda classes: _resnet(Bottleneck, [3, 4, 6, 3], classes),
     "resnet20-cifar": lambda classes: CifarResNet(3, classes),
+    "resnet26-half-cifar": lambda classes: _resnet(Bottleneck, [2, 2, 2, 2], classes, HalfResNet),
     "mobilenetv1-half-cifar": lambda classes: MobileNetV1(classes, 0.5),
 }
 """Name -> maker of an untrained net with so many outputs; the most telling of the paper's five first."""
@@ -70,6 +82,7 @@ PAPER_COLUMN = {
     "resnet18": "ResNet-18",
     "resnet34": "ResNet-34",
     "resnet20-cifar": "ResNet-18",
+    "resnet26-half-cifar": "ResNet-26",
     "mobilenetv1-half-cifar": "MobileNetV1",
 }
 """Where a net's ImageNet numbers stand in Table 1; those of the nearest net, for the small ones."""

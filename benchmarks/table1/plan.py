@@ -79,7 +79,7 @@ PRESETS = {
         size=64,
     ),
     "cpu": Preset(
-        nets=("resnet20-cifar", "mobilenetv1-half-cifar"),
+        nets=("resnet20-cifar", "resnet26-half-cifar", "mobilenetv1-half-cifar"),
         arms=(FLOAT, *TELLING, "el/no-link"),
         settings=(
             *COMMON,
