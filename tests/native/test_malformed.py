@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ ATTRIBUTES: dict[str, tuple[dict[str, Any], str]] = {
     "bases that do not divide the rows": ({"bases": 3}, "bases"),
     "enormous bases": ({"bases": 2**62}, "bases"),
     "neither binary nor ternary": ({"ternary": 2}, "ternary"),
+    "group as a float": ({"group": 1.0}, "group must be an integer"),
+    "group as text": ({"group": "32"}, "group must be an integer"),
+    "group as a list": ({"group": [1, 1]}, "group must be an integer"),
+    "strides as an integer": ({"strides": 1}, "strides must have 2 integers"),
+    "strides as floats": ({"strides": [1.5, 1.0]}, "strides must have 2 integers"),
+    "pads as text": ({"pads": "same"}, "pads must have 4 integers"),
 }
 
 
@@ -218,3 +225,100 @@ def test_random_attributes_never_crash(
         session.run(None, {"bits": bits})
     except Exception as error:
         assert "conv_under_test" in str(error)
+
+
+extents = st.sampled_from([0, 1, 2, 3, 64, 65, 2**20, 2**31, 2**62, 2**63 - 1])
+maps = st.one_of(st.tuples(*[extents] * 4), st.lists(extents, max_size=5).map(tuple))
+
+
+def declared(model: bytes, shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """`model` with the shapes that its inputs claim to have."""
+    proto = onnx.load_from_string(model)
+    for value in proto.graph.input:
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for extent in shapes[value.name]:
+            shape.dim.add().dim_value = extent
+    return bytes(proto.SerializeToString())
+
+
+def runs_or_is_refused(model: bytes, inputs: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
+    """There is a session or one of our errors; if the inputs fit into memory, a result or an error."""
+    try:
+        session = InferenceSession(declared(model, {n: shape for n, (_, shape) in inputs.items()}), session_options())
+    except UnsupportedModelError:
+        return
+    if all(max(shape, default=1) <= 65 and math.prod(shape) <= 1 << 12 for _, shape in inputs.values()):
+        try:
+            session.run(None, {name: np.zeros(shape, kind) for name, (kind, shape) in inputs.items()})
+        except Exception as error:
+            assert "node_under_test" in str(error)  # ours, with the node's name
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=maps, threshold=st.lists(extents, max_size=3).map(tuple), half=st.booleans())
+def test_pack_of_any_shape_never_crashes(x: tuple[int, ...], threshold: tuple[int, ...], half: bool) -> None:
+    kind = np.dtype(np.float16 if half else np.float32)
+    node = helper.make_node("Pack", ["x", "t"], ["bits"], name="node_under_test", domain="ai.binarize")
+    some = {"x": np.zeros((1,) * len(x), kind), "t": np.zeros((1,) * len(threshold), np.float32)}
+    model = model_bytes([node], some, {}, {"bits": onnx.TensorProto.UINT64})
+    runs_or_is_refused(model, {"x": (kind, x), "t": (np.dtype(np.float32), threshold)})
+
+
+def test_pack_of_no_channels_is_no_crash() -> None:
+    """The product of planes and words once was checked by a division by the words."""
+    test_pack_of_any_shape_never_crashes.hypothesis.inner_test((1, 2, 2, 0), (2, 0), False)
+    test_pack_of_any_shape_never_crashes.hypothesis.inner_test((1, 2, 2, 0), (0,), False)
+
+
+@settings(max_examples=100, deadline=None)
+@given(x=maps, channels=huge, parameters=st.sampled_from([0, 1, 2, 64]))
+def test_activate_of_any_shape_never_crashes(x: tuple[int, ...], channels: int, parameters: int) -> None:
+    names = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
+    node = helper.make_node(
+        "Activate", names, ["y", "next_bits"], name="node_under_test", domain="ai.binarize", channels=channels
+    )
+    constants = {name: np.ones(parameters, np.float32) for name in names[2:]} | {"gate": ONE_MAP, "residual": ZERO_MAP}
+    outputs = {"y": onnx.TensorProto.FLOAT, "next_bits": onnx.TensorProto.UINT64}
+    model = model_bytes([node], {"x": np.zeros((1,) * len(x), np.float32)}, constants, outputs)
+    runs_or_is_refused(model, {"x": (np.dtype(np.float32), x)})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    x=maps,
+    op=st.sampled_from(["MaxPool", "AveragePool"]),
+    windows=st.fixed_dictionaries({}, optional={n: st.lists(huge, max_size=3) for n in ("kernel_shape", "strides")}),
+    pads=st.lists(huge, max_size=5),
+    other=huge,
+)
+def test_pools_of_any_window_never_crash(
+    x: tuple[int, ...], op: str, windows: dict[str, list[int]], pads: list[int], other: int
+) -> None:
+    own = {"dilations": [other, 1]} if op == "MaxPool" else {"count_include_pad": other}
+    lists = {name: values for name, values in (windows | {"pads": pads}).items() if values}
+    node = helper.make_node(op, ["x"], ["y"], name="node_under_test", domain="ai.binarize", **lists, **own)
+    model = model_bytes([node], {"x": np.zeros((1,) * len(x), np.float32)}, {}, {"y": onnx.TensorProto.FLOAT})
+    runs_or_is_refused(model, {"x": (np.dtype(np.float32), x)})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    image=maps,
+    weight=st.tuples(*[st.integers(0, 4)] * 4),
+    attributes=st.fixed_dictionaries(
+        {},
+        optional={n: st.lists(huge, min_size=1, max_size=5) for n in ("strides", "pads", "pool_strides", "pool_pads")},
+    ),
+)
+def test_int8_convs_of_any_shape_never_crash(
+    image: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, list[int]]
+) -> None:
+    names = ["image", "factor", "zero_point", "weight", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
+    outputs = ["y", "next_bits"]
+    node = helper.make_node("Int8Conv2d", names, outputs, name="node_under_test", domain="ai.binarize", **attributes)
+    constants = {name: np.ones(1, np.float32) for name in names[1:]}
+    constants |= {"zero_point": np.zeros(1, np.uint8), "weight": np.ones(weight, np.int8), "residual": ZERO_MAP}
+    kinds = {"y": onnx.TensorProto.FLOAT, "next_bits": onnx.TensorProto.UINT64}
+    model = model_bytes([node], {"image": np.zeros((1,) * len(image), np.float32)}, constants, kinds)
+    runs_or_is_refused(model, {"image": (np.dtype(np.float32), image)})

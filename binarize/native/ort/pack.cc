@@ -81,7 +81,7 @@ class Pack {
     Dim& last = dims[3];
     if (last.known()) {
       last.value = WordsFor(last.value);
-      if (planes.value < 1 || planes.value > INT64_MAX / last.value) return;
+      if (planes.value < 1 || (last.value > 0 && planes.value > INT64_MAX / last.value)) return;
       last.value *= planes.value;
     } else if (planes.value != 1) {
       last = Dim{};

@@ -20,6 +20,13 @@ bool Succeeded(const OrtApi& api, OrtStatus* status) {
   return false;
 }
 
+// Whether the node has the attribute, and how many integers are in it: 0 if it is of another type. Asking for the size
+// succeeds or fails with "buffer too small" when the attribute exists.
+bool HasAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, size_t* integers) {
+  *integers = 0;
+  return Succeeded(api, api.KernelInfoGetAttributeArray_int64(info, name, nullptr, integers)) || *integers != 0;
+}
+
 }  // namespace
 
 std::string ShapeText(const std::vector<int64_t>& dims) {
@@ -55,6 +62,8 @@ std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
 int64_t IntAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, const int64_t* fallback) {
   int64_t value = 0;
   if (Succeeded(api, api.KernelInfoGetAttribute_int64(info, name, &value))) return value;
+  size_t integers = 0;  // the default in the place of a wrong value would be another network
+  Require(!HasAttribute(api, info, name, &integers), "the attribute " + std::string(name) + " must be an integer");
   Require(fallback != nullptr, "the integer attribute " + std::string(name) + " is missing");
   return *fallback;
 }
@@ -62,12 +71,9 @@ int64_t IntAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* n
 std::vector<int64_t> IntsAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
                                    const std::vector<int64_t>& fallback) {
   size_t size = 0;
-  // Asking for the size succeeds or fails with "buffer too small" when the attribute exists; both set the size.
-  if (!Succeeded(api, api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &size)) && size == 0) {
-    return fallback;
-  }
+  if (!HasAttribute(api, info, name, &size)) return fallback;
   Require(size == fallback.size(), "the attribute " + std::string(name) + " must have " +
-                                       std::to_string(fallback.size()) + " values, has " + std::to_string(size));
+                                       std::to_string(fallback.size()) + " integers, has " + std::to_string(size));
   std::vector<int64_t> values(size);
   Check(api, api.KernelInfoGetAttributeArray_int64(info, name, values.data(), &size));
   return values;
