@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ATEN
+from binarize.passes.layout_rules import is_pointwise
 from binarize.passes.lower_tools import fake_value
 
 
@@ -28,7 +28,7 @@ class DropExpands:
 
 def _broadcasts(user: Node, expand: Node) -> bool:
     """Whether another operand of the pointwise `user` has the whole shape."""
-    if torch.Tag.pointwise not in getattr(user.target, "tags", ()):
+    if not is_pointwise(user.target):
         return False
     whole = str(tuple(fake_value(user).shape))
     others = (n for n in user.all_input_nodes if n is not expand and fake_value(n) is not None)

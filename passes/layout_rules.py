@@ -102,6 +102,15 @@ def _is_elementwise(node: Node) -> bool:
     )
 
 
+def is_pointwise(target: Any) -> bool:
+    """Whether the operator computes each element from the operands' elements at its place."""
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in _UNTAGGED
+
+
+_UNTAGGED = {ATEN.hardswish.default}
+"""Pointwise operators that torch does not call so."""
+
+
 def _same_call(node: Node) -> list[Call]:
     return [(node.target, node.args, node.kwargs)]
 
@@ -135,6 +144,21 @@ def _maps_of_one_rank(node: Node) -> bool:
 
 def _operand_rank(node: Node) -> int:
     return next(rank_of(a) for a in _flat(node.args) if isinstance(a, Node))
+
+
+def _reduces_axes(node: Node) -> bool:
+    """A mean, sum or maximum that keeps the axes it is taken over."""
+    rank = rank_of(node.args[0])
+    return rank >= 4 and rank_of(node) == rank and isinstance(_argument(node, 1, None), list | tuple)
+
+
+def _reduction(node: Node) -> list[Call]:
+    args: Any = node.args
+    axes = [_moved(rank_of(args[0]), axis) for axis in args[1]]
+    return [(node.target, (args[0], axes, *args[2:]), node.kwargs)]
+
+
+_REDUCTION = Rule(_reduces_axes, _reduction)
 
 
 def _moves_channels_only(node: Node) -> bool:
@@ -315,6 +339,23 @@ def _pads_map(node: Node) -> bool:
     return rank_of(args[0]) == 4 and len(args[1]) <= 6 and constant_fill
 
 
+def _is_map_alone(node: Node) -> bool:
+    return is_map(node.args[0])
+
+
+def _softmax(node: Node) -> list[Call]:
+    args: Any = node.args
+    return [(node.target, (args[0], _moved(rank_of(args[0]), args[1]), *args[2:]), node.kwargs)]
+
+
+def _first(*rules: Rule) -> Rule:
+    """The first of `rules` that fits."""
+    return Rule(
+        lambda node: any(rule.fits(node) for rule in rules),
+        lambda node: next(rule for rule in rules if rule.fits(node)).rewrite(node),
+    )
+
+
 SPLITS = {ATEN.split.Tensor, ATEN.split_with_sizes.default, ATEN.chunk.default}
 """Operators with a list of maps as result; their rule speaks for each of its items."""
 _VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default)
@@ -329,7 +370,9 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_VIEWS, Rule(_keeps_pixels, _view)),
     **dict.fromkeys((ATEN.max_pool2d.default, ATEN.avg_pool2d.default), _pooling(_window_pool)),
     ATEN.adaptive_avg_pool2d.default: _pooling(_adaptive_pool),
-    ATEN.mean.dim: _pooling(_mean_over_map),
+    ATEN.mean.dim: _first(_pooling(_mean_over_map), _REDUCTION),
+    **dict.fromkeys((ATEN.sum.dim_IntList, ATEN.amax.default, ATEN.amin.default), _REDUCTION),
+    **dict.fromkeys((ATEN.softmax.int, ATEN._softmax.default), Rule(_is_map_alone, _softmax)),
     **dict.fromkeys((ATEN.upsample_nearest2d.vec, ATEN.upsample_nearest2d.default), Rule(_is_zoom, _zoom)),
     **dict.fromkeys((ATEN.constant_pad_nd.default, ATEN.pad.default), Rule(_pads_map, _pad)),
 }
@@ -349,6 +392,6 @@ def rule_for(node: Node) -> Rule | None:
     if node.op != "call_function":
         return None
     rule = _RULES.get(node.target)
-    if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+    if rule is None and is_pointwise(node.target):
         rule = _POINTWISE
     return rule if rule is not None and rule.fits(node) else None

@@ -85,9 +85,17 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "upsampling": (lambda: nn.Upsample(scale_factor=2), 24),
     "padding": (lambda: nn.ZeroPad2d((1, 2, 0, 3)), 24),
     "residual": (ReluBefore, 24),
-    "hard swish": (nn.Hardswish, 24),
+    "attention of pixels": (lambda: _Apply(_attention_of_pixels), 24),
+    "maximum over the map": (lambda: _Apply(lambda x: x * torch.sigmoid(x.amax((2, 3), keepdim=True))), 24),
+    "softmax over channels": (lambda: _Apply(lambda x: x * torch.softmax(x, 1)), 24),
     "channel constants": (lambda: _Apply(lambda x: x * torch.arange(24.0).view(24, 1, 1) + 1), 24),
 }
+
+
+def _attention_of_pixels(x: Tensor) -> Tensor:
+    """A factor per pixel from what all channels say, as in CBAM, and one from the whole map."""
+    pixels = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    return x * torch.sigmoid(pixels.sum(1, keepdim=True)) + x.mean((1, 2, 3), keepdim=True)
 
 
 class _Apply(nn.Module):
@@ -111,7 +119,15 @@ def changes_of_layout(result: Lowered) -> int:
 
 @pytest.mark.parametrize(("make", "channels"), MIDDLES.values(), ids=MIDDLES.keys())
 def test_what_lies_between_convs_stays_channels_last(make: Callable[[], nn.Module], channels: int) -> None:
-    result = lowered(Between(make(), channels))
+    check_layout(lowered(Between(make(), channels)))
+
+
+@pytest.mark.parametrize("kind", [nn.Hardswish, nn.SiLU, nn.Hardsigmoid, nn.Mish])
+def test_an_activation_that_is_kept_stays_channels_last(kind: type[nn.Module]) -> None:
+    check_layout(lowered(Between(kind(), 24), "surgery.activation=keep"))
+
+
+def check_layout(result: Lowered) -> None:
     assert Counter(n.target for n in result.fused.graph.nodes)[PACKED_CONV] == 2
     assert changes_of_layout(result) == 1, "the stem's output changes layout, nothing else does"
     with torch.no_grad():
