@@ -51,21 +51,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--make-only", action="store_true", help="convert, but leave timing for a quiet moment")
-    parser.add_argument("--remake", action="store_true", help="convert again what is there already")
     parser.add_argument("--again", action="store_true", help="time again what has its row already")
     arguments = parser.parse_args()
     unknown = set(arguments.networks) - set(NETWORKS)
     if unknown:
         parser.error(f"unknown network {', '.join(sorted(unknown))}")
     for name in arguments.networks or NETWORKS:
-        files = make(name, NETWORKS[name], arguments.remake)
+        files = make(name, NETWORKS[name])
         for threads in [] if arguments.make_only else arguments.threads:
             if arguments.again or records.find(KIND, name, threads, machine()["cpu"]) is None:
                 measure(name, files, threads, arguments.runs)
 
 
-def make(name: str, network: Network, remake: bool = False) -> dict[str, Path]:
-    """Every version of a network as a file in `build/benchmarks/<name>`, by the contender's name."""
+def make(name: str, network: Network) -> dict[str, Path]:
+    """Every version of a network as a file in `build/benchmarks/<name>`, by the contender's name.
+
+    Binary ones that other sources made are made again: a row bears the commit that it was measured at.
+    """
     folder = MADE / name
     folder.mkdir(parents=True, exist_ok=True)
     half = Config().updated({"export": {"stream": "float16"}})
@@ -100,9 +102,10 @@ def make(name: str, network: Network, remake: bool = False) -> dict[str, Path]:
     made: dict[str, Path] = {}
     for contender, (file, maker) in makers.items():
         made[contender] = folder / file
-        if not made[contender].exists() or (remake and contender.startswith(BINARY)):
+        if not (records.is_current if contender.startswith(BINARY) else Path.exists)(made[contender]):
             print(f"{name}: making {contender}", flush=True)
             maker(made[contender])
+            records.mark_current(made[contender])
     return made
 
 

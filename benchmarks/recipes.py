@@ -47,21 +47,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--make-only", action="store_true", help="convert, but leave timing for a quiet moment")
-    parser.add_argument("--remake", action="store_true", help="convert again what is there already")
     arguments = parser.parse_args()
-    files = make(MADE / KIND, arguments.remake)
+    files = make(MADE / KIND)
     for threads in [] if arguments.make_only else arguments.threads:
         measure(files, threads, arguments.runs)
 
 
-def make(folder: Path, remake: bool = False) -> dict[str, Path]:
+def make(folder: Path) -> dict[str, Path]:
     """Every contender as a file in `folder`, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     inputs = torch.from_numpy(images(2))
     made: dict[str, Path] = {}
     for name, (recipe, settings) in contenders().items():
         made[name] = folder / f"{name.replace(', ', '_').replace(' ', '')}.onnx"
-        if made[name].exists() and not remake:
+        if records.is_current(made[name]):
             continue
         print(f"making {name}", flush=True)
         config = resolve_config(recipe, None, settings)
@@ -70,6 +69,7 @@ def make(folder: Path, remake: bool = False) -> dict[str, Path]:
             if isinstance(layer, ChannelInteraction):
                 draw_edges(layer)
         binarize.export(module.eval(), made[name], check=False)
+        records.mark_current(made[name])
     made[FLOAT] = folder / "float.onnx"
     if not made[FLOAT].exists():
         float_onnx(NETWORKS[NETWORK].model(), made[FLOAT], (inputs,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import subprocess
@@ -84,6 +86,28 @@ def revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit.stdout.strip() + ("+" if changed else "")
+
+
+@functools.cache
+def compiler() -> str:
+    """A digest of the sources that make graphs; other sources may make another file of the same network."""
+    sources = sorted(path for folder in ("binarize", "passes") for path in (ROOT / folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def is_current(made: Path) -> bool:
+    """Whether the sources of now made that file."""
+    note = _note(made)
+    return made.exists() and note.exists() and note.read_text(encoding="utf-8") == compiler()
+
+
+def mark_current(made: Path) -> None:
+    """Remember beside a file which sources made it."""
+    write_text(_note(made), compiler())
+
+
+def _note(made: Path) -> Path:
+    return made.with_name(f"{made.name}.made-by")
 
 
 def _version(package: str) -> str | None:

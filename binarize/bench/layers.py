@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+OURS = ("BinaryConv2d", "Int8Conv2d")
+"""Our operators with weights; their nodes have the names of their modules."""
 FUSED_BEHIND = (
     "Add", "BatchNormalization", "Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"
 )  # fmt: skip
@@ -48,7 +50,8 @@ class LayerTime:
 
 
 def layer_times(profiles: Mapping[str, Profile], files: Mapping[str, str | Path]) -> list[LayerTime]:
-    """The layers of the first file, each beside the same layer of the others, and what is left of each file.
+    """The layers of the first file, each beside the same layer of the others, and what is left of each file, layers
+    that the first one lacks included.
 
     A layer is a node with weights and everything that was fused into it: a binary conv brings its batch norm, link,
     residual and activation, a float one what ONNX Runtime fused.
@@ -64,6 +67,8 @@ def layer_times(profiles: Mapping[str, Profile], files: Mapping[str, str | Path]
     first = next(iter(profiles))
     ops = {_layer_of(node, owners[first]): node.op for node in reversed(profiles[first].nodes)}
     layers = [layer for layer in sums[first] if layer != OTHER]
+    for found in sums.values():
+        found[OTHER] += sum(time for layer, time in found.items() if layer not in sums[first])
     return [
         LayerTime(
             layer,
@@ -100,7 +105,7 @@ def layers_by_name(model: onnx.ModelProto) -> dict[str, str]:
 
 def _own_layer(node: onnx.NodeProto, constants: Mapping[str, str]) -> str | None:
     if node.domain == DOMAIN:
-        return node.name if node.op_type.startswith("Binary") else None
+        return node.name if node.op_type in OURS else None
     if node.op_type not in WEIGHTED or len(node.input) < 2 or node.input[1] not in constants:
         return None
     weight = constants[node.input[1]]

@@ -54,12 +54,15 @@ def caches() -> str:
 
 @contextlib.contextmanager
 def pinned(cores: int) -> Iterator[tuple[int, ...]]:
-    """Keep this process on `cores` of the cores it may use; yields them, or () where that is impossible."""
+    """Keep this process on `cores` of the cores it may use; yields them, or () where that is impossible.
+
+    Hardware threads of one core come last: two of them are no two cores.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield ()
         return
     allowed = os.sched_getaffinity(0)
-    chosen = tuple(sorted(allowed)[:cores])
+    chosen = tuple(one_per_core_first(sorted(allowed))[:cores])
     if len(chosen) < cores:
         yield ()
         return
@@ -72,3 +75,16 @@ def pinned(cores: int) -> Iterator[tuple[int, ...]]:
         yield chosen
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def one_per_core_first(threads: list[int], system: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """Hardware threads of different cores, then the rest; as given where the system does not tell."""
+    seen: dict[str, int] = {}
+    rank: dict[int, int] = {}
+    for thread in threads:
+        siblings = str(thread)
+        with contextlib.suppress(OSError):
+            siblings = (system / f"cpu{thread}/topology/thread_siblings_list").read_text().strip()
+        rank[thread] = seen.get(siblings, 0)
+        seen[siblings] = rank[thread] + 1
+    return sorted(threads, key=lambda thread: (rank[thread], thread))

@@ -16,7 +16,7 @@ from binarize.bench import Benchmark, Contender, Latency, benchmark
 from binarize.bench.accuracy import module_accuracy, onnx_accuracy
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
-from binarize.bench.machine import cpu_name, pinned
+from binarize.bench.machine import cpu_name, one_per_core_first, pinned
 from binarize.bench.sessions import input_shape, open_session, random_feeds
 from binarize.errors import UnsupportedModelError, UsageError
 from tests.models import EveryConv
@@ -120,3 +120,13 @@ def test_pinning_is_undone() -> None:
     assert os.sched_getaffinity(0) == before
     with pinned(100_000) as cores:
         assert cores == ()
+
+
+def test_hardware_threads_of_one_core_come_last(tmp_path: Path) -> None:
+    for thread, siblings in {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}.items():
+        folder = tmp_path / f"cpu{thread}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert one_per_core_first([0, 1, 2, 3], tmp_path) == [0, 2, 1, 3]
+    assert one_per_core_first([1, 2, 3], tmp_path) == [1, 2, 3]
+    assert one_per_core_first([4, 5], tmp_path) == [4, 5]

@@ -14,8 +14,10 @@ import binarize
 from binarize.bench.float_onnx import float_onnx
 from binarize.bench.int8 import int8_onnx
 from binarize.bench.layers import OTHER, LayerTime, layer_times, layers_by_name, slower_layers
-from binarize.bench.profile import profile
+from binarize.bench.profile import Profile, profile
 from binarize.errors import UnsupportedModelError
+from binarize.exporting import write_onnx
+from binarize.exporting.quantize import batches_of, quantize_ends
 from tests.models import EveryConv
 
 SHAPE = (3, 32, 32)
@@ -63,6 +65,23 @@ def test_our_operators_are_told_from_standard_ones_of_the_same_name(files: dict[
     nodes = {node.name: node for node in onnx.load(files["binary"]).graph.node}
     ours = {node.name for node in found.nodes if node.kernel.startswith("ai.binarize ")}
     assert ours == {name for name, node in nodes.items() if node.domain == "ai.binarize"}
+
+
+def test_an_int8_stem_is_the_layer_it_was(files: dict[str, Path], tmp_path: Path) -> None:
+    """And a layer that the first file lacks is not lost."""
+    ends = tmp_path / "ends.onnx"
+    images = np.random.default_rng(0).random((8, *SHAPE), dtype=np.float32)
+    write_onnx(quantize_ends(onnx.load(files["binary"]), batches_of({"input": images})), ends)
+    both = {"ends": ends, "float": files["float"]}
+    profiles = profile(both, runs=3)
+    layers = {layer.layer: layer for layer in layer_times(profiles, both)}
+    assert layers["stem.0"].op == "Int8Conv2d" and set(layers["stem.0"].milliseconds) == set(both)
+    for name, found in profiles.items():
+        assert sum(layer.milliseconds.get(name, 0) for layer in layers.values()) == pytest.approx(found.milliseconds)
+    lacking = Profile(tuple(node for node in profiles["ends"].nodes if node.name != "stem.0"))
+    rest = layer_times({"ends": lacking, "float": profiles["float"]}, both)
+    assert "stem.0" not in {layer.layer for layer in rest}
+    assert sum(layer.milliseconds["float"] for layer in rest) == pytest.approx(profiles["float"].milliseconds)
 
 
 def test_slower_layers_are_named() -> None:
