@@ -18,6 +18,7 @@ FLOAT = "float"
 
 _THREE_STAGES = ("training.stages.tanh.share=75", "training.stages.activations.share=75")
 """The published ones."""
+_ONE_STAGE = ("training.stages.tanh.share=0", "training.stages.activations.share=0")
 
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/no-link": ("el", ("link.kind=none",)),
@@ -31,8 +32,9 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el/gamma-zero": ("el", ("link.gamma_init=0",)),
     "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
     "abcnet/1x1": ("abcnet", ("conv.activation_bases=1", "conv.weight_bases=1")),
-    "real-to-bin/one-stage": ("real-to-bin", ("training.stages.tanh.share=0", "training.stages.activations.share=0")),
-    "real-to-bin/thresholds": ("real-to-bin", ("conv.threshold=median",)),
+    "real-to-bin/one-stage": ("real-to-bin", _ONE_STAGE),
+    "real-to-bin/no-threshold": ("real-to-bin", ("conv.threshold=none",)),
+    "real-to-bin/no-threshold-one-stage": ("real-to-bin", ("conv.threshold=none", *_ONE_STAGE)),
     "el-dagger/two-stages": (
         "el-dagger",
         ("training.stages.activations.share=25", "training.stages.binary.share=75"),

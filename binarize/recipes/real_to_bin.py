@@ -13,20 +13,20 @@ REAL_TO_BIN = Recipe(
     config=Config(
         recipe="real-to-bin",
         surgery=replace(PUBLISHED, activation="prelu"),
-        conv=ConvConfig(threshold="none", activation_gradient="clip", scale="none", gate=True),
+        conv=ConvConfig(activation_gradient="clip", scale="none", gate=True),
         link=IDENTITY,
         training=TrainingConfig(stages=REAL_TO_BIN_STAGES),
     ),
     equations=(
         "G(x) = sigmoid(W2 relu(W1 mean over pixels of x)), one factor per image and output channel",
-        "y = PReLU(BN(G(x) * (sign(x) conv sign(W))) + x)",
+        "y = PReLU(BN(G(x) * (sign(x - tau) conv sign(W))) + x); tau starts at the median",
         "attention: mean squared difference of Q / max Q, Q = mean over channels of x^2, at the inputs of wide convs",
     ),
     table1=("64.8", "65.9", "54.8", "65.4", "66.1"),
     cost="a mean over the map and two small matrix products per conv",
     limits=(
         "the authors' blocks have the batch norm before the sign and the PReLU before the shortcut; a converted net "
-        "keeps its own order, conv, batch norm, activation",
+        "keeps its own order, conv, batch norm, activation, and thresholds tau do what that norm does to the signs",
         "convs that change channels or size have no identity: they go without, or with the block's float projection",
     ),
 )
