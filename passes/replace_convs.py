@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
 
-from binarize.config import ConvConfig
+from binarize.config import Config
 from binarize.nn import BinaryConv
 from binarize.nn.materialise import materialise
 from binarize.passes.base import PassContext, PassResult
@@ -36,22 +36,24 @@ class ReplaceConvs:
                 grown, numel = decision.groups // conv.groups, conv.weight.numel()
                 changes = {"groups": conv.groups, "macs": decision.macs * grown, "weight_bytes": 4 * numel}
                 context.amend(path, kind="grouped", **changes)
-            context.amend(path, departures=_departures(conv, context.config.conv, inputs if is_depthwise else 1))
+            context.amend(path, departures=_departures(conv, context.config, inputs if is_depthwise else 1))
             BinaryConv.adopt(conv, context.config.conv, decision.output_size)
             changed += 1
         return PassResult(graph_module, changed)
 
 
-def _departures(conv: _ConvNd, config: ConvConfig, inputs: int) -> tuple[str, ...]:
+def _departures(conv: _ConvNd, config: Config, inputs: int) -> tuple[str, ...]:
     """Where the recipe's method has no answer for `conv`; `inputs` is how many channels its outputs ought to see."""
     width = conv.in_channels // conv.groups
     found = []
-    if config.box_scale and conv.groups > 1:
+    if config.conv.box_scale and conv.groups > 1:
         found.append("K is left out of grouped convs")
-    if config.weights == "centred" and width == 1:
+    if config.conv.weights == "centred" and width == 1:
         found.append("weights of one input channel stay uncentred")
     if inputs > 1 and width != inputs:
         found.append(f"outputs see {width} channels, not {inputs}, which does not divide all of them")
+    if config.link.kind != "none" and config.link.position == "pre_bn" and config.conv.scale == "none":
+        found.append("a link before the batch norm is small beside sums without a scale (conv.scale)")
     return tuple(found)
 
 

@@ -179,6 +179,9 @@ def test_the_report_says_where_a_recipe_has_no_answer():
     found = applied("xnor", "conv.box_scale=true").report.summary()
     assert "weights of one input channel stay uncentred: 1: 4.0" in found
     assert "K is left out of grouped convs: 1: 4.0" in found
+    hidden = "a link before the batch norm is small"
+    assert hidden in applied("binarye", "link.position=pre_bn").report.summary()
+    assert hidden not in applied("binarye").report.summary() + applied("el", "link.position=pre_bn").report.summary()
 
 
 @pytest.mark.parametrize("name", RECIPES)
