@@ -108,3 +108,14 @@ def test_an_outdated_page_is_noticed() -> None:
     assert new.endswith("<!-- end -->\nmore prose") and render.rendered(new) == new
     with pytest.raises(KeyError):
         render.rendered("<!-- nonsense -->\n<!-- end -->")
+
+
+def test_a_file_of_other_sources_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "net.onnx"
+    assert not records.is_current(made)
+    made.write_bytes(b"1")
+    assert not records.is_current(made), "who knows who made it"
+    records.mark_current(made)
+    assert records.is_current(made)
+    monkeypatch.setattr(records, "compiler", lambda: "another")
+    assert not records.is_current(made)
