@@ -125,14 +125,16 @@ def _flat(arguments: Any) -> list[Any]:
 
 
 def _with_axis(position: int, default: int = 0) -> Rule:
-    """An operator whose argument at `position` is an axis."""
+    """An operator whose argument at `position` is an axis or a list of axes."""
 
     def rewrite(node: Node) -> list[Call]:
         arguments: list[Any] = list(node.args)
         arguments += [default] * (position + 1 - len(arguments))
         rank = _operand_rank(node)
-        arguments[position] = _moved(rank, arguments[position])
-        return [(node.target, tuple(arguments), {})]
+        axes = arguments[position]
+        several = isinstance(axes, list | tuple)
+        arguments[position] = [_moved(rank, axis) for axis in axes] if several else _moved(rank, axes)
+        return [(node.target, tuple(arguments), node.kwargs)]
 
     return Rule(_maps_of_one_rank, rewrite)
 
@@ -152,13 +154,7 @@ def _reduces_axes(node: Node) -> bool:
     return rank >= 4 and rank_of(node) == rank and isinstance(_argument(node, 1, None), list | tuple)
 
 
-def _reduction(node: Node) -> list[Call]:
-    args: Any = node.args
-    axes = [_moved(rank_of(args[0]), axis) for axis in args[1]]
-    return [(node.target, (args[0], axes, *args[2:]), node.kwargs)]
-
-
-_REDUCTION = Rule(_reduces_axes, _reduction)
+_REDUCTION = Rule(_reduces_axes, _with_axis(1).rewrite)
 
 
 def _moves_channels_only(node: Node) -> bool:
@@ -339,15 +335,6 @@ def _pads_map(node: Node) -> bool:
     return rank_of(args[0]) == 4 and len(args[1]) <= 6 and constant_fill
 
 
-def _is_map_alone(node: Node) -> bool:
-    return is_map(node.args[0])
-
-
-def _softmax(node: Node) -> list[Call]:
-    args: Any = node.args
-    return [(node.target, (args[0], _moved(rank_of(args[0]), args[1]), *args[2:]), node.kwargs)]
-
-
 def _first(*rules: Rule) -> Rule:
     """The first of `rules` that fits."""
     return Rule(
@@ -372,7 +359,7 @@ _RULES: dict[Any, Rule] = {
     ATEN.adaptive_avg_pool2d.default: _pooling(_adaptive_pool),
     ATEN.mean.dim: _first(_pooling(_mean_over_map), _REDUCTION),
     **dict.fromkeys((ATEN.sum.dim_IntList, ATEN.amax.default, ATEN.amin.default), _REDUCTION),
-    **dict.fromkeys((ATEN.softmax.int, ATEN._softmax.default), Rule(_is_map_alone, _softmax)),
+    **dict.fromkeys((ATEN.softmax.int, ATEN._softmax.default), _with_axis(1)),
     **dict.fromkeys((ATEN.upsample_nearest2d.vec, ATEN.upsample_nearest2d.default), Rule(_is_zoom, _zoom)),
     **dict.fromkeys((ATEN.constant_pad_nd.default, ATEN.pad.default), Rule(_pads_map, _pad)),
 }
