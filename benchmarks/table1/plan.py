@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,13 +21,28 @@ _THREE_STAGES = ("training.stages.tanh.share=75", "training.stages.activations.s
 """The published ones."""
 _ONE_STAGE = ("training.stages.tanh.share=0", "training.stages.activations.share=0")
 
+LINKS = {"no-link": "link.kind=none", "identity": "link.kind=identity"}
+"""Instead of Elastic Links."""
+PARTS = {"pre-bn": "link.position=pre_bn", "scalar-gamma": "link.gamma=scalar", "box-scale": "conv.box_scale=true"}
+"""Parts that are crossed with the links and with each other."""
+
+
+def product_arms() -> dict[str, tuple[str, ...]]:
+    """Each name's changes of every {no link, identity, EL} x {position} x {gamma} x {K}; `el` itself has none.
+
+    Without links there is neither position nor gamma, so these are 18 and not 24 (METHODS 10.9).
+    """
+    subsets = [parts for n in range(len(PARTS) + 1) for parts in itertools.combinations(PARTS, n)]
+    every = [("no-link",), ("no-link", "box-scale"), *(("identity", *parts) for parts in subsets), *subsets]
+    return {"/".join(filter(None, ("el", "+".join(changes)))): changes for changes in sorted(every, key=len)}
+
+
 ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "el/no-link": ("el", ("link.kind=none",)),
+    name: ("el", tuple((LINKS | PARTS)[change] for change in changes))
+    for name, changes in product_arms().items()
+    if changes
+} | {
     "el/replace": ("el", ("link.residual=replace",)),
-    "el/identity": ("el", ("link.kind=identity",)),
-    "el/pre-bn": ("el", ("link.position=pre_bn",)),
-    "el/scalar-gamma": ("el", ("link.gamma=scalar",)),
-    "el/box-scale": ("el", ("conv.box_scale=true",)),
     "el/centred": ("el", ("conv.weights=centred",)),
     "el/zero-threshold": ("el", ("conv.threshold=zero",)),
     "el/gamma-zero": ("el", ("link.gamma_init=0",)),
@@ -45,7 +61,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
     "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),
 }
-"""A recipe with one part changed: what that part is worth under equal conditions."""
+"""A recipe with parts changed: what these are worth under equal conditions."""
 
 TELLING = ("binarye", "el", "real-to-bin", "el-dagger")
 """Recipes whose comparison says most, run first."""
