@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from binarize.runtime import library
+
 HERE = Path(__file__).resolve().parent
 for folder in (HERE, HERE.parent):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+SANITIZED = os.environ.get("BINARIZE_SANITIZED_LIBRARY")  # see test_sanitizers.py
+if SANITIZED:
+    library._candidates = lambda name: [Path(SANITIZED)]
 
 
 @pytest.fixture(params=["scalar", "avx2", "avx512bw", "avx512", "neon"])

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import test_int8_conv
+from numpy_reference import Conv
 from onnx import TensorProto, helper, numpy_helper
 from op_models import (
+    ZERO_MAP,
     Case,
     available_isas,
     conv_model,
     conv_node,
     feeds,
     make_case,
+    model_bytes,
     run_kernel,
     session_options,
 )
+from test_pointwise import activate_case, activate_model, fed, pool_model
 
 import binarize.runtime
 from binarize.errors import EnvironmentProblem, UsageError
 from binarize.runtime import InferenceSession, active_isa, library_path, register
+
+of_the_installed_library = pytest.mark.skipif(
+    "BINARIZE_SANITIZED_LIBRARY" in os.environ, reason="a sanitized library exports, links and frees otherwise"
+)
 
 
 def test_this_isa_really_runs(isa: str) -> None:
@@ -61,6 +72,7 @@ def test_an_unknown_or_unsupported_isa_is_an_error(name: str, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads an ELF file")
+@of_the_installed_library
 def test_only_the_two_entry_points_are_exported() -> None:
     nm = shutil.which("nm")
     if nm is None:
@@ -73,6 +85,7 @@ def test_only_the_two_entry_points_are_exported() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads an ELF file")
+@of_the_installed_library
 def test_the_library_does_not_link_onnxruntime() -> None:
     readelf = shutil.which("readelf")
     if readelf is None:
@@ -137,6 +150,7 @@ def test_an_old_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         InferenceSession(conv_model(make_case(channels=64, out_channels=64)))
 
 
+@of_the_installed_library
 def test_a_missing_library_is_an_environment_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("binarize.runtime.library._library_name", lambda: "libnothing.so")
     with pytest.raises(EnvironmentProblem, match="not installed"):
@@ -174,6 +188,37 @@ def test_one_session_serves_threads_at_once() -> None:
     assert not failures
 
 
+def pack_model(x: np.ndarray) -> bytes:
+    node = helper.make_node("Pack", ["x", "threshold"], ["bits"], domain="ai.binarize")
+    inputs = {"x": x, "threshold": np.zeros((1, x.shape[3]), np.float32)}
+    return model_bytes([node], inputs, {}, {"bits": TensorProto.UINT64})
+
+
+def test_sessions_of_every_operator_are_made_and_run_at_once() -> None:
+    conv = make_case(channels=128, out_channels=96, size=(20, 21), link=True, residual=True)
+    values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False)
+    stem = test_int8_conv.make_case(shape=(2, 3, 32, 33), pool_shape=(3, 3), pool_strides=(2, 2), residual=True)
+    x = np.random.default_rng(0).normal(size=(2, 40, 40, 32)).astype(np.float32)
+    models = {
+        "BinaryConv2d": (conv_model(conv), feeds(conv)),
+        "Activate": (activate_model(values, ("y", "next_bits")), fed(values)),
+        "Int8Conv2d": (stem.model(), stem.fed),
+        "MaxPool": (pool_model("max", (3, 3), Conv(1), x, False), {"x": x}),
+        "AveragePool": (pool_model("average", (3, 3), Conv(1), x, True), {"x": x}),
+        "Pack": (pack_model(x), {"x": x, "threshold": np.zeros((1, 32), np.float32)}),
+    }
+    alone = {name: InferenceSession(m, session_options()).run(None, f) for name, (m, f) in models.items()}
+
+    def made_and_run(name: str) -> list[str]:
+        model, data = models[name]
+        session = InferenceSession(model, session_options(2))
+        runs = [session.run(None, data) for _ in range(5)]
+        return [name for run in runs for a, b in zip(run, alone[name], strict=True) if a.tobytes() != b.tobytes()]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [name for wrong in pool.map(made_and_run, [*models] * 4) for name in wrong] == []
+
+
 def shape_of_outputs(case: Case, bits_shape: list) -> list[list]:
     """Output shapes ONNX Runtime knows before it runs."""
     model = onnx.load_from_string(conv_model(case))
@@ -195,6 +240,12 @@ def test_shape_inference_keeps_symbols() -> None:
     assert all(not isinstance(d, int) or d > 0 for d in shape_of_outputs(valid, [None] * 4)[0])
 
 
+def settle_shapes(model: onnx.ModelProto, data: dict[str, np.ndarray]) -> None:
+    """The inputs' shapes become those of the data."""
+    for info in model.graph.input:
+        info.CopyFrom(helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, data[info.name].shape))
+
+
 @pytest.mark.parametrize("symbolic", [False, True])
 def test_residual_written_in_place_is_correct(symbolic: bool) -> None:
     """The residual is a computed value without another reader, so y may take its memory."""
@@ -206,15 +257,74 @@ def test_residual_written_in_place_is_correct(symbolic: bool) -> None:
     model.graph.node.insert(0, doubled)
     model.graph.initializer.append(numpy_helper.from_array(np.array(2, dtype=np.float32), "two"))
     if not symbolic:
-        for info in model.graph.input:
-            info.CopyFrom(
-                helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, case.values[info.name].shape)
-            )
+        settle_shapes(model, feeds(case))
     expected = Case(case.conv, {**case.values, "residual": 2 * case.values["residual"]}).expected()[0]
     for threads in (1, 2):
         session = InferenceSession(model.SerializeToString(), session_options(threads))
         for _ in range(3):
             np.testing.assert_array_equal(session.run(["y"], feeds(case))[0], expected)
+
+
+MAP_SIDE = 512
+
+
+def chain_model(case: Case, convs: int, *, kept: bool = False) -> bytes:
+    """A doubled residual, convs that add it up one after the other, an Activate, and one number of what comes out.
+
+    Args:
+        kept: the doubled residual is read again at the end.
+    """
+    nodes = [helper.make_node("Add", ["residual", "residual"], ["y0"])]
+    for i in range(convs):
+        node = conv_node(case)
+        node.name = f"conv{i}"
+        node.input[6], node.output[0] = f"y{i}", f"y{i + 1}"
+        nodes.append(node)
+    if convs:
+        act = ["gate", "scale", "bias", "zero_map", "slope", "shift", "next_threshold"]
+        nodes.append(helper.make_node("Activate", [f"y{convs}", *act], ["a"], domain="ai.binarize", channels=64))
+    last = "a" if convs else "y0"
+    nodes.append(helper.make_node("ReduceMax", [last], ["top"]))
+    if kept:
+        nodes.append(helper.make_node("Sub", ["y0", "top"], ["beside"]))
+        nodes.append(helper.make_node("ReduceMax", ["beside"], ["both"]))
+    data = feeds(case)
+    constants = {n: a for n, a in case.values.items() if n not in data} | {"zero_map": ZERO_MAP}
+    text = model_bytes(nodes, data, constants, {"both" if kept else "top": TensorProto.FLOAT})
+    model = onnx.load_from_string(text)
+    settle_shapes(model, data)  # a map is written in place of one that is known to be as large
+    return bytes(model.SerializeToString())
+
+
+def grown_by(model: bytes, data: dict[str, np.ndarray]) -> float:
+    """How much memory a run takes at most, in maps of the size of the residual."""
+    options = session_options()
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # so that freed maps are given back
+    session = InferenceSession(model, options)
+    session.run(None, data)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+
+    def kilobytes(name: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1])
+
+    before = kilobytes("VmRSS")
+    session.run(None, data)
+    return (kilobytes("VmHWM") - before) * 1024 / data["residual"].nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's account of memory")
+@of_the_installed_library
+def test_residuals_are_updated_in_place() -> None:
+    """One map lives through a chain of convs and an Activate; a second one where the first is read again later."""
+    size = (MAP_SIDE, MAP_SIDE)
+    case = make_case(
+        channels=64, out_channels=64, kernel=(1, 1), pads=(0,) * 4, size=size, residual=True, outputs=("y",)
+    )
+    grown = {convs: grown_by(chain_model(case, convs), feeds(case)) for convs in (0, 3)}
+    assert grown[0] == pytest.approx(1, abs=0.25)
+    assert grown[3] == pytest.approx(1, abs=0.25)
+    assert grown_by(chain_model(case, 3, kept=True), feeds(case)) == pytest.approx(2, abs=0.25)
 
 
 def test_residual_that_is_also_the_link_is_not_overwritten_early() -> None:

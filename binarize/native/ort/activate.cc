@@ -93,8 +93,7 @@ class Activate {
     call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels_ * 4)));
     call.tasks_per_image = (job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
     const size_t tasks = static_cast<size_t>(images) * call.tasks_per_image;
-    if (tasks == 1) return RunTask(&call, 0);
-    Check(api_, api_.KernelContext_ParallelFor(context, RunTask, tasks, 0, &call));
+    RunTasks(api_, context, RunTask, tasks, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

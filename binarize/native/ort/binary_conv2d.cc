@@ -146,8 +146,7 @@ class BinaryConv2d {
     const Scratch scratch(api_, context, memory_, run.scratch_bytes());
     run.Prepare(tensors, scratch.data());
     const auto task = [](void* user, size_t index) { static_cast<const ConvRun*>(user)->RunTask(index); };
-    if (run.task_count() == 1) return run.RunTask(0);
-    Check(api_, api_.KernelContext_ParallelFor(context, task, run.task_count(), 0, &run));
+    RunTasks(api_, context, task, run.task_count(), &run);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context);

@@ -127,7 +127,7 @@ class Int8Conv2d {
     const int64_t image_size = image.size() / images;
     const size_t map_bytes = static_cast<size_t>(pixels * spec.channels_out) * SizeOf(kElement);
     for (int64_t n = 0; n < images; ++n) {  // one at a time: scratch memory is that of one image
-      Check(api_, api_.KernelContext_ParallelFor(context, RunTask, run.task_count(), 0, &call));
+      RunTasks(api_, context, RunTask, run.task_count(), &call);
       t.x += image_size;
       if (t.residual != nullptr) t.residual = static_cast<const char*>(t.residual) + map_bytes;
       if (t.y != nullptr) t.y = static_cast<char*>(t.y) + map_bytes;

@@ -69,8 +69,7 @@ class Pack {
     call.job.words = static_cast<size_t>(words);
     call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels * 4)));
     const size_t tasks = (call.job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
-    if (tasks == 1) return RunTask(&call, 0);
-    Check(api_, api_.KernelContext_ParallelFor(context, RunTask, tasks, 0, &call));
+    RunTasks(api_, context, RunTask, tasks, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

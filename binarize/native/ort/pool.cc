@@ -113,8 +113,7 @@ class Pool {
     call.rows_per_task = static_cast<size_t>(std::max<int64_t>(1, x.dims[0] * out_h / kTasks));
     call.tasks_per_image = (call.out_h + call.rows_per_task - 1) / call.rows_per_task;
     const size_t tasks = static_cast<size_t>(x.dims[0]) * call.tasks_per_image;
-    if (tasks == 1) return RunTask(&call, 0);
-    Check(api_, api_.KernelContext_ParallelFor(context, RunTask, tasks, 0, &call));
+    RunTasks(api_, context, RunTask, tasks, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

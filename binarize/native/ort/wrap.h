@@ -68,6 +68,11 @@ int64_t IntAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* n
 std::vector<int64_t> IntsAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
                                    const std::vector<int64_t>& fallback);
 
+using Task = void(void* call, size_t index);
+
+// Runs `task(call, i)` for every i below `tasks`, on the session's threads if there are several, and waits for all.
+void RunTasks(const OrtApi& api, const OrtKernelContext* context, Task* task, size_t tasks, void* call);
+
 // A block of memory from the runtime's arena for the length of one call.
 class Scratch {
  public:
