@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 import binarize
 
@@ -22,4 +23,7 @@ assert close.mean() >= 0.75, f"only {close.sum()} of {len(close)} images agree w
 command = Path(sys.executable).parent / "binarize"
 answer = subprocess.run([command, "--help"], capture_output=True, text=True, check=False)
 assert answer.returncode == 5 and "binarize-nn[convert]" in answer.stderr, answer
-print(f"the wheel works: {close.sum()} of {len(close)} images agree with torch, on {binarize.runtime.active_isa()}")
+print(
+    f"the wheel works in onnxruntime {onnxruntime.__version__}: {close.sum()} of {len(close)} images agree with torch, "
+    f"on {binarize.runtime.active_isa()}"
+)

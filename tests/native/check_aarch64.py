@@ -24,6 +24,8 @@ from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parents[2] / "binarize" / "native"
 SKIPPED = 77
+MINIMUM_QEMU = 10
+"""For ONNX Runtime; older ones crash when it is imported."""
 PACKAGES = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "zlib1g", "libexpat1", "libstdc++6",
     "libgcc-s1", "libffi8", "liblzma5", "libbz2-1.0", "libssl3", "libuuid1",
@@ -141,7 +143,7 @@ def export_model(folder: Path) -> tuple[Path, Path]:
 
 def run_model(build: Path, root: Path, folder: Path) -> dict:
     """What the child reports about the exported model."""
-    qemu, python = emulator(minimum=10), root / "root" / "usr" / "bin" / "python3.11"
+    qemu, python = emulator(MINIMUM_QEMU), root / "root" / "usr" / "bin" / "python3.11"
     if not python.is_file():
         raise Missing(f"{root} holds no aarch64 Python (make one with --fetch)")
     model, data = export_model(folder)

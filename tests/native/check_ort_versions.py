@@ -2,8 +2,8 @@
 
 Each version is installed with pip into a folder that is deleted afterwards; nothing of the environment
 changes. The oldest supported version must give the kernels' exact results and run the model-local functions
-without the library; 1.17 must be refused with a message. Needs the network, so it is no test of the suite:
-run it when native/ort changes.
+without the library; 1.17 must be refused with a message. Needs the network, so it is no test of the suite but a step of
+`.ci/run`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def check(version: str, folder: Path) -> dict:
     target = folder / version
     requirements = ["onnxruntime"] if version == "newest" else [f"onnxruntime=={version}", "numpy<2"]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), *requirements],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts", "--target", str(target), *requirements],
         check=True,
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
