@@ -62,8 +62,8 @@ def bench(
         check_plot(plot)
     with tempfile.TemporaryDirectory() as folder:
         files = _contenders(output, file, against, arch, int8, data, Path(folder))
-        settings: dict[str, Any] = {"threads": threads, "batch": batch, "progress": output.progress}
-        result = benchmark(files, runs=runs, **settings)
+        settings: dict[str, Any] = {"threads": threads, "runs": runs, "batch": batch, "progress": output.progress}
+        result = benchmark(files, **settings)
         profiles, by_layer = _details(files, layers, profile, settings)
     _show(output, result)
     _show_layers(output, by_layer, list(files))
@@ -147,8 +147,8 @@ def _show(output: Output, result: Benchmark) -> None:
     pinned = f"pinned to cores {', '.join(map(str, result.cores))}" if result.cores else "not pinned"
     output.text(
         f"{machine['cpu']} ({machine['caches'] or 'caches unknown'}), kernels {machine['isa']}, "
-        f"onnxruntime {machine['onnxruntime']}; {result.threads} thread(s), {pinned}; batch {result.batch}, "
-        f"{result.runs} runs each, in alternation"
+        f"binarize {machine['binarize']}, onnxruntime {machine['onnxruntime']}; {result.threads} thread(s), {pinned}; "
+        f"batch {result.batch}, {result.runs} runs each, in alternation"
     )
     output.table("", result.columns(), result.rows())
     for sentence in result.verdicts():
@@ -169,7 +169,8 @@ def _show_layers(output: Output, layers: list[LayerTime], names: list[str]) -> N
         ratios = [layer.speedup(name) for name in others]
         figures = ["-" if time is None else f"{time:.3f}" for time in times]
         rows.append((layer.layer, layer.op, *figures, *("-" if r is None else f"{r:.2f}x" for r in ratios)))
-    output.table("by layer", columns, rows)
+    runs = len(layers[0].times[first])
+    output.table(f"by layer, medians of {runs} runs (--json has minima and p90)", columns, rows)
     for name in others:
         slower = slower_layers(layers, name)
         lost = sum(layer.milliseconds[first] - layer.milliseconds[name] for layer in slower)

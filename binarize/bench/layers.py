@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.bench.profile import NodeTime, Profile
+from binarize.bench.timing import Spread
 from binarize.runtime.library import DOMAIN
 
 if TYPE_CHECKING:
@@ -35,12 +37,17 @@ class LayerTime:
     Attributes:
         layer: module path; `OTHER` for all that belongs to no layer with weights.
         op: the operator in the first file.
-        milliseconds: by file; a file that lacks the layer is left out.
+        times: milliseconds of each run, by file; a file that lacks the layer is left out.
     """
 
     layer: str
     op: str
-    milliseconds: dict[str, float]
+    times: dict[str, tuple[float, ...]]
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Medians over the runs, by file."""
+        return {name: statistics.median(times) for name, times in self.times.items()}
 
     def speedup(self, name: str) -> float | None:
         """How many times as fast as in the file `name` the layer is in the first file."""
@@ -68,7 +75,7 @@ def layer_times(profiles: Mapping[str, Profile], files: Mapping[str, str | Path]
     ops = {_layer_of(node, owners[first]): node.op for node in reversed(profiles[first].nodes)}
     layers = [layer for layer in sums[first] if layer != OTHER]
     for found in sums.values():
-        found[OTHER] += sum(time for layer, time in found.items() if layer not in sums[first])
+        found[OTHER] = _added(found[OTHER], *(times for layer, times in found.items() if layer not in sums[first]))
     return [
         LayerTime(
             layer,
@@ -136,15 +143,28 @@ def _layer_of(node: NodeTime, owners: Mapping[str, str]) -> str:
     return owners.get(node.name) or owners.get(_GENERATED.sub("", node.name)) or OTHER
 
 
-def _sums(profile: Profile, owners: Mapping[str, str]) -> dict[str, float]:
-    """Milliseconds by layer, in order of execution."""
-    sums: dict[str, float] = {}
+def _sums(profile: Profile, owners: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of each run by layer, in order of execution."""
+    nothing = (0.0,) * len(profile.nodes[0].times)
+    sums: dict[str, tuple[float, ...]] = {}
     for node in profile.nodes:
         layer = _layer_of(node, owners)
-        sums[layer] = sums.get(layer, 0.0) + node.milliseconds
-    return sums | {OTHER: sums.get(OTHER, 0.0)}
+        sums[layer] = _added(sums.get(layer, nothing), node.times)
+    return sums | {OTHER: sums.get(OTHER, nothing)}
+
+
+def _added(*times: tuple[float, ...]) -> tuple[float, ...]:
+    """Run by run."""
+    return tuple(map(sum, zip(*times, strict=True)))
 
 
 def layers_document(layers: list[LayerTime]) -> list[dict[str, Any]]:
     """Plain data for `--json`."""
-    return [{"layer": item.layer, "op": item.op, "milliseconds": item.milliseconds} for item in layers]
+    return [
+        {
+            "layer": item.layer,
+            "op": item.op,
+            "milliseconds": {name: Spread.of(times).to_dict() for name, times in item.times.items()},
+        }
+        for item in layers
+    ]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy
 import onnxruntime
 
+from binarize import __version__
 from binarize.runtime import active_isa
 
 
@@ -21,6 +22,7 @@ def machine() -> dict[str, str]:
         "caches": caches(),
         "cores": str(os.cpu_count()),
         "isa": active_isa(),
+        "binarize": __version__,
         "onnxruntime": onnxruntime.__version__,
         "numpy": numpy.__version__,
         "python": platform.python_version(),

@@ -6,12 +6,13 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from binarize.bench.machine import pinned
 from binarize.bench.sessions import open_session, random_feeds
+from binarize.bench.timing import Spread
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.runtime import active_isa
 from binarize.runtime.library import DOMAIN
@@ -26,14 +27,27 @@ class NodeTime:
     Attributes:
         name: as ONNX Runtime calls it after its optimizations.
         op: its operator.
-        milliseconds: median over the runs.
+        times: milliseconds of each run.
         kernel: whose it is: `ai.binarize avx512`, or ONNX Runtime's provider.
     """
 
     name: str
     op: str
-    milliseconds: float
+    times: tuple[float, ...]
     kernel: str
+
+    @property
+    def milliseconds(self) -> float:
+        """Median over the runs."""
+        return statistics.median(self.times)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "op": self.op,
+            "kernel": self.kernel,
+            "milliseconds": Spread.of(self.times).to_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Profile:
 
     @property
     def milliseconds(self) -> float:
-        """All nodes together."""
+        """The nodes' medians together."""
         return sum(node.milliseconds for node in self.nodes)
 
     def by_operator(self) -> list[dict[str, Any]]:
@@ -63,7 +77,7 @@ class Profile:
         return {
             "milliseconds": self.milliseconds,
             "operators": self.by_operator(),
-            "nodes": [asdict(node) for node in self.nodes],
+            "nodes": [node.to_dict() for node in self.nodes],
         }
 
 
@@ -94,7 +108,7 @@ def profile(
 
 
 def _read(path: Path, file: str | Path) -> Profile:
-    """The medians over every second run of the profiler's record at `path` about the ONNX `file`."""
+    """Every second run of the profiler's record at `path` about the ONNX `file`."""
     times: dict[tuple[str, str, str, str], list[float]] = {}
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
@@ -104,7 +118,7 @@ def _read(path: Path, file: str | Path) -> Profile:
     ours, our_kernel = _own_nodes(file), f"{DOMAIN} {active_isa()}"
     return Profile(
         tuple(
-            NodeTime(name, op, statistics.median(own[1::2]), our_kernel if name in ours else provider)
+            NodeTime(name, op, tuple(own[1::2]), our_kernel if name in ours else provider)
             for (_, name, op, provider), own in times.items()
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from binarize.progress import Listener, ProgressEvent, silent
@@ -12,24 +12,40 @@ MINIMUM_RUNS = 20
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Times of one contender, in milliseconds.
+class Spread:
+    """Times of several runs, in milliseconds.
 
     Attributes:
-        median, minimum, p90: over its timed runs.
+        median, minimum, p90: over the runs.
         runs: how many there were.
-        ratio: how many times as fast as the first contender this one is: the median over the rounds of the
-            first one's time divided by this one's in the same round.
     """
 
     median: float
     minimum: float
     p90: float
     runs: int
-    ratio: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Spread:
+        """The times of at least one run."""
+        several = times if len(times) > 1 else [*times, *times]
+        p90 = statistics.quantiles(several, n=10, method="inclusive")[-1]
+        return cls(statistics.median(times), min(times), p90, len(times))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Latency(Spread):
+    """Times of one contender.
+
+    Attributes:
+        ratio: how many times as fast as the first contender this one is: the median over the rounds of the
+            first one's time divided by this one's in the same round.
+    """
+
+    ratio: float
 
 
 def latency(
@@ -64,5 +80,5 @@ def latency(
 
 def _summary(own: list[float], first: list[float]) -> Latency:
     ratios = [a / max(b, 1e-9) for a, b in zip(first, own, strict=True)]
-    p90 = statistics.quantiles(own, n=10, method="inclusive")[-1]
-    return Latency(statistics.median(own), min(own), p90, len(own), statistics.median(ratios))
+    spread = Spread.of(own)
+    return Latency(spread.median, spread.minimum, spread.p90, spread.runs, statistics.median(ratios))

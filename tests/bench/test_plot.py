@@ -21,7 +21,10 @@ def result() -> Benchmark:
     return Benchmark(contenders, {"cpu": "a CPU", "isa": "scalar"}, 1, (), 1, 20)
 
 
-LAYERS = [LayerTime("conv1", "Conv", {"binary": 1.0, "float": 2.0}), LayerTime("new", "BinaryConv2d", {"binary": 1.0})]
+LAYERS = [
+    LayerTime("conv1", "Conv", {"binary": (1.0,), "float": (2.0,)}),
+    LayerTime("new", "BinaryConv2d", {"binary": (1.0,)}),
+]
 
 
 @pytest.mark.parametrize("layers", [[], LAYERS], ids=["contenders", "and layers"])

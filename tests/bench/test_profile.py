@@ -35,6 +35,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+def whole(found: Profile) -> np.ndarray:
+    """Milliseconds of each run, all nodes together."""
+    return np.sum([node.times for node in found.nodes], axis=0)
+
+
 def test_every_layer_is_found_in_every_file(files: dict[str, Path]) -> None:
     profiles = profile(files, runs=3)
     layers = {layer.layer: layer for layer in layer_times(profiles, files)}
@@ -44,8 +49,8 @@ def test_every_layer_is_found_in_every_file(files: dict[str, Path]) -> None:
         assert set(layer.milliseconds) == set(files), layer.layer
     assert layers["basic.0.conv1"].op == "BinaryConv2d" and layers["stem.0"].op == "Conv"
     for name, found in profiles.items():
-        total = sum(layer.milliseconds[name] for layer in layers.values())
-        assert total == pytest.approx(found.milliseconds)
+        total = np.sum([layer.times[name] for layer in layers.values()], axis=0)
+        assert total == pytest.approx(whole(found)) and total.shape == (3,)
 
 
 def test_a_profile_sums_up_by_operator_and_names_the_kernels(files: dict[str, Path]) -> None:
@@ -77,19 +82,20 @@ def test_an_int8_stem_is_the_layer_it_was(files: dict[str, Path], tmp_path: Path
     layers = {layer.layer: layer for layer in layer_times(profiles, both)}
     assert layers["stem.0"].op == "Int8Conv2d" and set(layers["stem.0"].milliseconds) == set(both)
     for name, found in profiles.items():
-        assert sum(layer.milliseconds.get(name, 0) for layer in layers.values()) == pytest.approx(found.milliseconds)
+        total = np.sum([layer.times[name] for layer in layers.values() if name in layer.times], axis=0)
+        assert total == pytest.approx(whole(found))
     lacking = Profile(tuple(node for node in profiles["ends"].nodes if node.name != "stem.0"))
     rest = layer_times({"ends": lacking, "float": profiles["float"]}, both)
     assert "stem.0" not in {layer.layer for layer in rest}
-    assert sum(layer.milliseconds["float"] for layer in rest) == pytest.approx(profiles["float"].milliseconds)
+    assert np.sum([layer.times["float"] for layer in rest], axis=0) == pytest.approx(whole(profiles["float"]))
 
 
 def test_slower_layers_are_named() -> None:
     layers = [
-        LayerTime("fast", "BinaryConv2d", {"binary": 1.0, "float": 5.0}),
-        LayerTime("slow", "BinaryConv2d", {"binary": 2.0, "float": 1.0}),
-        LayerTime("noise", "Conv", {"binary": 1.01, "float": 1.0}),
-        LayerTime("new", "BinaryConv2d", {"binary": 2.0}),
+        LayerTime("fast", "BinaryConv2d", {"binary": (1.0, 1.0, 9.0), "float": (5.0,)}),
+        LayerTime("slow", "BinaryConv2d", {"binary": (2.0,), "float": (1.0,)}),
+        LayerTime("noise", "Conv", {"binary": (1.01,), "float": (1.0,)}),
+        LayerTime("new", "BinaryConv2d", {"binary": (2.0,)}),
     ]
     assert [layer.layer for layer in slower_layers(layers, "float")] == ["slow"]
     assert [layer.speedup("float") for layer in layers] == [5.0, 0.5, pytest.approx(0.99, abs=0.01), None]

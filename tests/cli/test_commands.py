@@ -226,6 +226,8 @@ def test_bench_shows_layers_profile_and_plot(cli: Cli, workshop: Workshop, conve
     assert names == ["tiny", "tiny.pt", "tiny.pt int8"]
     assert [layer["layer"] for layer in document["layers"]] == ["stem.0", "body.0", "head", "(everything else)"]
     assert all(set(layer["milliseconds"]) == set(names) for layer in document["layers"])
+    spreads = [spread for layer in document["layers"] for spread in layer["milliseconds"].values()]
+    assert all(s["runs"] == 20 and 0 <= s["minimum"] <= s["median"] <= s["p90"] for s in spreads)
     assert set(document["profiles"]) == set(names)
     assert all(c["peak_rss_bytes"] > c["base_rss_bytes"] > 0 for c in document["contenders"])
     plot = tmp_path / "tiny.svg"

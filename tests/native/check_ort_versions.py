@@ -89,10 +89,8 @@ def check(version: str, folder: Path) -> dict:
 
     target = folder / version
     requirements = ["onnxruntime"] if version == "newest" else [f"onnxruntime=={version}", "numpy<2"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts", "--target", str(target), *requirements],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts", "--target", str(target)]
+    subprocess.run([*pip, *requirements], check=True)
     environment = {**os.environ, "PYTHONPATH": str(target)}
     command = [sys.executable, "-c", CHILD, str(folder), str(library_path())]
     output = subprocess.run(command, capture_output=True, text=True, env=environment)
