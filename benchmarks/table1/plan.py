@@ -59,6 +59,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "el-dagger/three-stages-replace": ("el-dagger", (*_THREE_STAGES, "link.residual=replace")),
     "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
     "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
+    "el-dagger/pre-bn+scalar-gamma": ("el-dagger", ("link.position=pre_bn", "link.gamma=scalar")),
     "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),
 }
 """A recipe with parts changed: what these are worth under equal conditions."""
