@@ -21,6 +21,7 @@ from binarize.passes.base import Pass, PassContext, run_passes
 from binarize.passes.cancel_transposes import CancelTransposes
 from binarize.passes.choose_layout import ChooseLayout
 from binarize.passes.decompose_unfused import DecomposeUnfused
+from binarize.passes.drop_aliases import DropAliases
 from binarize.passes.drop_expands import DropExpands
 from binarize.passes.fuse_epilogue import FuseEpilogue
 from binarize.passes.fuse_packs import FusePacks
@@ -33,6 +34,7 @@ from binarize.passes.narrow_stream import NarrowStream
 from binarize.passes.swap_max_pool import SwapMaxPool
 
 LOWERING_PASSES: tuple[Pass, ...] = (
+    DropAliases(),
     LowerConvs(),
     FuseEpilogue(),
     SwapMaxPool(),

@@ -45,6 +45,12 @@ class ConvGeometry:
         ends = [total - begin for total, begin in zip(totals, begins, strict=True)]
         return replace(self, pads=(*begins, *ends), same=False)
 
+    @property
+    def is_pooling(self) -> bool:
+        """Whether `avg_pool2d` has windows like this: no dilation, the same padding at both ends, of half a window."""
+        plain = self.dims == 2 and set(self.dilation) == {1} and not self.same
+        return plain and self.pads[:2] == self.pads[2:] and all(2 * self.pads[a] <= self.kernel[a] for a in (0, 1))
+
     def span(self, axis: int) -> int:
         """Distance between the first and the last tap."""
         return self.dilation[axis] * (self.kernel[axis] - 1)

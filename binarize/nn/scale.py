@@ -110,7 +110,11 @@ class BoxScale(nn.Module):
         self.register_buffer("box", torch.full((1, 1, *geometry.kernel), 1 / taps), persistent=False)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
-        return out * convolve(x.detach().abs().mean(dim=1, keepdim=True), self.box.to(x), self.geometry)
+        magnitude = x.detach().abs().mean(dim=1, keepdim=True)
+        if self.geometry.is_pooling:  # of one channel: the export has it channels-last
+            kernel, stride, pads = self.geometry.kernel, self.geometry.stride, self.geometry.pads[:2]
+            return out * F.avg_pool2d(magnitude, kernel, stride, pads)
+        return out * convolve(magnitude, self.box.to(x), self.geometry)
 
 
 def modulation(config: ConvConfig, geometry: ConvGeometry, output_size: tuple[int, ...] | None) -> nn.ModuleList:

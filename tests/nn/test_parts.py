@@ -210,8 +210,11 @@ def test_gate():
     assert w1.shape == (2, 16) and gate.squeeze.bias is None
 
 
-def test_box_scale():
-    conv = torch.nn.Conv2d(3, 2, (3, 2), (2, 1), (1, 0), (1, 2))
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_box_scale(dilation):
+    """A window that a pooling has, and one that only a conv has."""
+    conv = torch.nn.Conv2d(3, 2, (3, 2), (2, 1), (1, 0), (1, dilation))
+    assert conv_geometry(conv).is_pooling == (dilation == 1)
     x = torch.randn(1, 3, 7, 6)
     out = torch.ones_like(conv(x))
     magnitude = np.zeros((9, 6))  # padded by one row on each side
@@ -219,7 +222,7 @@ def test_box_scale():
     expected = np.zeros(out.shape[2:])
     for i in range(expected.shape[0]):
         for j in range(expected.shape[1]):
-            taps = [magnitude[2 * i + a, j + 2 * b] for a in range(3) for b in range(2)]
+            taps = [magnitude[2 * i + a, j + dilation * b] for a in range(3) for b in range(2)]
             expected[i, j] = sum(taps) / 6
     got = BoxScale(conv_geometry(conv))(out, x)
     for channel in got[0].numpy():

@@ -127,8 +127,13 @@ def test_an_activation_that_is_kept_stays_channels_last(kind: type[nn.Module]) -
     check_layout(lowered(Between(kind(), 24), "surgery.activation=keep"))
 
 
-def check_layout(result: Lowered) -> None:
-    assert Counter(n.target for n in result.fused.graph.nodes)[PACKED_CONV] == 2
+def test_the_mean_magnitude_of_the_input_stays_channels_last() -> None:
+    """XNOR-Net's K, with its window and without."""
+    check_layout(lowered(Between(conv_bn(24, 24, 1, 2)), "conv.box_scale=true"), convs=3)
+
+
+def check_layout(result: Lowered, convs: int = 2) -> None:
+    assert Counter(n.target for n in result.fused.graph.nodes)[PACKED_CONV] == convs
     assert changes_of_layout(result) == 1, "the stem's output changes layout, nothing else does"
     with torch.no_grad():
         torch.testing.assert_close(result.fused(X), result.original(X), rtol=1e-4, atol=1e-4)
