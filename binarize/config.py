@@ -125,10 +125,10 @@ class LinkConfig(_Checked):
     kind: Literal["elastic", "expand", "pooled", "identity", "none"] = "elastic"
     """Which convs have one: `elastic`: every conv; `expand`: convs that keep channels or multiply them; `pooled`: convs
     that keep channels; `identity`: convs that keep channels and size; `none`."""
-    position: Literal["post_bn", "pre_bn"] = "post_bn"
-    """Where the link is added: `BN(conv) + link` or `BN(conv + link)`."""
-    gamma: Literal["channel", "scalar", "one"] = "channel"
-    """One learnable weight per output channel, or one per link; `one`: no weight, or no link where it would be 0."""
+    position: Literal["pre_bn", "post_bn"] = "pre_bn"
+    """Where the link is added: `BN(conv + link)` or `BN(conv) + link`."""
+    gamma: Literal["scalar", "channel", "one"] = "scalar"
+    """One learnable weight per link, or one per output channel; `one`: no weight, or no link where it would be 0."""
     gamma_init: float = 1.0
     """Start of gamma (a squeeze of r channels starts at this over r)."""
     pool: Literal["avg", "max"] = "avg"

@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="RECIPE",
-        help="recipes or ablations such as el/no-link; float is always trained first",
+        help="recipes, also with changes: el/no-link, el/identity+box-scale (an unknown one lists all); "
+        "float is always trained first",
     )
     run.add_argument("--seeds", type=int, default=2)
     run.add_argument("--epochs", type=float, help="of every cell, the float ones included")

@@ -17,52 +17,64 @@ from binarize.training.finetune import FLOAT_SETTINGS, HARMLESS_SETTINGS
 
 FLOAT = "float"
 
-_THREE_STAGES = ("training.stages.tanh.share=75", "training.stages.activations.share=75")
-"""The published ones."""
-_ONE_STAGE = ("training.stages.tanh.share=0", "training.stages.activations.share=0")
+CHANGES: dict[str, tuple[str, ...]] = {
+    "no-link": ("link.kind=none",),
+    "identity": ("link.kind=identity",),
+    "post-bn": ("link.position=post_bn",),
+    "channel-gamma": ("link.gamma=channel",),
+    "box-scale": ("conv.box_scale=true",),
+    "replace": ("link.residual=replace",),
+    "gamma-zero": ("link.gamma_init=0",),
+    "gamma-half": ("link.gamma_init=0.5",),
+    "centred": ("conv.weights=centred",),
+    "zero-threshold": ("conv.threshold=zero",),
+    "no-threshold": ("conv.threshold=none",),
+    "no-gate": ("conv.gate=false",),
+    "1x1": ("conv.activation_bases=1", "conv.weight_bases=1"),
+    "one-stage": ("training.stages.tanh.share=0", "training.stages.activations.share=0"),
+    "two-stages": ("training.stages.activations.share=25", "training.stages.binary.share=75"),
+    "three-stages": ("training.stages.tanh.share=75", "training.stages.activations.share=75"),
+}
+"""What an arm may change in its recipe; three stages have the published shares."""
 
-LINKS = {"no-link": "link.kind=none", "identity": "link.kind=identity"}
+LINKS = ("no-link", "identity")
 """Instead of Elastic Links."""
-PARTS = {"pre-bn": "link.position=pre_bn", "scalar-gamma": "link.gamma=scalar", "box-scale": "conv.box_scale=true"}
-"""Parts that are crossed with the links and with each other."""
+PARTS = ("post-bn", "channel-gamma", "box-scale")
+"""Crossed with the links and with each other."""
 
 
 def product_arms() -> dict[str, tuple[str, ...]]:
     """Each name's changes of every {no link, identity, EL} x {position} x {gamma} x {K}; `el` itself has none.
 
-    Without links there is neither position nor gamma, so these are 18 and not 24 (METHODS 10.9).
+    Without links there is neither position nor gamma, so these are 18 and not 24.
     """
     subsets = [parts for n in range(len(PARTS) + 1) for parts in itertools.combinations(PARTS, n)]
     every = [("no-link",), ("no-link", "box-scale"), *(("identity", *parts) for parts in subsets), *subsets]
     return {"/".join(filter(None, ("el", "+".join(changes)))): changes for changes in sorted(every, key=len)}
 
 
-ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    name: ("el", tuple((LINKS | PARTS)[change] for change in changes))
-    for name, changes in product_arms().items()
-    if changes
-} | {
-    "el/replace": ("el", ("link.residual=replace",)),
-    "el/centred": ("el", ("conv.weights=centred",)),
-    "el/zero-threshold": ("el", ("conv.threshold=zero",)),
-    "el/gamma-zero": ("el", ("link.gamma_init=0",)),
-    "el/gamma-half": ("el", ("link.gamma_init=0.5",)),
-    "abcnet/1x1": ("abcnet", ("conv.activation_bases=1", "conv.weight_bases=1")),
-    "real-to-bin/one-stage": ("real-to-bin", _ONE_STAGE),
-    "real-to-bin/no-threshold": ("real-to-bin", ("conv.threshold=none",)),
-    "real-to-bin/no-threshold-one-stage": ("real-to-bin", ("conv.threshold=none", *_ONE_STAGE)),
-    "el-dagger/two-stages": (
-        "el-dagger",
-        ("training.stages.activations.share=25", "training.stages.binary.share=75"),
-    ),
-    "el-dagger/three-stages": ("el-dagger", _THREE_STAGES),
-    "el-dagger/three-stages-replace": ("el-dagger", (*_THREE_STAGES, "link.residual=replace")),
-    "el-dagger/no-link": ("el-dagger", ("link.kind=none",)),
-    "el-dagger/identity": ("el-dagger", ("link.kind=identity",)),
-    "el-dagger/pre-bn+scalar-gamma": ("el-dagger", ("link.position=pre_bn", "link.gamma=scalar")),
-    "el-dagger/no-gate": ("el-dagger", ("conv.gate=false",)),
-}
-"""A recipe with parts changed: what these are worth under equal conditions."""
+ABLATIONS = (
+    *(name for name, changes in product_arms().items() if changes),
+    *(f"el/{change}" for change in ("replace", "centred", "zero-threshold", "gamma-zero", "gamma-half")),
+    "abcnet/1x1",
+    "real-to-bin/one-stage",
+    "real-to-bin/no-threshold",
+    *(f"el-dagger/{change}" for change in ("two-stages", "three-stages", "no-link", "identity", "no-gate")),
+)
+"""Arms that say what parts are worth under equal conditions."""
+
+
+def split_arm(arm: str) -> tuple[str, tuple[str, ...]]:
+    """The recipe and the settings that an arm like `el/identity+box-scale` changes in it.
+
+    Raises:
+        UsageError: there is no such recipe or change.
+    """
+    recipe, _, changes = arm.partition("/")
+    _known([recipe], {FLOAT, *all_recipes()}, "recipe")
+    changed = _known(changes.split("+") if changes else (), CHANGES, "change of a recipe")
+    return recipe, tuple(setting for change in changed for setting in CHANGES[change])
+
 
 TELLING = ("binarye", "el", "real-to-bin", "el-dagger")
 """Recipes whose comparison says most, run first."""
@@ -123,7 +135,7 @@ class Cell:
 
     Args:
         net: of `NETS`.
-        arm: `float`, a recipe, or one of `ABLATIONS`.
+        arm: `float`, a recipe, or a recipe with some of `CHANGES`: `el/identity+box-scale`.
         seed: of data order, augmentation and initial weights.
         settings: shared ones, as for `--set`.
     """
@@ -137,13 +149,13 @@ class Cell:
     def config(self) -> Config:
         if self.arm == FLOAT:  # parts and stages may be those of a recipe that `el` does not have
             return api.resolve_config("el", None, [s for s in self._all if not s.startswith(_OF_BINARY_NETS)])
-        recipe = ABLATIONS[self.arm][0] if self.arm in ABLATIONS else self.arm
-        return api.resolve_config(recipe, None, [*self._all, *self.changes])
+        recipe, changes = split_arm(self.arm)
+        return api.resolve_config(recipe, None, [*self._all, *changes])
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What an ablation sets besides."""
-        return ABLATIONS[self.arm][1] if self.arm in ABLATIONS else ()
+        """What it sets besides its recipe."""
+        return split_arm(self.arm)[1]
 
     @property
     def _all(self) -> list[str]:
@@ -182,7 +194,9 @@ class Wanted:
     def cells(self) -> Iterator[Cell]:
         """Float models first, then the arms in order of telling, seed after seed."""
         nets = _known(self.nets or self.preset.nets, NETS, "net")
-        arms = _known(self.arms or self.preset.arms, {FLOAT, *all_recipes(), *ABLATIONS}, "recipe")
+        arms = self.arms or self.preset.arms
+        for arm in arms:
+            split_arm(arm)
         settings = (*self.preset.settings, *self.settings)
         for seed in range(self.seeds):
             for arm in dict.fromkeys((FLOAT, *arms)):

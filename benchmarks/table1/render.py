@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.table1.nets import NETS, PAPER_COLUMN
-from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS
+from benchmarks.table1.plan import ABLATIONS, FLOAT, LINKS, PRESETS, product_arms
 from benchmarks.table1.results import Row
 from binarize.recipes import FLOAT_TOP1, TABLE1_NETS, all_recipes
 from binarize.training.finetune import HARMLESS_SETTINGS
@@ -44,7 +44,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """One table per condition; then the paper's numbers, and which cells are open."""
     parts = ["# Table 1 in miniature", "", _INTRODUCTION]
     for title, group in conditions(rows).items():
-        parts += ["", f"## {title}", "", *_table(group)]
+        parts += ["", f"## {title}", "", *_table(group), *_products(group)]
     parts += ["", "## Still open", "", *_open_cells(rows)]
     return "\n".join(parts) + "\n"
 
@@ -57,7 +57,7 @@ numbers. NC: it did not converge. Made by `python -m benchmarks.table1 render` f
 
 def _table(rows: Sequence[Row]) -> list[str]:
     nets = [net for net in NETS if any(row.net == net for row in rows)]
-    arms = [arm for arm in _arms() if any(row.recipe == arm for row in rows)]
+    arms = [arm for arm in _arms(rows) if arm not in _COMBINED and any(row.recipe == arm for row in rows)]
     header = [
         "recipe",
         *(text for net in nets for text in (net, *([f"{PAPER_COLUMN[net]}, paper"] if net in PAPER_COLUMN else []))),
@@ -70,6 +70,31 @@ def _table(rows: Sequence[Row]) -> list[str]:
             if net in PAPER_COLUMN:
                 cells.append(paper_number(arm, net))
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+_COMBINED = {arm for arm, changes in product_arms().items() if len(changes) > 1}
+"""Arms with several changes; they have tables of their own."""
+
+
+def _products(rows: Sequence[Row]) -> list[str]:
+    """For each net with combined changes: every combination of position, gamma and K, with each kind of link."""
+    lines = []
+    kinds = (*LINKS, "elastic")
+    for net in (net for net in NETS if any(row.net == net and row.recipe in _COMBINED for row in rows)):
+        cells: dict[tuple[str, ...], dict[str, str]] = defaultdict(lambda: dict.fromkeys(kinds, "-"))
+        for arm, changes in product_arms().items():
+            kind, parts = (changes[0], changes[1:]) if changes[:1] and changes[0] in LINKS else ("elastic", changes)
+            cells[parts][kind] = summary([r for r in rows if r.net == net and r.recipe == arm])
+        lines += [
+            "",
+            f"{net}, links and parts of `el` combined:",
+            "",
+            "| | " + " | ".join(kinds) + " |",
+            "|---|---|---|---|",
+        ]
+        for parts in sorted(cells, key=len):
+            lines.append("| " + " | ".join([" + ".join(parts) or "as `el`", *cells[parts].values()]) + " |")
     return lines
 
 
@@ -108,8 +133,8 @@ def _paper_share(arm: str, net: str) -> float | None:
     return 100 * float(number) / float(paper_number(FLOAT, net)) if number not in ("-", "NC") else None
 
 
-def _arms() -> tuple[str, ...]:
-    return (FLOAT, *all_recipes(), *ABLATIONS)
+def _arms(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((FLOAT, *all_recipes(), *ABLATIONS, *(row.recipe for row in rows))))
 
 
 def _open_cells(rows: Sequence[Row]) -> list[str]:
@@ -118,7 +143,9 @@ def _open_cells(rows: Sequence[Row]) -> list[str]:
     for name, preset in PRESETS.items():
         done = {(row.net, row.recipe) for row in rows if _preset_of(row) == (name, "")}
         for net in preset.nets:
-            missing = [arm for arm in preset.arms if (net, arm) not in done]
+            missing = [arm for arm in preset.arms if (net, arm) not in done and arm not in _COMBINED]
+            if combined := [arm for arm in preset.arms if (net, arm) not in done and arm in _COMBINED]:
+                missing.append(f"and {len(combined)} combinations of parts of `el`")
             if missing:
                 lines.append(f"- preset `{name}`, {net}: {', '.join(missing)}")
     return lines or ["nothing"]
@@ -133,7 +160,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     title, group = max(conditions(rows).items(), key=lambda item: len(item[1]))
     nets = [net for net in NETS if any(row.net == net for row in group)]
-    arms = [arm for arm in _arms() if arm != FLOAT and any(row.recipe == arm for row in group)]
+    arms = [
+        arm for arm in _arms(group) if arm != FLOAT and arm not in _COMBINED and any(r.recipe == arm for r in group)
+    ]
 
     def share(net: str, arm: str) -> float | None:
         found = [r for r in group if r.net == net and r.recipe == arm and r.top1 and r.float_top1]

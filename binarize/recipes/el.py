@@ -9,9 +9,9 @@ EL = Recipe(
     source="Hu et al., Elastic-Link for Binarized Neural Network, AAAI 2022 (arXiv 2112.10149)",
     config=Config(recipe="el"),
     equations=(
-        "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W))) + gamma * EL(x)), alpha_o = mean |W_o|, detached",
+        "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W)) + gamma * EL(x))), alpha_o = mean |W_o|, detached",
         "EL: channels that grow are copied, channels that shrink are summed in groups, strides are averaged",
-        "gamma learned per output channel, starting at 1, or 1/r for a sum of r channels, or 0 where the link closes a "
+        "one gamma learned per link, starting at 1, or at 1/r for a sum of r channels, or 0 where the link closes a "
         "block that has its own shortcut; tau starts at the median",
     ),
     table1=("64.0", "65.6", "56.4", "60.1", "63.2"),

@@ -15,7 +15,7 @@ EL_DAGGER = Recipe(
     source="Hu et al., Elastic-Link for Binarized Neural Network, AAAI 2022, Table 1, rows with a dagger",
     config=Config(recipe="el-dagger", conv=ConvConfig(gate=True), training=TrainingConfig(stages=STAGES)),
     equations=(
-        "y = RPReLU(BN(G(x) * alpha * (sign(x - tau) conv sign(W))) + gamma * EL(x)), EL as in el, G as in real-to-bin",
+        "y = RPReLU(BN(G(x) * alpha * (sign(x - tau) conv sign(W)) + gamma * EL(x))), EL as in el, G as in real-to-bin",
     ),
     table1=("67.1", "68.9", "61.2", "65.7", "66.5"),
     cost="as real-to-bin",

@@ -11,7 +11,7 @@ MOBINET = Recipe(
         recipe="mobinet",
         surgery=SurgeryConfig(keep=("rule:projection",), activation="none", depthwise_inputs=4),
         conv=ConvConfig(threshold="none"),
-        link=LinkConfig(kind="pooled", gamma="one", residual="replace"),
+        link=LinkConfig(kind="pooled", position="post_bn", gamma="one", residual="replace"),
     ),
     equations=(
         "depthwise 3x3 -> grouped 3x3 with K = 4 input channels per output (surgery.depthwise_inputs)",

@@ -7,8 +7,9 @@ from binarize.config import ConvConfig, LinkConfig, StageConfig, SurgeryConfig
 PUBLISHED = SurgeryConfig(keep=("rule:projection",), activation="none")
 """Downsampling projections stay float, as in every published ResNet row; no activation between BN and sign."""
 
-NO_LINK = LinkConfig(kind="none")
-IDENTITY = LinkConfig(kind="identity", gamma="one", residual="replace")
+NO_LINK = LinkConfig(kind="none", position="post_bn", gamma="channel")
+"""One that is switched on is added behind the batch norm: before it a link vanishes among sums without a scale."""
+IDENTITY = LinkConfig(kind="identity", position="post_bn", gamma="one", residual="replace")
 """A shortcut per conv instead of one per block, without a weight, where the conv keeps channels and size."""
 
 BIREAL_CONV = ConvConfig(threshold="none", activation_gradient="approx", weight_gradient="clip")

@@ -14,7 +14,7 @@ REACTNET = Recipe(
         recipe="reactnet",
         surgery=replace(PUBLISHED, activation="rprelu"),
         conv=replace(BIREAL_CONV, threshold="zero"),
-        link=LinkConfig(kind="expand", gamma="one", residual="replace"),
+        link=LinkConfig(kind="expand", position="post_bn", gamma="one", residual="replace"),
         training=TrainingConfig(stages=REACTNET_STAGES),
     ),
     equations=(

@@ -9,6 +9,7 @@ from benchmarks.table1 import __main__ as cli
 from benchmarks.table1 import plan, render, results, run
 from benchmarks.table1.nets import NETS, PAPER_COLUMN
 from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS, Cell, Wanted
+from binarize.errors import UsageError
 from binarize.progress import silent
 from binarize.training.trainer import TrainingDiverged
 from tests.models import conv_bn
@@ -184,8 +185,28 @@ def test_presets_name_what_there_is(name):
 def test_unknown_names_are_told(capsys):
     assert cli.main(["run", "--data", "/nowhere"]) == 2
     assert "no such file" in capsys.readouterr().err.lower()
-    with pytest.raises(Exception, match="no recipe 'elo'"):
-        list(Wanted(PRESETS["cpu"], arms=("elo",)).cells())
+    for arm, message in (("elo", "no recipe 'elo'"), ("el/no-links", "no change of a recipe 'no-links'")):
+        with pytest.raises(UsageError, match=message):
+            list(Wanted(PRESETS["cpu"], arms=(arm,)).cells())
+
+
+def test_an_arm_is_a_recipe_with_changes():
+    (cell,) = cells("el/identity+box-scale")
+    assert cell.changes == ("link.kind=identity", "conv.box_scale=true")
+    assert (cell.config.link.kind, cell.config.conv.box_scale) == ("identity", True)
+    assert len({cell.config for cell in cells(*plan.product_arms())}) == len(plan.product_arms()) == 18
+
+
+def test_combined_changes_have_a_table_of_their_own():
+    row = results.read(results.FILE)[0]
+    arms = {"float": "70", "el": "60", "el/no-link": "30", "el/identity+box-scale": "42", "el/post-bn+replace": "50"}
+    text = render.markdown(
+        [dataclasses.replace(row, recipe=arm, top1=top1, float_top1="70") for arm, top1 in arms.items()]
+    )
+    table, _, rest = text.partition("links and parts of `el` combined:")
+    assert "| el/no-link | 30.0" in table and "| el/post-bn+replace | 50.0" in table and "identity" not in table
+    assert "| as `el` | 30.0 (n=1) [42.9 %] | open | 60.0 (n=1) [85.7 %] |" in rest
+    assert "| box-scale | open | 42.0 (n=1) [60.0 %] | open |" in rest
 
 
 @pytest.mark.parametrize("name", list(NETS))

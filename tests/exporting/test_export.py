@@ -45,10 +45,10 @@ def targets(graph_module):
     "values",
     [
         (),
-        ("link.position=pre_bn",),
+        ("link.position=post_bn",),
         ("link.pool=max",),
         ("link.kind=none",),
-        ("link.gamma=scalar",),
+        ("link.gamma=channel",),
         ("link.residual=replace",),
         ("surgery.activation=keep",),
         ("surgery.activation=prelu", "conv.scale=none"),
@@ -159,8 +159,8 @@ def test_what_multiplies_accumulators_is_part_of_the_conv(dims, parts, bias):
     if dims == 2:
         names = targets(lowered.fused)
         assert names.count("binarize.packed_conv2d.default") == 1 and "binarize.activate.default" not in names
-        with_k = "box_scale" in parts  # a float conv of one channel, times the spatial scale's rows and columns
-        assert sum("conv2d" in name for name in names) == 1 + with_k
+        with_k = "box_scale" in parts  # a pooling of one channel, times the spatial scale's rows and columns
+        assert sum("conv2d" in name for name in names) == 1 and sum("pool2d" in name for name in names) == with_k
         assert sum("mul" in name for name in names) == 2 * with_k
         assert not any("batch_norm" in name for name in names)
     result = verify(lowered, emit(lowered, (x,)), (x,))
