@@ -11,6 +11,15 @@ import pytest
 
 
 @pytest.fixture(scope="module")
+def qemu() -> str:
+    """Asked for before `build`, so that nothing is compiled that nothing can run."""
+    try:
+        return check_aarch64.emulator()
+    except check_aarch64.Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library and the core test for aarch64."""
     folder = tmp_path_factory.mktemp("aarch64")
@@ -31,7 +40,7 @@ def test_it_compiles_for_aarch64(build: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_neon_equals_scalar_under_emulation(build: Path) -> None:
+def test_neon_equals_scalar_under_emulation(qemu: str, build: Path) -> None:
     try:
         assert "all passed" in check_aarch64.run_core_test(build, cases=150)
     except check_aarch64.Missing as missing:
@@ -39,7 +48,7 @@ def test_neon_equals_scalar_under_emulation(build: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(qemu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an aarch64 Python and ONNX Runtime: AARCH64_ROOT names one, or it is fetched now."""
     if named := os.environ.get("AARCH64_ROOT"):
         return Path(named)
@@ -56,7 +65,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_exported_model_runs_on_neon_as_on_scalar(build: Path, root: Path, tmp_path: Path) -> None:
+def test_an_exported_model_runs_on_neon_as_on_scalar(root: Path, build: Path, tmp_path: Path) -> None:
     try:
         report = check_aarch64.run_model(build, root, tmp_path)
     except check_aarch64.Missing as missing:

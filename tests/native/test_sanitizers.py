@@ -25,32 +25,27 @@ IN_SESSIONS = ("test_kernels", "test_pointwise", "test_int8_conv", "test_malform
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="module", params=list(RUNTIME_LIBRARIES))
-def sanitizers(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def build(sanitizers: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with core test and library, instrumented."""
+@pytest.mark.parametrize("sanitizers", list(RUNTIME_LIBRARIES))
+def test_core_and_operators_are_clean_under_sanitizers(sanitizers: str, tmp_path: Path) -> None:
+    """One test for both, because the build takes longest and processes share none."""
     cmake = shutil.which("cmake")
     if cmake is None or not NATIVE.is_dir():
         pytest.skip("needs cmake and the sources")
-    folder = tmp_path_factory.mktemp("sanitized")
     options = ["-DBINARIZE_BUILD_TESTS=ON", f"-DBINARIZE_SANITIZE={sanitizers}", "-DBINARIZE_WERROR=ON"]
-    subprocess.run([cmake, "-S", str(NATIVE), "-B", str(folder), *options], check=True, capture_output=True)
+    subprocess.run([cmake, "-S", str(NATIVE), "-B", str(tmp_path), *options], check=True, capture_output=True)
     targets = ["--target", "core_test", "binarize_ops"]
-    subprocess.run([cmake, "--build", str(folder), "--parallel", "2", *targets], check=True, capture_output=True)
-    return folder
+    subprocess.run([cmake, "--build", str(tmp_path), "--parallel", "2", *targets], check=True, capture_output=True)
+    run_core_test(tmp_path)
+    run_operators(tmp_path, sanitizers)
 
 
-def test_core_is_clean_under_sanitizers(build: Path) -> None:
+def run_core_test(build: Path) -> None:
     run = subprocess.run([str(build / "tests" / "core_test"), "400"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "all passed" in run.stdout
 
 
-def test_operators_are_clean_in_onnxruntime(build: Path, sanitizers: str) -> None:
+def run_operators(build: Path, sanitizers: str) -> None:
     """The operators' own tests once more, fuzzing and concurrent sessions among them, with the instrumented library."""
     preloaded = [runtime_library(build, name) for name in (RUNTIME_LIBRARIES[sanitizers], "libstdc++.so.6")]
     environment = {
