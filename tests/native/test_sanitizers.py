@@ -56,7 +56,7 @@ def run_operators(build: Path, sanitizers: str) -> None:
     }
     for name in [name for name in environment if name.startswith("PYTEST_")]:  # this one is no part of the outer run
         del environment[name]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--confcutdir={HERE}"]
+    options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--confcutdir={HERE}"]
     # Not captured: a report is written and the process ended at once.
     tests = [str(HERE / f"{name}.py") for name in IN_SESSIONS]
     command = [sys.executable, "-m", "pytest", "--capture=no", *options, *tests]
