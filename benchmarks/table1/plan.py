@@ -149,8 +149,7 @@ class Cell:
     def config(self) -> Config:
         if self.arm == FLOAT:  # parts and stages may be those of a recipe that `el` does not have
             return api.resolve_config("el", None, [s for s in self._all if not s.startswith(_OF_BINARY_NETS)])
-        recipe, changes = split_arm(self.arm)
-        return api.resolve_config(recipe, None, [*self._all, *changes])
+        return api.resolve_config(split_arm(self.arm)[0], None, [*self._all, *self.changes])
 
     @property
     def changes(self) -> tuple[str, ...]:
