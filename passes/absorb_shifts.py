@@ -2,7 +2,7 @@
 
 Links and residuals are sums: what the map lacks goes, once and for all, into the bias of the operator that adds it. A
 threshold moves by as much. That is one operation less for every value of the map. For the proof, `meta["offset"]` of a
-map's maker says what the map lacks, and `meta["threshold"]` of what packs it with what the whole would be compared.
+map's maker says what the map lacks, and its `meta["threshold"]` with what the whole would be compared.
 """
 
 from __future__ import annotations
@@ -83,7 +83,6 @@ def _absorb(graph_module: GraphModule, maker: Fused, y: Node, geometries: dict[N
 def _move_threshold(graph_module: GraphModule, pack: Node, shift: Tensor) -> None:
     threshold = pack.args[1]
     assert isinstance(threshold, Node)
-    pack.meta["threshold"] = constant(threshold)
     moved = (constant(threshold).double() - shift).float()
     pack.update_arg(1, add_constant(graph_module, f"{pack.name}_threshold", moved, pack))
 

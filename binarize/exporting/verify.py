@@ -119,9 +119,11 @@ def verify(
         VerificationError: names the worst nodes.
     """
     inputs = float_inputs(inputs)
-    truth = _Recorder(lowered.original, {n.meta["origin"] for n in lowered.fused.graph.nodes if is_forced(n)})
+    packed = _packed_maps(lowered)
+    origins = {n.meta["origin"] for n in lowered.fused.graph.nodes if is_forced(n)}
+    truth = _Recorder(lowered.original, origins.union(x.name for x, _ in packed.values()))
     outputs = _flat(truth.run(*inputs))
-    fused = _Forced(lowered.fused, truth.values)
+    fused = _Forced(lowered.fused, truth.values, packed)
     fused.run(*inputs)
     forced = _expected(lowered, _Bounds(fused.values, fused.largest), model)
     result = Verification(nodes=len(forced))
@@ -152,6 +154,14 @@ class _Expected:
     """For floats: allowed difference per channel. For bits: whether a value is too near to a threshold."""
 
 
+def _packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
+    """For every `pack` of the fused graph: what the trained model's conv reads instead, and its thresholds."""
+    convs = {node.name: node for node in lowered.original.graph.nodes}
+    packs = [node for node in lowered.fused.graph.nodes if node.target is PACK]
+    sources = {pack.name: convs[pack.meta["reader"]].args[:2] for pack in packs}
+    return {name: (x, constant(threshold)) for name, (x, threshold) in sources.items()}
+
+
 class _Recorder(Interpreter):
     """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB."""
 
@@ -177,12 +187,15 @@ class _Forced(_Recorder):
     largest size is kept, and the values of what is compared.
     """
 
-    def __init__(self, graph_module: GraphModule, truth: dict[str, Any]) -> None:
+    def __init__(
+        self, graph_module: GraphModule, truth: dict[str, Any], packed: dict[str, tuple[Node, Tensor]]
+    ) -> None:
         nodes = graph_module.graph.nodes
         packs = [n for n in nodes if n.target is PACK]
         wanted = {*filter(is_forced, nodes), *packs, *(n.args[0] for n in packs)}
         super().__init__(copy.deepcopy(graph_module).float(), {n.name for n in wanted})
         self.truth = truth
+        self.packed = packed
         self.largest: dict[str, float] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -196,20 +209,24 @@ class _Forced(_Recorder):
         return value
 
     def compute(self, n: Node) -> Any:
-        """Bits are those of the trained model's whole values, which round otherwise than what lacks a shift."""
-        if n.target is PACK and "threshold" in n.meta and is_forced(_maker(n.args[0])):
-            return pack(self.true_value(_maker(n.args[0])), n.meta["threshold"])
+        """Bits are those of the trained model's values: others round otherwise, in another layout or without a shift.
+
+        One bit that is different for that reason is another accumulator in the conv that reads it.
+        """
+        if n.target is PACK:
+            x, threshold = self.packed[n.name]
+            return pack(self.true_value(x.name), threshold)
         if not is_forced(n):
             return super().compute(n)
-        value = self.true_value(n)
+        value = self.true_value(n.meta["origin"])
         if n.target is POOL:
             return value
         threshold = n.meta["threshold"] if "threshold" in n.meta else Fused(n).value("next_threshold")
         return value - n.meta.get("offset", 0), pack(value, threshold)
 
-    def true_value(self, forced: Node) -> Tensor:
-        """What the trained model has in place of `forced`, channels last."""
-        value: Tensor = self.truth[forced.meta["origin"]]
+    def true_value(self, origin: str) -> Tensor:
+        """What the trained model's node of that name gives, channels last."""
+        value: Tensor = self.truth[origin]
         value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
         return value.permute(TO_NHWC).contiguous()
 
@@ -242,7 +259,7 @@ def _expected(lowered: Lowered, bounds: _Bounds, model: onnx.ModelProto) -> list
         nodes = [node for node in lowered.fused.graph.nodes if node.target is target]
         for own, node in zip(own_nodes(model, *names), nodes, strict=True):
             if target is PACK:
-                near = bounds.near(values[node.args[0].name], node.args[1], bounds.off(node.args[0]))
+                near = bounds.near(values[node.args[0].name], node.args[1], bounds.of_pack(node))
                 expected.append(_Expected(own.name, own.output[0], values[node.name].numpy(), near))
             elif is_forced(node):
                 expected += _expected_outputs(own, node, bounds)
@@ -302,6 +319,14 @@ class _Bounds:
 
     def largest(self, node: Any) -> float:
         return self.sizes[node.name]
+
+    def of_pack(self, pack: Node) -> np.ndarray:
+        """A map that lacks a shift was rounded when that was taken from it, and so was its threshold."""
+        x, threshold = pack.args
+        assert isinstance(threshold, Node)
+        lacks = _maker(x).meta.get("offset", torch.zeros(1)).abs()
+        moved = constant(threshold).abs() + 2 * lacks
+        return (self.off(x) + 4 * ULP * torch.where(lacks > 0, moved, 0)).numpy()
 
     def of_pool(self, pool: Node) -> float:
         return self.off(pool.args[0]) + (ROUNDINGS * ULP + 2 * _unit(pool)) * self.largest(pool.args[0])

@@ -21,6 +21,7 @@ from binarize.lowering import lower
 from binarize.nn import BinaryConv2d
 from binarize.nn.binary_conv import BinaryConv1d, BinaryConv3d
 from binarize.passes.lower_layers import lower_layers
+from binarize.passes.lower_tools import constant
 from tests.models import EveryConv, PreActivation, randomized
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -268,6 +269,21 @@ def test_the_proof_finds_one_wrong_number(which, stream, request):
     tensor.CopyFrom(numpy_helper.from_array(values, name))
     with pytest.raises(VerificationError):
         verify(lowered, broken, (X,))
+
+
+def test_bits_that_rounding_decides_are_those_of_the_trained_model():
+    """Thresholds between a float map and its twin that rounds otherwise: bits may differ, accumulators behind not."""
+    module = prepared(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 8, 1)))
+    stem, first = module.get_submodule("0"), module.get_submodule("1")
+    with torch.no_grad():
+        first.threshold.copy_(stem(X)[0, :, 5, 5])
+    lowered = lower(module, (X,))
+    conv = next(node for node in lowered.fused.graph.nodes if str(node.target) == "aten.conv2d.default")
+    with torch.no_grad():
+        constant(conv.args[1]).mul_(1 + 1e-6)
+    result = verify(lowered, emit(lowered, (X,)), (X,))
+    assert result.bits_near_threshold > 0
+    assert result.worst <= 1
 
 
 def test_batch_is_dynamic_and_weights_take_a_thirty_second(tmp_path):
