@@ -6,12 +6,12 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy
 import onnxruntime
 
+from binarize.machine import versions
 from binarize.runtime import active_isa
 
 
@@ -22,7 +22,7 @@ def machine() -> dict[str, str]:
         "caches": caches(),
         "cores": str(os.cpu_count()),
         "isa": active_isa(),
-        "binarize": version("binarize"),
+        "binarize": versions()["binarize-nn"],
         "onnxruntime": onnxruntime.__version__,
         "numpy": numpy.__version__,
         "python": platform.python_version(),
