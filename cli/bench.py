@@ -11,6 +11,7 @@ import typer
 
 from binarize.cli import options
 from binarize.cli.output import Output
+from binarize.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,10 @@ def bench(
 
     if plot is not None:
         check_plot(plot)
+    if data is not None and not int8:
+        raise UsageError("--data sets the ranges of int8, which is not asked for", hint="add --int8")
+    if arch is not None and (against is None or against.suffix == ".onnx"):
+        raise UsageError("--arch belongs to a float model's file in --against", hint="add --against FILE.pt")
     with tempfile.TemporaryDirectory() as folder:
         files = _contenders(output, file, against, arch, int8, data, Path(folder))
         settings: dict[str, Any] = {"threads": threads, "runs": runs, "batch": batch, "progress": output.progress}

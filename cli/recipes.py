@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,7 +73,7 @@ def _show(output: Output, recipe: Recipe) -> None:
     output.text(f"{recipe.name}: {recipe.summary}\n{recipe.source}")
     output.text("\n".join(["", "Equations", *(f"  {line}" for line in recipe.equations), ""]))
     columns = ("stage", "share", "inputs", "weights", "starts from", "teacher", "losses", "rates")
-    output.table("Stages", columns, [_stage(stage) for stage in recipe.config.training.stages])
+    output.table("Stages", columns, list(_stages(recipe.config.training.stages)))
     limits = ["", "At run time", f"  {recipe.cost}"]
     if recipe.limits:
         limits += ["", "Limits", *(f"  {line}" for line in recipe.limits)]
@@ -81,15 +82,28 @@ def _show(output: Output, recipe: Recipe) -> None:
     output.text(f"All settings: binarize recipes {recipe.name} --toml")
 
 
-def _stage(stage: StageConfig) -> tuple[str, ...]:
+def _stages(stages: tuple[StageConfig, ...]) -> Iterator[tuple[str, ...]]:
+    """A row per stage. A stage without a share is left out of training, so that it teaches none."""
+    trained = False
+    for stage in stages:
+        yield _stage(stage, "previous" if stage.teacher == "previous" and trained else "float")
+        trained = trained or stage.share > 0
+
+
+def _stage(stage: StageConfig, teacher: str) -> tuple[str, ...]:
     losses = {
         "cross entropy": stage.cross_entropy,
         "distillation": stage.distillation,
         "attention": stage.attention,
     }
     terms = " + ".join(f"{weight:g} {name}" for name, weight in losses.items() if weight)
+    if stage.distillation and stage.temperature != 1:
+        terms += f", temperature {stage.temperature:g}"
     rates = f"{stage.optimizer}, {stage.schedule}, {stage.rate:g}x, weights {stage.weight_rate:g}x"
+    if stage.weight_decay:
+        rates += f", decay {stage.weight_decay:g}"
     if stage.search != "none":
         rates += f", {stage.search} search every {stage.search_every} steps"
-    taught = stage.teacher if stage.distillation or stage.attention else "none"
-    return (stage.name, f"{stage.share:g}", stage.activations, stage.weights, stage.start, taught, terms, rates)
+    taught = teacher if stage.distillation or stage.attention else "none"
+    share = f"{stage.share:g}" if stage.share else "0 (off)"
+    return (stage.name, share, stage.activations, stage.weights, stage.start, taught, terms, rates)

@@ -142,8 +142,15 @@ def _row(contender: Contender, batch: int) -> tuple[str, ...]:
 
 
 def _verdict(first: Contender, other: Contender) -> str:
-    # `ratio` says how fast `other` is beside `first`; the sentence is about `first`.
-    speed, size = 1 / other.latency.ratio, other.size / max(first.size, 1)
-    word = f"{speed:.2f}x as fast as" if speed >= 1 else f"SLOWER than ({speed:.2f}x as fast as)"
+    # The ratios say how fast `other` is beside `first`; the sentence is about `first`.
+    times = other.latency
+    speed, low, high = 1 / times.ratio, 1 / times.ratio_high, 1 / times.ratio_low
+    if low <= 1 <= high:
+        claim = f"as fast as {other.name} within this run's noise"
+    elif speed > 1:
+        claim = f"{speed:.2f}x as fast as {other.name}"
+    else:
+        claim = f"SLOWER than {other.name}, {speed:.2f}x as fast"
+    size = other.size / max(first.size, 1)
     smaller = f"{size:.1f}x smaller" if size >= 1 else f"{1 / size:.1f}x larger"
-    return f"{first.name} is {word} {other.name}, and {smaller}."
+    return f"{first.name} is {claim} (95 % interval {low:.2f}x to {high:.2f}x), and {smaller}."

@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: contenders take turns, and are compared round by round."""
+"""Timing that survives a noisy machine: contenders take turns, and ratios say how sure they are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from binarize.progress import Listener, ProgressEvent, silent
 
 MINIMUM_RUNS = 20
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ class Latency(Spread):
     """Times of one contender.
 
     Attributes:
-        ratio: how many times as fast as the first contender this one is: the median over the rounds of the
-            first one's time divided by this one's in the same round.
+        ratio: how many times as fast as the first contender this one is: the first one's median over this one's.
+        ratio_low, ratio_high: the ratio's 95 % confidence interval, by resampling whole rounds (bootstrap), so that
+            what slowed a round slows both. It knows the noise of this run, not that of another one.
     """
 
     ratio: float
+    ratio_low: float
+    ratio_high: float
 
 
 def latency(
@@ -79,6 +85,9 @@ def latency(
 
 
 def _summary(own: list[float], first: list[float]) -> Latency:
-    ratios = [a / max(b, 1e-9) for a, b in zip(first, own, strict=True)]
     spread = Spread.of(own)
-    return Latency(spread.median, spread.minimum, spread.p90, spread.runs, statistics.median(ratios))
+    rounds = np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))
+    medians = [np.median(np.array(times)[rounds], axis=1) for times in (first, own)]
+    low, high = np.quantile(medians[0] / medians[1], (0.025, 0.975))
+    ratio = statistics.median(first) / spread.median
+    return Latency(spread.median, spread.minimum, spread.p90, spread.runs, ratio, float(low), float(high))

@@ -70,5 +70,5 @@ def get_recipe(name: str) -> Recipe:
     if name not in recipes:
         close = difflib.get_close_matches(name, list(recipes), n=2, cutoff=0.3)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(recipes)}"
-        raise UsageError(f"unknown recipe {name!r}", hint=f"{hint} See `binarize recipes`.")
+        raise UsageError(f"unknown recipe {name!r}", hint=f"{hint} (`binarize recipes` lists them)")
     return recipes[name]

@@ -2,7 +2,7 @@
 
 from binarize.config import Config, ConvConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import NO_LINK, PUBLISHED
+from binarize.recipes.parts import BEHIND_NORM, NO_LINK, PUBLISHED
 
 ABCNET = Recipe(
     name="abcnet",
@@ -22,5 +22,11 @@ ABCNET = Recipe(
     ),
     table1=("45.2", "52.9", "NC", "42.7", "52.4"),
     cost="M x N binary convolutions per conv and M bits per weight, in one operator",
-    limits=("a block's own shortcut is the only one",),
+    limits=(
+        "a block's own shortcut is the only one",
+        "mean, deviation and alpha are per output channel, the paper's channel-wise form; v and beta start so that the "
+        "bases spread over the deviation of the calibration images' values, instead of at fixed values",
+        "3-D convs: an operator per pair of bases, M x N of them",
+        BEHIND_NORM,
+    ),
 )

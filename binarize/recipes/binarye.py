@@ -21,6 +21,8 @@ BINARYE = Recipe(
     table1=("57.9", "61.2", "NC", "56.7", "59.5"),
     limits=(
         "convs that change channels or size have no identity: they go without, or with the block's float projection",
+        "the authors put a batch norm before the first block's sign; a converted net has pooling alone there, so "
+        "that most of that conv's input bits are +1 (--set conv.threshold=median balances them)",
         "padded taps are 0, as everywhere here; the authors' code pads the signs with -1",
     ),
 )

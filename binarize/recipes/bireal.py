@@ -18,6 +18,7 @@ BIREAL = Recipe(
     table1=("57.8", "62.7", "NC", "56.4", "62.2"),
     limits=(
         "convs that change channels or size have no identity: they go without, or with the block's float projection",
+        "the last activation before the classifier stays, as it feeds no sign; the paper has none",
         "the 50-layer net of the authors links tensors of equal width across blocks; a converter keeps the user's net",
     ),
 )

@@ -19,8 +19,9 @@ MOBINET = Recipe(
         "d sign(x)/dx = 2 - 2|x| on (-1, 1), else 0",
     ),
     table1=("-", "-", "54.4", "-", "-"),
-    cost="depthwise convs cost and weigh four times as much, still a 32nd of float",
+    cost="depthwise convs cost and weigh four times as much, an eighth of the float depthwise conv's bits",
     limits=(
+        "three quarters of a widened conv's weights are new and start with random signs",
         "the authors place one skip per block (Mid-block); here each conv that keeps its channels has one",
         "nets without depthwise convs get the shortcuts alone",
     ),

@@ -14,6 +14,12 @@ IDENTITY = LinkConfig(kind="identity", position="post_bn", gamma="one", residual
 
 BIREAL_CONV = ConvConfig(threshold="none", activation_gradient="approx", weight_gradient="clip")
 
+BEHIND_NORM = (
+    "the paper's block is batch norm, sign, conv; a converted net keeps its own order, conv, batch norm, sign, and its "
+    "activations between norm and sign go, as the sign of what a ReLU gives carries nothing"
+)
+"""A limit of the recipes whose papers have another order."""
+
 REAL_TO_BIN_STAGES = (
     StageConfig(
         name="tanh",
@@ -38,7 +44,8 @@ REAL_TO_BIN_STAGES = (
     StageConfig(name="binary", share=100, teacher="previous", distillation=0.8),
 )
 """The staged teachers of Real-to-Binary; shares are the published epochs. Its last stage has a fifth of the rate of the
-ones before; at short budgets signs then hardly flip, so here the rate stays."""
+ones before; at short budgets signs then hardly flip, so here the rate stays. Rates fall by a cosine instead of in
+steps, and float weights move in a tenth of the binary ones' step, which counts flips."""
 
 REACTNET_STAGES = (
     StageConfig(

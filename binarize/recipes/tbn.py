@@ -2,7 +2,7 @@
 
 from binarize.config import Config, ConvConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import NO_LINK, PUBLISHED
+from binarize.recipes.parts import BEHIND_NORM, NO_LINK, PUBLISHED
 
 TBN = Recipe(
     name="tbn",
@@ -21,5 +21,5 @@ TBN = Recipe(
     ),
     table1=("-", "-", "-", "55.6", "58.2"),
     cost="two planes of bits per input, counted as one: 1.2 times the latency of el's ResNet-18",
-    limits=("a block's own shortcut is the only one",),
+    limits=("a block's own shortcut is the only one", BEHIND_NORM),
 )

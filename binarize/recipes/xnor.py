@@ -2,7 +2,7 @@
 
 from binarize.config import Config, ConvConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import NO_LINK, PUBLISHED
+from binarize.recipes.parts import BEHIND_NORM, NO_LINK, PUBLISHED
 
 XNOR = Recipe(
     name="xnor",
@@ -24,6 +24,8 @@ XNOR = Recipe(
     cost="as el without links; conv.box_scale adds a float pass over the input",
     limits=(
         "a block's own shortcut is the only one, so deep nets and MobileNets lose most",
+        "the authors' code scales this gradient by (1 - 1/C) n 1e9, which Adam takes out again; here it is exact",
+        BEHIND_NORM,
         "depthwise: the mean over one input channel is the weight itself, so these stay uncentred; K is left out",
         "K is off: measured by others, it costs 1 to 2.4 points where a batch norm follows",
     ),

@@ -93,8 +93,10 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at Python, ONNX Runtime, the op library, the CPU and optional packages. Raises nothing."""
-    checks = [_python(), _onnxruntime(), _library(), _symbols(), _kernels(), _instruction_sets(), _cpu()]
-    return Diagnosis((*checks, _packages("convert and train", CONVERT_PACKAGES), _terminal()))
+    checks = [_python(), _onnxruntime(), _library(), _symbols(), _kernels()]
+    if checks[-1].status != "fail":
+        checks.append(_instruction_sets())
+    return Diagnosis((*checks, _cpu(), _packages("convert and train", CONVERT_PACKAGES), _terminal()))
 
 
 def _python() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
 from importlib.metadata import PackageNotFoundError, distribution
@@ -14,6 +15,9 @@ from binarize.errors import EnvironmentProblem
 
 DOMAIN = "ai.binarize"
 MINIMUM_ONNXRUNTIME = (1, 18)
+_MESSAGE_LIMIT = 600
+_INFO_NODE = "kernel_info"
+_BY_INFO_NODE = f"node '{_INFO_NODE}': "
 # Options objects that have our operators already; ONNX Runtime itself offers no way to ask.
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -36,7 +40,7 @@ def _info_model() -> bytes:
     node = (
         _field(2, b"isa")
         + _field(2, b"supported")
-        + _field(3, b"kernel_info")
+        + _field(3, _INFO_NODE.encode())
         + _field(4, b"KernelInfo")
         + _field(7, domain)
     )
@@ -145,8 +149,15 @@ def _kernel_info() -> tuple[str, tuple[str, ...]]:
         active, supported = session.run(None, {})
     except Exception as error:
         raise EnvironmentProblem(
-            f"The op library does not run: {error}",
+            f"The op library does not run: {own_words(error).split(_BY_INFO_NODE)[-1]}",
             hint="Unset BINARIZE_ISA to let the library choose.",
         ) from error
     names = [ISA_NAMES.get(int(isa), f"unknown ({int(isa)})") for isa in (*active, *supported)]
     return names[0], tuple(names[1:])
+
+
+def own_words(error: Exception) -> str:
+    """What ONNX Runtime said, without the source locations and codes it puts in front, and of readable length."""
+    text = re.sub(r"\S*/onnxruntime/\S+:\d+ ", "", str(error))
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text).strip()
+    return text if len(text) <= _MESSAGE_LIMIT else text[:_MESSAGE_LIMIT] + " …"

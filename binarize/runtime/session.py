@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import onnxruntime
 
 from binarize.errors import EnvironmentProblem, UnsupportedModelError, UsageError
-from binarize.runtime.library import register
-
-_MESSAGE_LIMIT = 600
+from binarize.runtime.library import own_words, register
 
 
 class InferenceSession(onnxruntime.InferenceSession):
@@ -63,7 +60,7 @@ def _model_source(path_or_bytes: str | os.PathLike[str] | bytes) -> tuple[str | 
 
 def _explain(error: Exception, name: str) -> Exception:
     """One of our errors for whatever ONNX Runtime raised while it built a session."""
-    text = _shorten(str(error))
+    text = own_words(error)
     if "BINARIZE_ISA" in text:
         return EnvironmentProblem(text, layer=name, hint="Unset BINARIZE_ISA to let the library choose.")
     if "Conflicting with a registered kernel" in text:
@@ -71,12 +68,5 @@ def _explain(error: Exception, name: str) -> Exception:
         return UsageError("The session options have the op library already.", layer=name, hint=hint)
     if "providers" in text.lower() and isinstance(error, ValueError):
         return UsageError(text, layer=name)
-    hint = "Export the model again with this version of binarize, and check that the file is complete."
+    hint = "Give a whole ONNX file; if it is one, export the model again with this version of binarize."
     return UnsupportedModelError(f"ONNX Runtime refuses the model: {text}", layer=name, hint=hint)
-
-
-def _shorten(text: str) -> str:
-    """Without the source locations ONNX Runtime puts in front, and of readable length."""
-    text = re.sub(r"\S*/onnxruntime/\S+:\d+ ", "", text)
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text).strip()
-    return text if len(text) <= _MESSAGE_LIMIT else text[:_MESSAGE_LIMIT] + " …"

@@ -321,8 +321,8 @@ class Meter:
 
     def __init__(self, module: nn.Module) -> None:
         self.loss, self.right, self.images, self.steps, self.seconds = 0.0, 0, 0, 0, 0.0
-        self._weights = [m.weight for m in module.modules() if isinstance(m, BinaryConv)]
-        self._signs = [weight.detach() > 0 for weight in self._weights]
+        self._convs = [m for m in module.modules() if isinstance(m, BinaryConv)]
+        self._before = [_signs(conv) for conv in self._convs]
 
     def add(self, loss: float, right: int, images: int) -> None:
         self.loss += loss * images
@@ -349,9 +349,13 @@ class Meter:
         }
 
     def _flips(self) -> float:
-        pairs = list(zip(self._weights, self._signs, strict=True))
-        flipped = sum(int(((weight.detach() > 0) != signs).sum()) for weight, signs in pairs)
-        return flipped / max(sum(signs.numel() for signs in self._signs), 1)
+        flipped = sum(int((_signs(c) != old).sum()) for c, old in zip(self._convs, self._before, strict=True))
+        return flipped / max(sum(old.numel() for old in self._before), 1)
+
+
+def _signs(conv: BinaryConv) -> Tensor:
+    """Of the weights as they are binarized, which for some recipes are centred ones."""
+    return conv.binarize_weight.latent(conv.weight.detach()) > 0
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:

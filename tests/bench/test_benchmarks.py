@@ -72,7 +72,7 @@ def test_openvino_computes_the_same_shapes() -> None:
 def test_results_replace_their_own_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "FOLDER", tmp_path)
     found = {
-        "fine": Finish(Latency(1.0, 0.9, 1.23456, 20, 1.0), 3, 2),
+        "fine": Finish(Latency(1.0, 0.9, 1.23456, 20, 1.0, 1.0, 1.0), 3, 2),
         "lost": EnvironmentProblem("skipped: not installed"),
     }
     for subject, threads in (("b", 1), ("a", 2), ("a", 1), ("b", 1)):

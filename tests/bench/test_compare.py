@@ -72,16 +72,25 @@ def test_two_files_side_by_side(float_file: Path, binary_file: Path) -> None:
     assert len(found.verdicts()) == 1
 
 
-def made_up(name: str, size: int, milliseconds: float, ratio: float) -> Contender:
-    return Contender(name, Path(name), size, Latency(milliseconds, milliseconds, milliseconds, 20, ratio))
+def made_up(name: str, size: int, milliseconds: float, *ratio: float) -> Contender:
+    return Contender(name, Path(name), size, Latency(milliseconds, milliseconds, milliseconds, 20, *ratio))
 
 
-def test_verdicts_say_when_binary_is_slower() -> None:
-    float_ = made_up("float", 1000, 4.0, 2.0)
-    slow = Benchmark((made_up("binary", 100, 8.0, 1.0), float_), {}, 1, (), 1, 20)
-    assert slow.verdicts() == ["binary is SLOWER than (0.50x as fast as) float, and 10.0x smaller."]
-    fast = Benchmark((made_up("binary", 2000, 1.0, 1.0), made_up("float", 1000, 4.0, 0.25)), {}, 1, (), 1, 20)
-    assert fast.verdicts() == ["binary is 4.00x as fast as float, and 2.0x larger."]
+@pytest.mark.parametrize(
+    "size, ratio, verdict",
+    [
+        (100, (2.0, 1.6, 2.5), "SLOWER than float, 0.50x as fast (95 % interval 0.40x to 0.62x), and 10.0x smaller."),
+        (2000, (0.25, 0.2, 0.5), "4.00x as fast as float (95 % interval 2.00x to 5.00x), and 2.0x larger."),
+        (
+            1000,
+            (0.8, 0.7, 1.1),
+            "as fast as float within this run's noise (95 % interval 0.91x to 1.43x), and 1.0x smaller.",
+        ),
+    ],
+)
+def test_verdicts_say_when_binary_is_slower(size: int, ratio: tuple[float, ...], verdict: str) -> None:
+    found = Benchmark((made_up("binary", size, 1.0, 1, 1, 1), made_up("float", 1000, 1.0, *ratio)), {}, 1, (), 1, 20)
+    assert found.verdicts() == [f"binary is {verdict}"]
 
 
 def test_accuracies_of_module_and_file_agree(model: torch.nn.Module, float_file: Path) -> None:

@@ -15,7 +15,7 @@ from binarize.errors import EnvironmentProblem, UsageError
 
 def result() -> Benchmark:
     contenders = tuple(
-        Contender(name, Path(name), 1, Latency(time, time * 0.9, time * 1.2, 20, 1.0))
+        Contender(name, Path(name), 1, Latency(time, time * 0.9, time * 1.2, 20, 1.0, 1.0, 1.0))
         for name, time in (("binary", 1.0), ("float", 5.0))
     )
     return Benchmark(contenders, {"cpu": "a CPU", "isa": "scalar"}, 1, (), 1, 20)

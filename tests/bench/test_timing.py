@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from binarize.bench import latency
@@ -31,13 +32,21 @@ def test_ratios_compare_with_the_first_contender() -> None:
     found = latency({"binary": lambda: 2.0, "float": lambda: 6.0}, runs=20)
     assert (found["binary"].median, found["float"].median) == (2.0, 6.0)
     assert found["binary"].ratio == 1.0
-    assert found["float"].ratio == pytest.approx(1 / 3)
+    assert found["float"].ratio == found["float"].ratio_low == found["float"].ratio_high == pytest.approx(1 / 3)
+
+
+def test_ratios_know_their_noise() -> None:
+    noise = np.random.default_rng(0)
+    turns = {name: lambda t=t: t * noise.lognormal(sigma=0.2) for name, t in {"a": 1.0, "same": 1.0, "b": 1.5}.items()}
+    found = latency(turns, runs=50, warmup=0)
+    assert found["same"].ratio_low < 1 < found["same"].ratio_high
+    assert 0.5 < found["b"].ratio_low < found["b"].ratio < found["b"].ratio_high < 0.8
 
 
 def test_a_slow_stretch_hits_all_and_leaves_the_ratio() -> None:
     noise = iter([1, 1, 10, 10] * 100)
     found = latency({"a": lambda: 1.0 * next(noise), "b": lambda: 2.0 * next(noise)}, runs=40, warmup=0)
-    assert found["b"].ratio == pytest.approx(0.5)
+    assert found["b"].ratio == found["b"].ratio_low == found["b"].ratio_high == pytest.approx(0.5)
     assert found["a"].minimum == 1.0 and found["a"].p90 == pytest.approx(10)
 
 

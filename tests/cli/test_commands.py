@@ -236,3 +236,11 @@ def test_bench_shows_layers_profile_and_plot(cli: Cli, workshop: Workshop, conve
     assert "by layer" in human.out and "SLOWER than tiny.pt int8 in" in human.out and "ai.binarize" in human.out
     assert plot.stat().st_size > 0
     assert "give the float model with --against" in cli("bench", converted, "--int8").err
+
+
+def test_bench_refuses_what_it_would_ignore(cli: Cli, workshop: Workshop, converted: Path) -> None:
+    ran = cli("bench", converted, "--data", workshop.data)
+    assert ran.code == 2 and "--data" in ran.err and "add --int8" in ran.err
+    for arguments in ([], ["--against", converted]):
+        ran = cli("bench", converted, *arguments, "--arch", workshop.arch)
+        assert ran.code == 2 and "--arch" in ran.err and "--against FILE.pt" in ran.err

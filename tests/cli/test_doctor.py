@@ -61,6 +61,8 @@ def test_an_instruction_set_that_is_not_there_fails(cli: Cli, monkeypatch: pytes
     monkeypatch.setenv("BINARIZE_ISA", "no-such-isa")
     ran = cli("doctor", "--json")
     assert ran.code == 5 and ran.document["isa"] is None
+    (failed,) = [check["found"] for check in ran.document["checks"] if check["status"] == "fail"]
+    assert failed.startswith("The op library does not run: BINARIZE_ISA=no-such-isa: ")
 
 
 def test_a_forced_instruction_set_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,3 +26,15 @@ def test_a_recipe_as_toml_reads_back(cli, tmp_path):
 
 def test_toml_of_nothing_is_a_usage_error(cli):
     assert cli("recipes", "--toml", "--json").document["exit_code"] == 2
+
+
+def test_a_stage_left_out_teaches_none(cli):
+    def rows(name):
+        return [
+            line.split()
+            for line in cli("recipes", name).out.splitlines()
+            if line.strip().startswith(("tanh", "binary"))
+        ]
+
+    assert rows("el-dagger")[0][1:3] == ["0", "(off)"]
+    assert rows("el-dagger")[-1][5] == "float" and rows("real-to-bin")[-1][5] == "previous"

@@ -160,6 +160,68 @@ def test_conversion_is_the_same_in_every_process():
     assert all(torch.equal(v, first[k]) for k, v in applied("el-dagger").state_dict().items())
 
 
+PARTS = {
+    "xnor": ("sign clip 1", "none", "centred exact", "mean_abs", "no gate", "none"),
+    "abcnet": ("bases", "none", "bases", "mean_abs", "no gate", "none"),
+    "tbn": ("ternary approx", "none", "centred exact", "mean_abs", "no gate", "none"),
+    "bireal": ("sign approx", "none", "sign clip 1", "mean_abs", "no gate", "identity"),
+    "binarye": ("sign clip 1.3", "none", "sign magnitude 1.3", "none", "no gate", "identity"),
+    "ci-net": ("sign clip 1", "none", "sign magnitude 1", "none", "no gate", "none"),
+    "xnor++": ("sign clip 1", "none", "sign magnitude 1", "learned", "no gate", "none"),
+    "gbcn": ("sign approx", "none", "sign clip 1", "mean_abs", "no gate", "identity"),
+    "mobinet": ("sign approx", "none", "sign magnitude 1", "mean_abs", "no gate", "pooled"),
+    "el": ("sign approx", "median", "sign magnitude 1", "mean_abs", "no gate", "elastic"),
+    "real-to-bin": ("sign clip 1", "median", "sign magnitude 1", "none", "gate", "identity"),
+    "el-dagger": ("sign approx", "median", "sign magnitude 1", "mean_abs", "gate", "elastic"),
+    "reactnet": ("sign approx", "zero", "sign clip 1", "mean_abs", "no gate", "expand"),
+    "el-reactnet": ("sign approx", "median", "sign magnitude 1", "mean_abs", "no gate", "elastic"),
+}
+"""Inputs with their gradient, thresholds, weights with theirs, scale, gate and link, as the equations have them."""
+ACTIVATIONS = {
+    **dict.fromkeys(("el", "el-dagger", "reactnet", "el-reactnet"), "rprelu"),
+    **dict.fromkeys(("xnor++", "real-to-bin"), "prelu"),
+    "ci-net": "hardtanh",
+}
+ONE_STAGE = [(1, "binary", "binary", "float", 1, 1, 0, "none")]
+TWO_STEPS = [(128, "binary", weights, "float", 0, 1, 0, "none") for weights in ("float", "binary")]
+LADDER = [("tanh", "float", "float", 1, 3, 30), ("binary", "float", "previous", 1, 3, 30)]
+LAST = ("binary", "binary", "previous", 1, 0.8, 0, "none")
+TRAINING = {
+    "real-to-bin": [*((75, *rung, "none") for rung in LADDER), (100, *LAST)],
+    "el-dagger": [*((0, *rung, "none") for rung in LADDER), (100, *LAST)],
+    "reactnet": TWO_STEPS,
+    "el-reactnet": TWO_STEPS,
+    "gbcn": [(1, "binary", "binary", "float", 1, 1, 0, "genetic")],
+    "ci-net": [(1, "binary", "binary", "float", 1, 1, 0, "interactions")],
+}
+"""Shares, what is binary, teachers, the losses' weights and the search, where it is not one stage of both losses."""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_its_papers_parts(name):
+    config = all_recipes()[name].config
+    conv, gate = config.conv, "gate" if config.conv.gate else "no gate"
+
+    def gradient(kind):  # the bound counts where there is one; ABC-Net's bases bring their own gradients
+        return kind if kind in ("approx", "identity", "exact") else f"{kind} {conv.clip:g}"
+
+    inputs = (conv.activations, *([] if conv.activations == "bases" else [gradient(conv.activation_gradient)]))
+    weights = (conv.weights, *([] if conv.weights == "bases" else [gradient(conv.weight_gradient)]))
+    found = (" ".join(inputs), conv.threshold, " ".join(weights), conv.scale, gate, config.link.kind)
+    assert found == PARTS[name]
+    assert config.surgery.activation == ACTIVATIONS.get(name, "none")
+    assert conv.interactions == (16 if name == "ci-net" else 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_its_papers_training(name):
+    found = [
+        (s.share, s.activations, s.weights, s.teacher, s.cross_entropy, s.distillation, s.attention, s.search)
+        for s in all_recipes()[name].config.training.stages
+    ]
+    assert found == TRAINING.get(name, ONE_STAGE)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_it_is(name):
     recipe = all_recipes()[name]

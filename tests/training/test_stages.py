@@ -12,6 +12,7 @@ from binarize.config import Config, StageConfig, TrainingConfig, read_config
 from binarize.errors import UsageError
 from binarize.nn import BinaryConv2d
 from binarize.nn.sign import hard_sign
+from binarize.training import trainer
 from binarize.training.answers import answering, attention_places
 from binarize.training.losses import Answer, attention_difference, attention_map, student_objective
 from binarize.training.search import GeneticSearch, InteractionSearch, survives
@@ -116,22 +117,36 @@ def test_a_teacher_without_the_convs_is_an_error():
         pass
 
 
-def test_each_stage_is_taught_by_the_one_before():
+def test_each_stage_is_taught_by_the_one_before(monkeypatch):
     model = net()
     settled = config(STAGED, "training.epochs=4")
     module = binarized(settled, model)
-    seen = []
+    seen, ends, guides = [], [], []
 
     def watch(event):
         conv = next(m for m in module.modules() if isinstance(m, BinaryConv2d))
         seen.append((conv.activation_bits, conv.weight_bits))
 
+    def listening(layers, places, asked):
+        if layers is module:  # a stage starts where the one before has ended
+            ends.append(copy.deepcopy(module.state_dict()))
+        else:
+            guides.append(asked)
+        return answering(layers, places, asked)
+
+    monkeypatch.setattr(trainer, "answering", listening)
     binarize.finetune(module, model, images(), progress=watch)
     history = module.report.results["training"]["history"]
     assert [h["stage"] for h in history] == ["tanh", "activations", "binary", "binary"]
     assert list(dict.fromkeys(seen)) == [(32, 32), (1, 32), (1, 1)]
     convs = [m for m in module.modules() if isinstance(m, BinaryConv2d)]
     assert all((c.activation_bits, c.weight_bits) == (1, 1) for c in convs)
+    first, *others = guides
+    assert not any(isinstance(m, BinaryConv2d) for m in first.modules())
+    bits = [{(m.activation_bits, m.weight_bits) for m in g.modules() if isinstance(m, BinaryConv2d)} for g in others]
+    assert bits == [{(32, 32)}, {(1, 32)}]
+    for guide, end in zip(others, ends[1:], strict=True):
+        assert all(torch.equal(value, end[name]) for name, value in guide.state_dict().items())
 
 
 def test_a_stage_may_start_from_the_converted_net():
@@ -165,6 +180,34 @@ def test_genetic_proposals_keep_the_balance_and_can_be_undone():
         undo()
         assert all(torch.equal(c.weight, before[n]) for n, c in convs.items())
     assert changed > 0
+
+
+def test_crossover_takes_bits_of_the_mate():
+    generator = torch.Generator().manual_seed(0)
+    child, mate = torch.randn(2, 200, generator=generator)
+    crossed = GeneticSearch()._cross(child, mate, generator)
+    changed = hard_sign(crossed) != hard_sign(child)
+    assert torch.equal(hard_sign(crossed)[changed], hard_sign(mate)[changed])
+    differ = hard_sign(mate) != hard_sign(child)
+    up = int((differ & (mate > 0)).sum())
+    assert int(changed.sum()) == 2 * (min(up, int(differ.sum()) - up) // 2) > 40
+
+
+def test_flips_are_of_the_weights_as_they_are_binarized():
+    module = binarized(config("conv.weights=centred"))
+    meter = trainer.Meter(module)
+    convs = [m for m in module.modules() if isinstance(m, BinaryConv2d)]
+    with torch.no_grad():
+        for conv in convs:
+            if conv.weight.shape[1] > 1:
+                conv.weight += 1000.0  # changes the sign of many weights and of no centred one
+                conv.weight -= 1000.0 - 0.5
+    signs = [conv.binarize_weight.latent(conv.weight.detach()) > 0 for conv in convs]
+    assert meter._flips() < 0.05
+    with torch.no_grad():
+        for conv in convs:
+            conv.weight.neg_()
+    assert meter._flips() > 0.9 and all(s.any() for s in signs)
 
 
 def test_interactions_never_chain_and_can_be_undone():

@@ -3,7 +3,8 @@
 // The wheel of onnxruntime ships no headers, and the C ABI is append-only: a function's slot in OrtApi and a
 // field's offset in OrtCustomOp never change. So the slots are declared here by number, which is all that is
 // needed to run in every runtime since 1.18 without linking against one.
-// native/tests/abi_test.cc compares every offset with the official header where that is installed.
+// native/tests/abi_test.cc compares every offset with the official header; tests/native/test_abi.py runs it where there
+// is one.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
 // Every slot and offset of ort/ort_abi.h against the official header. Nothing runs: it compiles or it does not.
-#include <onnxruntime_c_api.h>
+#include <onnxruntime_c_api.h>  // of ONNX Runtime 1.18 or newer
 
 #include <cstddef>
 
