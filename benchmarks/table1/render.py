@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """One table per condition; then the paper's numbers, and which cells are open."""
     parts = ["# Table 1 in miniature", "", _INTRODUCTION]
     for title, group in conditions(rows).items():
-        parts += ["", f"## {title}", "", *_table(group), *_products(group)]
+        parts += ["", f"## {title}", "", *_table(group), *_teachers(group), *_products(group)]
     parts += ["", "## Still open", "", *_open_cells(rows)]
     return "\n".join(parts) + "\n"
 
@@ -71,6 +71,20 @@ def _table(rows: Sequence[Row]) -> list[str]:
                 cells.append(paper_number(arm, net))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _teachers(rows: Sequence[Row]) -> list[str]:
+    """Which cells of a column start from different float nets: weights are not kept with the results."""
+    teachers: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for row in rows:
+        if row.recipe != FLOAT and row.float_top1:
+            teachers[row.net, row.seed].add(row.float_top1)
+    lines = [
+        f"- {net}, seed {seed}: float nets of {' and '.join(sorted(found, key=float))} %; shares are of each row's own"
+        for (net, seed), found in sorted(teachers.items())
+        if len(found) > 1
+    ]
+    return ["", *lines] if lines else []
 
 
 _COMBINED = {arm for arm, changes in product_arms().items() if len(changes) > 1}
@@ -138,16 +152,19 @@ def _arms(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _open_cells(rows: Sequence[Row]) -> list[str]:
-    """What of each preset has no result with its settings."""
+    """What of each preset has no result with its settings, or that of one seed alone."""
     lines = []
     for name, preset in PRESETS.items():
-        done = {(row.net, row.recipe) for row in rows if _preset_of(row) == (name, "")}
+        done = {(row.net, row.recipe, row.seed) for row in rows if _preset_of(row) == (name, "")}
+        seeds = Counter((net, arm) for net, arm, _ in done)
         for net in preset.nets:
-            missing = [arm for arm in preset.arms if (net, arm) not in done and arm not in _COMBINED]
-            if combined := [arm for arm in preset.arms if (net, arm) not in done and arm in _COMBINED]:
+            missing = [arm for arm in preset.arms if not seeds[net, arm] and arm not in _COMBINED]
+            if combined := [arm for arm in preset.arms if not seeds[net, arm] and arm in _COMBINED]:
                 missing.append(f"and {len(combined)} combinations of parts of `el`")
             if missing:
                 lines.append(f"- preset `{name}`, {net}: {', '.join(missing)}")
+            if single := [arm for arm in preset.arms if seeds[net, arm] == 1]:
+                lines.append(f"- preset `{name}`, {net}, a second seed: {', '.join(single)}")
     return lines or ["nothing"]
 
 

@@ -209,6 +209,17 @@ def test_combined_changes_have_a_table_of_their_own():
     assert "| box-scale | open | 42.0 (n=1) [60.0 %] | open |" in rest
 
 
+def test_cells_with_another_teacher_or_one_seed_are_named():
+    rows = [row for row in results.read(results.FILE) if row.net == "resnet20-cifar" and row.seed == 0]
+    el = next(row for row in rows if row.recipe == "el")
+    others = [dataclasses.replace(el, float_top1="50.00"), dataclasses.replace(el, recipe="binarye", seed=1)]
+    text = render.markdown([el, *others])
+    assert f"- resnet20-cifar, seed 0: float nets of 50.00 and {el.float_top1} %" in text and "seed 1:" not in text
+    assert "- preset `cpu`, resnet20-cifar: float, real-to-bin, el-dagger, el/no-link\n" in text
+    assert "- preset `cpu`, resnet20-cifar, a second seed: binarye, el\n" in text
+    assert ", a second seed: " not in render.markdown([el, dataclasses.replace(el, seed=1)])
+
+
 @pytest.mark.parametrize("name", list(NETS))
 def test_nets_fit_their_images(name):
     size = 32 if name.endswith("cifar") else 64
