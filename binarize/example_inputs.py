@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from binarize.errors import UsageError
+from binarize.nn.modules import evaluating
 
 BATCH = 2
 """A traced batch of one would stay one."""
@@ -60,14 +61,9 @@ def channel_guesses(model: nn.Module) -> tuple[int, ...]:
 
 
 def evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Run `model` once in eval mode; its mode stays."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        model.train(was_training)
+    """Run `model` once in eval mode; the mode of each of its modules stays."""
+    with torch.no_grad(), evaluating(model):
+        model(*inputs)
 
 
 def first_that_runs(

@@ -86,8 +86,9 @@ def show_accuracy(output: Output, results: dict[str, Any]) -> None:
 
 
 def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
-    """Where the bytes of the ONNX `file` go."""
-    total = max(file.stat().st_size, 1)
+    """Where the bytes of the ONNX `file` go, or of the files in that folder."""
+    files = file.glob("*.onnx") if file.is_dir() else (file,)
+    total = max(sum(found.stat().st_size for found in files), 1)
     parts = {name: size[key] for key, name in _SIZE_ROWS.items()}
     parts |= {"report and configuration": total - sum(parts.values()), "file": total}
     rows = [(name, human_bytes(count), f"{count / total:.1%}") for name, count in parts.items()]

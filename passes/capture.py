@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from binarize.errors import UsageError
 from binarize.nn import BinaryConv, Region
-from binarize.passes.graph_tools import evaluating
+from binarize.nn.modules import evaluating
 from binarize.passes.recording import Recording
 from binarize.passes.trace import Untraceable, first_line, holds, is_leaf, trace
 

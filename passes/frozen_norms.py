@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from binarize.nn.modules import hooks_of
+
 _BUFFERS = {"weight", "bias", "running_mean", "running_var"}
 _EPSILON = 1e-5
 """Of those that do not say."""
@@ -41,7 +43,7 @@ def thaw(module: nn.Module) -> bool:
     if norm is None:
         return False
     module._buffers.clear()
-    state = vars(norm) | {name: value for name, value in vars(module).items() if "hooks" in name}
+    state = vars(norm) | hooks_of(module)
     module.__class__ = nn.BatchNorm2d
     object.__setattr__(module, "__dict__", vars(module) | state | {"training": module.training})
     return True

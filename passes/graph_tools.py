@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import networkx as nx
@@ -73,18 +72,6 @@ def moves_channels(node: Node) -> bool:
 
 GATE_MODULES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d)
 GATE_FUNCTIONS = {F.sigmoid, F.hardsigmoid, F.softmax, torch.sigmoid, torch.softmax, "sigmoid", "softmax"}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode inside; afterwards each of its modules in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def module_of(node: Node) -> nn.Module | None:

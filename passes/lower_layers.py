@@ -12,6 +12,7 @@ from binarize.nn import BinaryConv, ElasticLink, RPReLU
 from binarize.nn.activation_binarizer import Plane
 from binarize.nn.geometry import ConvGeometry
 from binarize.nn.materialise import materialise
+from binarize.nn.modules import hooks_of
 from binarize.nn.ops import Terms, elastic_link, geometry_to_ints, rprelu
 from binarize.nn.sign import hard_sign
 from binarize.passes.frozen_norms import batch_norm_of, is_frozen_batch_norm
@@ -219,6 +220,7 @@ def lower_layers(module: nn.Module) -> int:
             twin = norm
         else:
             continue
+        vars(twin).update(hooks_of(layer))
         module.set_submodule(name, twin)
         swapped += 1
     return swapped

@@ -67,7 +67,7 @@ def _operand(graph_module: GraphModule, operand: Node, before: Node) -> Node:
     """`operand` channels-last, a constant by the axes it is broadcast along; what has no layout stays."""
     rank = rank_of(before)
     value = tensor_of(operand)
-    if value is not None and value.is_floating_point() and value.dim() > 0 and rank >= 4:
+    if value is not None and value.dim() > 0 and rank >= 4:
         whole = value.reshape([1] * (rank - value.dim()) + list(value.shape))
         return add_constant(graph_module, f"{before.name}_constant", whole.permute(channels_last(rank)), before)
     if is_map(operand):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from binarize.nn.modules import evaluating
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.frozen_norms import is_frozen_batch_norm, thaw
-from binarize.passes.graph_tools import evaluating, insert_module_call, module_of, path_of, shape_of
+from binarize.passes.graph_tools import insert_module_call, module_of, path_of, shape_of
 
 _PLAIN: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from binarize.passes.graph_tools import evaluating
+from binarize.nn.modules import evaluating
 
 
 class Probe:

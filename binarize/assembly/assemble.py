@@ -15,6 +15,7 @@ from binarize.assembly.folder import REST, PartFile, read_manifest
 from binarize.assembly.write import rest_of
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.loading import resolve_recorded
+from binarize.nn.modules import hooks_of
 from binarize.runtime import InferenceSession
 
 
@@ -33,7 +34,8 @@ class SessionPart(nn.Module):
         Args:
             sessions: by the form of arguments that each is for, with the form of its result.
         """
-        for content in (module._modules, module._parameters, module._buffers):
+        in_the_file = hooks_of(module).values()
+        for content in (module._modules, module._parameters, module._buffers, *in_the_file):
             content.clear()
         module.__class__ = SessionPart
         module.sessions = sessions  # type: ignore[assignment]

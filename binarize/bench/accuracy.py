@@ -37,9 +37,21 @@ class Accuracy:
 
 
 def onnx_accuracy(session: Any, batches: Batches, total: int, progress: Listener = silent) -> Accuracy:
-    """Of an ONNX Runtime `session` whose first output is class scores."""
-    name = session.get_inputs()[0].name
-    return _measure("onnx", lambda images: session.run(None, {name: images.numpy()})[0], batches, total, progress)
+    """Of an ONNX Runtime `session` whose first output is class scores.
+
+    A session that takes a fixed number of images at a time gets that many, blank ones where there are fewer.
+    """
+    entry = session.get_inputs()[0]
+    fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
+
+    def scores(images: Any) -> np.ndarray:
+        size = fixed or len(images)
+        blank = np.zeros((-len(images) % size, *images.shape[1:]), np.float32)
+        whole = np.concatenate([images.numpy(), blank])
+        parts = np.split(whole, len(whole) // size)
+        return np.concatenate([session.run(None, {entry.name: part})[0] for part in parts])[: len(images)]
+
+    return _measure("onnx", scores, batches, total, progress)
 
 
 def module_accuracy(kind: str, module: Any, batches: Batches, total: int, progress: Listener = silent) -> Accuracy:

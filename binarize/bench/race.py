@@ -69,11 +69,15 @@ def race(
         progress(ProgressEvent("starting", len(commands), len(commands)))
         turns = {name: _Turn(process, lost) for name, process in started.items()}
         times = latency(turns, runs=runs, warmup=warmup, progress=progress) if turns else {}
-        peaks = {name: process.end() for name, process in started.items() if name not in lost}
-    return {
-        name: lost[name] if name in lost else Finish(times[name], peaks[name], started[name].base_rss)
-        for name in commands
-    }
+        finishes = {name: _finish(process, times[name]) for name, process in started.items() if name not in lost}
+    return {name: lost[name] if name in lost else finishes[name] for name in commands}
+
+
+def _finish(process: _Process, times: Latency) -> Finish | BinarizeError:
+    try:
+        return Finish(times, process.end(), process.base_rss)
+    except BinarizeError as error:
+        return error
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,11 @@ class _Process:
         assert self._process.stdout is not None
         alarm = threading.Timer(PATIENCE, self._process.kill)
         alarm.start()
-        line = self._process.stdout.readline()
-        patience_ended = not alarm.is_alive()
-        alarm.cancel()
+        try:
+            line = self._process.stdout.readline()
+            patience_ended = not alarm.is_alive()
+        finally:
+            alarm.cancel()
         if not line:
             raise self._death(patience_ended)
         fields: dict[str, Any] = json.loads(line)

@@ -21,7 +21,7 @@ from onnx import helper
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from binarize.errors import VerificationError
+from binarize.errors import UnsupportedModelError, VerificationError
 from binarize.exporting.emit import own_nodes
 from binarize.lowering import Lowered, float_inputs
 from binarize.nn.ops import geometry_from_ints, pack, unpack_signs
@@ -271,17 +271,30 @@ def _expected_outputs(own: onnx.NodeProto, node: Node, bounds: _Bounds) -> list[
     if node.target is POOL:
         value = bounds.values[node.name]
         tolerance = np.full(value.shape[-1], bounds.of_pool(node), np.float32)
-        return [_Expected(own.name, own.output[0], _stored(value, node), tolerance)]
+        return [_Expected(own.name, own.output[0], _stored(value, node, own.name), tolerance)]
     value, bits = bounds.values[node.name]
     tolerance = bounds.of_epilogue(Fused(node), value)
     near = bounds.near(value, Fused(node)["next_threshold"], tolerance)
-    outputs = zip(own.output, ((_stored(value, node), tolerance), (bits.numpy(), near)), strict=True)
+    outputs = zip(own.output, ((_stored(value, node, own.name), tolerance), (bits.numpy(), near)), strict=True)
     return [_Expected(own.name, name, v, t) for name, (v, t) in outputs if name]
 
 
-def _stored(value: Tensor, node: Node) -> np.ndarray:
-    """`value` as the stream of `node` keeps it."""
-    return value.to(node.meta.get("stream", torch.float32)).numpy()
+def _stored(value: Tensor, node: Node, layer: str) -> np.ndarray:
+    """`value` as the stream of `node` keeps it.
+
+    Raises:
+        UnsupportedModelError: float16 has no such numbers.
+    """
+    stream = node.meta.get("stream", torch.float32)
+    stored = value.to(stream)
+    if stream == torch.float16 and bool((stored.isinf() & value.isfinite()).any()):
+        largest = float(value.abs().max())
+        raise UnsupportedModelError(
+            f"its values reach {largest:.3g}, float16 ends at 65504",
+            layer=layer,
+            hint="export with the float32 stream (--stream float32, the default)",
+        )
+    return stored.numpy()
 
 
 @dataclass(frozen=True)
@@ -403,6 +416,7 @@ def _compare_bits(item: _Expected, value: np.ndarray, result: Verification) -> N
     result.bits_near_threshold += int((different & item.tolerance).sum())
     wrong = int((different & ~item.tolerance).sum())
     if wrong:
+        result.worst, result.worst_node = float("inf"), item.node
         result.failures.append(f"{item.node}: {wrong} of {different.size} bits differ")
 
 

@@ -9,15 +9,16 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx.graph_module import reduce_graph_module
 
+from binarize.nn.modules import hooks_of
+
 
 class Region(GraphModule):
     """A `GraphModule` that keeps, copied and pickled too, also what its graph does not use: auxiliary heads, say."""
 
     def become(self, module: nn.Module) -> None:
         """Turn the object `module` into this region, with its hooks and plain attributes kept."""
-        hooks = {name: value for name, value in vars(module).items() if "hooks" in name}
         module.__class__ = type(self)
-        object.__setattr__(module, "__dict__", vars(module) | vars(self) | hooks)
+        object.__setattr__(module, "__dict__", vars(module) | vars(self) | hooks_of(module))
         assert isinstance(module, Region)
         module.graph.owning_module = module
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from binarize.errors import UnsupportedModelError
+from binarize.nn.modules import evaluating
 from binarize.progress import Listener, ProgressEvent, silent
 
 
@@ -34,16 +35,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Top-1 accuracy (0 to 1) and mean cross entropy of `module` in eval mode on `batches` of (images, labels)."""
     device = next(module.parameters()).device
-    training = module.training
-    module.eval()
     right, loss, seen = 0, 0.0, 0
-    for images, labels in batches:
-        images = images.to(device, memory_format=torch.channels_last)
-        labels = labels.to(device)
-        logits = logits_of(module(images)).float()
-        right += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        seen += len(labels)
-        progress(ProgressEvent("evaluating", seen, total, {"top-1": f"{right / seen:.2%}"}))
-    module.train(training)
+    with evaluating(module):
+        for images, labels in batches:
+            images = images.to(device, memory_format=torch.channels_last)
+            labels = labels.to(device)
+            logits = logits_of(module(images)).float()
+            right += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            seen += len(labels)
+            progress(ProgressEvent("evaluating", seen, total, {"top-1": f"{right / seen:.2%}"}))
     return {"top1": right / max(seen, 1), "loss": loss / max(seen, 1), "images": seen}

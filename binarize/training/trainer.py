@@ -124,6 +124,7 @@ class Trainer:
         self.previous: nn.Module | None = None
         self.converted: dict[str, Tensor] = {}
         self.clock, self.interrupt = Clock(), Interrupt()
+        self.whole = True  # whether the state is one between two steps
         self.steps = [max(1, round(stage.epochs * steps_per_epoch)) for stage in stages]
 
     def run(self) -> list[dict[str, Any]]:
@@ -198,13 +199,15 @@ class Trainer:
                 factor = stage.rate(clock.step, steps)
                 for group in lesson.optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
+                self.whole = False
                 meter.add(*self._step(lesson, images, labels))
                 clock.step += 1
                 clock.total_steps += 1
+                self.whole = True
                 clock.seconds += time.monotonic() - started
                 meter.seconds += time.monotonic() - started
-                if clock.step == steps:
-                    break
+                if clock.step == steps or clock.total_steps % self.steps_per_epoch == 0:
+                    break  # the epoch enters the history before anything can stop
                 self.interrupt.check()
                 self._report(stage, meter)
                 if self.checkpoint and time.monotonic() - saved > self.config.checkpoint_minutes * 60:
@@ -285,9 +288,9 @@ class Trainer:
         }
         if stage.plan.search != "none":
             entry["adopted"] = self.clock.adopted
+        self.clock.history.append(entry)  # first: measuring takes long, and may be interrupted
         if self.evaluate is not None:
             entry |= {f"val_{key}": value for key, value in self.evaluate(self.module).items() if key != "images"}
-        self.clock.history.append(entry)
         fields = meter.fields()
         if "val_top1" in entry:
             fields["val top-1"] = f"{entry['val_top1']:.2%}"
@@ -299,7 +302,7 @@ class Trainer:
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            if self.checkpoint and self.clock.total_steps:
+            if self.checkpoint and self.clock.total_steps and self.whole:
                 self._save(optimizer)
             raise
 
@@ -372,7 +375,8 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**31 - 1)
+        if not mallopt(mmap_threshold, 2**31 - 1):  # before glibc 2.35 the limit is half a heap
+            mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**31 - 1)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 import binarize
 from binarize.assembly import SessionPart
 from binarize.assembly.calls import Form, find_parts
+from binarize.cli import render
+from binarize.cli.output import Output
 from binarize.errors import UnsupportedModelError, UsageError, VerificationError
 from tests.models import BasicBlock, conv_bn, randomized
 
@@ -256,3 +260,27 @@ def test_forms_are_trees_without_what_tensors_hold() -> None:
     assert form != Form.of(({"a": [x, 4], "b": None}, (y, "word")))[0]
     with pytest.raises(UnsupportedModelError, match="type set"):
         Form.of({1, 2})
+
+
+def test_hooks_of_a_part_run_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    hooked = Detector().eval()
+    hooked.tower.register_forward_hook(lambda module, args, output: output * 3 + 1)
+    inputs = (pictures((16, 20), (14, 20)),)
+    binary = binarize.apply(hooked, inputs).eval()
+    binarize.export(binary, tmp_path / "parts")
+    assembled = binarize.assemble(tmp_path / "parts", hooked)
+    with torch.no_grad():
+        for found, wanted in zip(assembled(*inputs), binary(*inputs), strict=True):
+            torch.testing.assert_close(found["scores"], wanted["scores"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_size_of_parts_adds_up(binary: nn.Module, folder: Path) -> None:
+    text = io.StringIO()
+    render.show_size(Output("human", "export", text, text), binary.report.results["size"], folder)  # type: ignore[union-attr]
+    total = sum(file.stat().st_size for file in folder.glob("*.onnx"))
+    assert any(
+        line.split()[0] == "file" and f"{total / 1e3:.2f}" in line for line in text.getvalue().splitlines() if line
+    )
+    shares = [float(share) for share in re.findall(r"([-\d.]+)%", text.getvalue())]
+    assert shares[-1] == 100 and all(0 <= share <= 100 for share in shares)

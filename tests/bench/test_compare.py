@@ -104,6 +104,17 @@ def test_accuracies_of_module_and_file_agree(model: torch.nn.Module, float_file:
         onnx_accuracy(open_session(float_file, 1), [(images[:2], torch.tensor([1, 7]))], 2)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 24, 64])
+def test_a_file_of_a_fixed_batch_is_measured_whole(model: torch.nn.Module, float_file: Path, batch: int) -> None:
+    proto = onnx.load(float_file)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    session = open_session(proto.SerializeToString(), 1)
+    images, labels = torch.randn(40, *SHAPE), torch.arange(40) % 5
+    batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
+    found = onnx_accuracy(session, batches, 40)
+    assert (found.top1, found.images) == (module_accuracy("float", model, batches, 40).top1, 40)
+
+
 def test_files_that_cannot_be_timed(tmp_path: Path, float_file: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         benchmark({"none": tmp_path / "none.onnx"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,36 @@ def test_memory_is_each_contenders_own() -> None:
     assert isinstance(small, Finish) and isinstance(large, Finish)
     assert small.peak_rss < 150_000_000
     assert 50_000_000 <= large.peak_rss - large.base_rss < 70_000_000
+
+
+def test_an_interrupted_race_leaves_no_alarm_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: object) -> str:
+        raise KeyboardInterrupt
+
+    class Silent(race_module.subprocess.Popen):  # type: ignore[name-defined,misc]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            self.stdout = type("Pipe", (), {"readline": interrupted, "close": lambda self: None})()
+
+        def communicate(self, *args: object) -> None:  # type: ignore[override]
+            self.wait()
+
+    monkeypatch.setattr(race_module.subprocess, "Popen", Silent)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        race({"any": python("serve(lambda: int)")}, runs=20)
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.02)
+    assert threading.active_count() == before
+
+
+def test_an_end_that_fails_is_the_contenders_own() -> None:
+    answers = 'json.dumps({"base_rss": 1}), *[json.dumps({"nanoseconds": 1000})] * 25'
+    dies = f"[(print(answer, flush=True), sys.stdin.readline()) for answer in ({answers})]"
+    found = race({"dies": python(dies), "fine": python("serve(lambda: lambda: None)")}, runs=20)
+    assert isinstance(found["dies"], BinarizeError) and isinstance(found["fine"], Finish)
 
 
 def test_an_engine_may_print() -> None:

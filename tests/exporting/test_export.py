@@ -14,7 +14,7 @@ from torch import nn
 import binarize
 from binarize import api
 from binarize.config import ConvConfig
-from binarize.errors import UsageError, VerificationError
+from binarize.errors import UnsupportedModelError, UsageError, VerificationError
 from binarize.exporting import emit, verify
 from binarize.exporting.emit import binary_nodes
 from binarize.lowering import lower
@@ -22,7 +22,7 @@ from binarize.nn import BinaryConv2d
 from binarize.nn.binary_conv import BinaryConv1d, BinaryConv3d
 from binarize.passes.lower_layers import lower_layers
 from binarize.passes.lower_tools import constant
-from tests.models import EveryConv, PreActivation, randomized
+from tests.models import EveryConv, PreActivation, conv_bn, randomized
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -403,3 +403,48 @@ def test_constants_that_code_makes_itself_get_names_that_a_second_export_leaves_
     assert any(name.startswith("constant_") for name in constants)
     assert not any("lifted_tensor" in name for name in constants)  # torch.export numbers its own anew in every export
     assert not verify(lowered, emit(lowered, inputs), inputs).failures
+
+
+def test_hooks_on_a_binary_conv_are_in_the_file(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv_bn(3, 16), conv_bn(16, 16), conv_bn(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[1][0].register_forward_hook(lambda module, inputs, output: output * 3 + 1)
+    x = torch.randn(4, 3, 12, 12)
+    module = binarize.apply(model, x).eval()
+    binarize.export(module, tmp_path / "m.onnx", x)
+    (found,) = binarize.InferenceSession(tmp_path / "m.onnx").run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+class Masked(nn.Module):
+    """A map times, or filled by, a constant of its rows and columns that is no float."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.body, self.end, self.mask = conv_bn(3, 16), conv_bn(16, 16), nn.Buffer(mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        x = x.masked_fill(self.mask, 0.0) if self.mask.dtype == torch.bool else x * self.mask
+        return self.end(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_constants_of_any_type_follow_the_layout(size, dtype, tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size)
+    module = binarize.apply(Masked(torch.randint(0, 2, size).to(dtype)), x).eval()
+    binarize.export(module, tmp_path / "m.onnx", x)
+
+
+def test_values_beyond_float16_are_the_models_and_no_bug(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv_bn(3, 16), conv_bn(16, 16), conv_bn(16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[1][1].weight.data.mul_(1e6)
+    x = torch.randn(2, 3, 12, 12)
+    module = binarize.apply(model, x, config=api.resolve_config("el", None, ["export.stream=float16"])).eval()
+    with pytest.raises(UnsupportedModelError, match="float16 ends at 65504") as caught:
+        binarize.export(module, tmp_path / "m.onnx", x)
+    assert "--stream float32" in caught.value.hint and caught.value.layer.startswith("1.")

@@ -34,13 +34,13 @@ struct OrtCustomOp;
 
 constexpr uint32_t kApiVersion = 18;
 
-enum ErrorCode : int32_t { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9, kInvalidGraph = 10 };
+enum ErrorCode : int32_t { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int32_t {
   kUnknownType = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kUint64 = 13
 };
 enum AttributeType : int32_t { kAttributeInt = 1, kAttributeInts = 2 };
 enum Characteristic : int32_t { kRequired = 0, kOptional = 1 };
-enum AllocatorType : int32_t { kDeviceAllocator = 0, kArenaAllocator = 1 };
+enum AllocatorType : int32_t { kArenaAllocator = 1 };
 constexpr int32_t kDefaultMemory = 0;
 
 using Slot = void*;

@@ -14,7 +14,6 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "test"),
     "test": ("test", "val", "valid", "validation"),
 }
-_EVAL_RATIO = 256 / 224
 
 
 def open_dataset(path: str | Path, *, split: str | None = None) -> ImageDataset:

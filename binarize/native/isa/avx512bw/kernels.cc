@@ -42,7 +42,7 @@ struct Avx512Bw : generic::Zmm {
     return AddInts(AddInts(sum, _mm512_madd_epi16(low, low_w)), _mm512_madd_epi16(high, high_w));
   }
 
-  // Tables: 6 pixels x 128 channels in bytes, finished by three pixels.
+  // Tables: 6 pixels x 128 channels in bytes, finished all at once.
   using Panel = __m512i;
   static constexpr size_t kPanelBlocks = 4;
   static constexpr int kPanelPixels = 6, kPanels = 2, kFinishPixels = 6;
