@@ -18,14 +18,14 @@ from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.example_inputs import channels_of, default_example_inputs
-from binarize.files import check_folder, check_writable, write_text
+from binarize.files import check_folder, check_not_input, check_writable, write_text
 from binarize.loading import Loaded, load_model
 from binarize.machine import versions
 from binarize.nn import Region
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
-from binarize.surgery import binarize_model, plan_model, report_of
+from binarize.surgery import binarize_model, plan_model, report_of, unwrapped
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -103,12 +103,13 @@ def apply(
         UnsupportedModelError: the model has no conv, or holds NaN.
         UsageError: the inputs do not fit, or the configuration is wrong.
     """
-    settled = resolve_config(recipe, config)
+    settled, model = resolve_config(recipe, config), unwrapped(model)
     return binarize_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled, inplace=inplace)
 
 
 def inspect(model: nn.Module, config: Config, example_inputs: tuple[Tensor, ...] | None = None) -> Report:
     """What `apply` would decide about every conv, without changing anything."""
+    model = unwrapped(model)
     return plan_model(model, example_inputs or default_example_inputs(model), config)
 
 
@@ -298,14 +299,15 @@ def convert(
     started = time.monotonic()
     settled = resolve_config(recipe, config, settings)
     _check_early(out)
+    check_not_input(out, model)
     loaded = None if isinstance(model, nn.Module) else load_model(model, arch, trust_pickle=trust_pickle)
-    teacher = copy.deepcopy(model) if isinstance(model, nn.Module) else loaded.module  # type: ignore[union-attr]
+    teacher = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else loaded.module  # type: ignore[union-attr]
+    train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
     run = run_folder(out, settled, restart)
-    if data is None:
+    if train_set is None:
         module = binarize_model(teacher, default_example_inputs(teacher, input_size), settled)
         proof = images = None
     else:
-        train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
         module = distill(teacher, train_set, val_set, settled, run, input_size=input_size, progress=progress)
         proof = (some_images(val_set or train_set, module, PROOF_IMAGES),)
         images = some_images(train_set, module) if settled.export.stem == "int8" else None
@@ -402,7 +404,14 @@ def _dataset(data: Any, split: str) -> Any:
     """`data` opened if it is a path, its `split` if it has one."""
     from binarize.training.data import available_splits, open_dataset
 
+    if data is None:
+        return None
     if not isinstance(data, str | Path):
+        if lacks := [name for name in ("classes", "labels", "image") if not hasattr(data, name)]:
+            raise UsageError(
+                f"a {type(data).__name__} is no labelled set of images (it has no {', '.join(lacks)})",
+                hint="give a folder or parquet file, or an object like those in binarize.training.data",
+            )
         return data
     return open_dataset(data, split=split if split in available_splits(data) else None)
 
@@ -445,11 +454,13 @@ def _int8_ends(
 
 
 def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
-    """Random inputs of the shapes that `apply` saw."""
+    """Random inputs of the shapes that `apply` saw; integers and booleans are those it saw."""
     like = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
     shapes: Any = module.example_shapes
-    tensors = [torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes]
+    integers: Any = module.example_integers
+    random = [torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes]
+    tensors = [integers.get(i, x) for i, x in enumerate(random)]
     inputs: tuple[Any, ...] = tree_unflatten(tensors, treespec_loads(module.example_structure))  # type: ignore[arg-type]
     return inputs
 
@@ -465,6 +476,7 @@ def run_folder(out: str | Path, config: Config, restart: bool = False) -> Path:
     if restart:
         for checkpoint in run.glob("*.ckpt"):
             checkpoint.unlink()
-    write_text(run / "config.toml", config.to_toml())
+    if not any(run.glob("*.ckpt")):  # else it is the configuration of the run to go on with, or to be refused
+        write_text(run / "config.toml", config.to_toml())
     write_text(run / "environment.json", json.dumps(versions(), indent=1))
     return run

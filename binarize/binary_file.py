@@ -28,6 +28,7 @@ def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
         "config": report.config,
         "example_shapes": module.example_shapes,
         "example_structure": module.example_structure,
+        "example_integers": module.example_integers,
         "results": report.results,
         "state_dict": module.state_dict(),
     }
@@ -65,7 +66,8 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
     hint = f"pass --arch {recorded}, if that is your code" if recorded else "pass --arch"
     architecture = resolve(arch) if arch else resolve_recorded(recorded, path, hint)
     model = architecture.build_for(state["num_classes"])
-    tensors = [torch.zeros(shape) for shape in state["example_shapes"]]
+    integers = state.get("example_integers", {})
+    tensors = [integers.get(i, torch.zeros(shape)) for i, shape in enumerate(state["example_shapes"])]
     inputs = tree_unflatten(tensors, treespec_loads(state["example_structure"]))
     module = binarize_model(model, inputs, Config().updated(state["config"], str(path)))
     try:

@@ -85,6 +85,13 @@ def check_writable(path: str | Path) -> None:
     _temporary_beside(_target(path)).unlink()
 
 
+def check_not_input(path: str | Path, source: object) -> None:
+    """Raise UsageError if `path`, which is to be written, is the file `source` that is read."""
+    both = isinstance(source, str | Path) and Path(path).exists() and Path(source).exists()
+    if both and Path(path).samefile(source):  # type: ignore[arg-type]
+        raise UsageError("the output would overwrite the model", layer=str(path), hint="give another name to --out")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8."""
     with atomic_output(path) as temporary:

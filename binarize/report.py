@@ -145,6 +145,8 @@ class Report:
             f"{self.model}: {len(self.binarized)} of {len(self.decisions)} convs binarized "
             f"({self.binary_mac_share:.1%} of their multiply-accumulates)"
         ]
+        if not self.binarized:
+            lines.append("NOTHING IS BINARY; these are the reasons:")
         links = Counter(d.link for d in self.binarized)
         if links:
             lines.append("links: " + ", ".join(f"{count} {form}" for form, count in sorted(links.items())))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 
 from binarize.config import Config
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn import BinaryConv
 from binarize.nn.materialise import let_go_of_history
 from binarize.passes.balance_residuals import BalanceResiduals
@@ -51,6 +51,29 @@ def report_of(module: nn.Module) -> Report:
     return report
 
 
+def unwrapped(model: object) -> nn.Module:
+    """The model in the wrappers that PyTorch puts around one.
+
+    Raises:
+        UsageError: it is no model.
+        UnsupportedModelError: it has no Python code.
+    """
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    compiled = getattr(model, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        return unwrapped(compiled)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"a {type(model).__name__} is no model", hint="give a torch.nn.Module, with its weights loaded into it"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a TorchScript module has no Python code to work on", hint="give the model it was made from"
+        )
+    return model
+
+
 def binarize_model(
     model: nn.Module, example_inputs: tuple[Any, ...], config: Config, *, inplace: bool = False
 ) -> nn.Module:
@@ -85,6 +108,9 @@ def binarize_model(
     captured.put_back()
     model.report = report  # type: ignore[assignment]
     leaves, structure = tree_flatten(example_inputs)
-    model.example_shapes = [list(x.shape) for x in leaves if isinstance(x, Tensor)]  # type: ignore
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    model.example_shapes = [list(x.shape) for x in tensors]  # type: ignore
+    # Any float is as good as another; which integers and booleans a model can take, nobody knows.
+    model.example_integers = {i: x.clone() for i, x in enumerate(tensors) if not x.is_floating_point()}  # type: ignore
     model.example_structure = treespec_dumps(structure)  # type: ignore[assignment]
     return model

@@ -9,6 +9,7 @@ import typer
 
 from binarize.cli import options
 from binarize.cli.output import Output
+from binarize.errors import UsageError
 
 if TYPE_CHECKING:
     from binarize.report import Report
@@ -44,12 +45,15 @@ def finetune(
     from binarize import api
     from binarize.binary_file import save_binary
     from binarize.cli import render
-    from binarize.files import check_writable
+    from binarize.files import check_not_input, check_writable
     from binarize.loading import load_model
     from binarize.surgery import report_of
     from binarize.training.data import open_dataset
 
     check_writable(out)
+    check_not_input(out, model)
+    if out.suffix == ".onnx":
+        raise UsageError("finetune writes a .pt, not ONNX", layer=str(out), hint="--out NAME.pt, then binarize export")
     loaded = load_model(model, arch, trust_pickle=trust_pickle)
     render.show_notes(output, render.source_of(loaded))
     train_set, val_set = open_dataset(data, split="train"), options.held_out(data, val)

@@ -290,11 +290,11 @@ def _pooling(describe: Callable[[Node], _Pool | None]) -> Rule:
         pool = describe(node)
         if pool is None:  # a window needs a size
             return [(ATEN.mean.dim, (node.args[0], [1, 2], rank_of(node) == 4), {})]
-        if pool.kernel == [1, 1] and pool.strides == [1, 1] and not any(pool.pads):
-            return []
-        calls = [pool.call(node)]
+        nothing = pool.kernel == [1, 1] and pool.strides == [1, 1] and not any(pool.pads)
+        calls = [] if nothing else [pool.call(node)]
         if rank_of(node) == 2:  # a mean that drops the axes
-            calls.append((ATEN.view.default, (Previous, [-1, shape_of(node)[1]]), {}))
+            pooled = Previous if calls else node.args[0]
+            calls.append((ATEN.view.default, (pooled, [-1, shape_of(node)[1]]), {}))
         return calls
 
     return Rule(fits, rewrite)

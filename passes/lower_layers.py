@@ -18,6 +18,9 @@ from binarize.nn.sign import hard_sign
 from binarize.passes.frozen_norms import batch_norm_of, is_frozen_batch_norm
 from binarize.passes.lower_dimensions import binary_conv, planes
 
+READ_BY_CODE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+"""Besides its weight, attributes of a conv that a model's own `forward` may use."""
+
 
 class _BinaryConv(nn.Module):
     """A `binary_conv2d` over all planes of the input and bases of the weight, then the conv's other factors.
@@ -32,6 +35,9 @@ class _BinaryConv(nn.Module):
 
     def __init__(self, conv: BinaryConv) -> None:
         super().__init__()
+        for name in READ_BY_CODE:
+            setattr(self, name, getattr(conv, name))
+        self.weight = conv.weight.detach()
         self.geometry = conv.tap_geometry
         self.features = conv.features
         self.modulation = conv.modulation

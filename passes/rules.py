@@ -161,6 +161,8 @@ def subclass(site: Site) -> bool:
     """A class of its own may pad, or change its input or its geometry, by rules that have no packed form."""
     if site.is_linear or transposed(site):
         return False
+    if "forward" in vars(site.module):  # patched on the object
+        return True
     try:
         conv_geometry(site.module)  # type: ignore[arg-type]
     except UnsupportedModelError:
@@ -219,7 +221,7 @@ def untraceable(site: Site) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule("untraceable", "called by code that no graph holds", untraceable),
     Rule("transposed", "transposed conv: no binary form", transposed),
-    Rule("subclass", "its class computes its own convolution", subclass),
+    Rule("subclass", "its class, or a patched forward, computes its own convolution", subclass),
     Rule("keep", "kept by --keep or the recipe", keep, planned=True),
     Rule("only", "not among what the user wants binary", only, planned=True),
     Rule("gate", "gate: its map is 1x1 or it becomes a factor of other features", gate, planned=True),

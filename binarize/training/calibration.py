@@ -120,4 +120,4 @@ def _averaging_norms(module: nn.Module) -> Iterator[None]:
 
 def _forward(module: nn.Module, images: Tensor) -> None:
     device = next(module.parameters()).device
-    module(images.to(device, memory_format=torch.channels_last) if images.dim() == 4 else images.to(device))
+    module(images.to(device))

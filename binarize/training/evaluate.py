@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,16 @@ from binarize.progress import Listener, ProgressEvent, silent
 
 
 def logits_of(output: object) -> Tensor:
-    """The class scores [N, K] in a model's output, or UnsupportedModelError if it is no classifier."""
+    """The class scores [N, K] in a model's output, or UnsupportedModelError if it is no classifier.
+
+    Of several outputs they are the one called `logits`, else the first, as where auxiliary heads follow.
+    """
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    first = output[0] if isinstance(output, tuple | list) and output else None
+    if (found := first if named is None else named) is not None:
+        return logits_of(found)
     what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise UnsupportedModelError(
         f"the model gives {what}, not class scores [N, classes]",
@@ -38,8 +45,7 @@ def evaluate(
     right, loss, seen = 0, 0.0, 0
     with evaluating(module):
         for images, labels in batches:
-            images = images.to(device, memory_format=torch.channels_last)
-            labels = labels.to(device)
+            images, labels = images.to(device), labels.to(device)
             logits = logits_of(module(images)).float()
             right += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))

@@ -57,11 +57,13 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Feed:
-    """Batches of one data set for one model: size and normalisation settled."""
+    """Batches of one data set for one model: size, normalisation and layout settled."""
 
     dataset: ImageDataset
     input_size: tuple[int, int, int]
     config: Config
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Of the images."""
 
     def train_batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._loader(train=True, epoch=epoch, first=first)
@@ -72,21 +74,21 @@ class Feed:
     def _loader(self, *, train: bool, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         training = self.config.training
         channels = self.input_size[0]
-        return iter(
-            make_loader(
-                self.dataset,
-                input_size=self.input_size,
-                batch_size=training.batch_size if train else max(training.batch_size, 128),
-                train=train,
-                seed=self.config.seed,
-                epoch=epoch,
-                mean=fit_channels(training.mean, channels, "training.mean"),
-                std=fit_channels(training.std, channels, "training.std"),
-                workers=training.workers,
-                start_batch=first,
-                augment=training.augment,
-            )
+        loader = make_loader(
+            self.dataset,
+            input_size=self.input_size,
+            batch_size=training.batch_size if train else max(training.batch_size, 128),
+            train=train,
+            seed=self.config.seed,
+            epoch=epoch,
+            mean=fit_channels(training.mean, channels, "training.mean"),
+            std=fit_channels(training.std, channels, "training.std"),
+            workers=training.workers,
+            start_batch=first,
+            augment=training.augment,
         )
+        for images, labels in loader:
+            yield images.contiguous(memory_format=self.memory_format), labels
 
     def images(self, count: int) -> Iterator[Tensor]:
         """About `count` augmented training images, in batches (always the same ones)."""
@@ -189,21 +191,36 @@ def _prepare(
     model: nn.Module, train_set: ImageDataset, config: Config, input_size: tuple[int, int, int]
 ) -> tuple[ImageDataset | None, Feed]:
     """The held-out part (None if there is none) and the feed of the rest; checks that data and model fit."""
-    like = next(model.parameters())
-    try:
-        with torch.no_grad():
-            outputs = logits_of(_frozen(model)(torch.zeros(2, *input_size, device=like.device))).shape[1]
-    except TypeError as error:
-        raise UnsupportedModelError(
-            f"the model does not take one batch of images: {error}",
-            hint="fine-tuning is for image classifiers; train others with a loop of your own on binarize.apply(model)",
-        ) from error
-    check_classes(train_set, outputs)
+    memory_format = _check_fits(model, train_set, input_size)
     enough = config.training.holdout * len(train_set) >= 2 * len(train_set.classes)
     if enough and config.training.bn_images > 0:
         rest, holdout = split_train_val(train_set, config.training.holdout, config.seed)
-        return holdout, Feed(rest, input_size, config)
-    return None, Feed(train_set, input_size, config)
+        return holdout, Feed(rest, input_size, config, memory_format)
+    return None, Feed(train_set, input_size, config, memory_format)
+
+
+@torch.no_grad()
+def _check_fits(model: nn.Module, dataset: ImageDataset, input_size: tuple[int, int, int]) -> torch.memory_format:
+    """Check that `model` takes images of `input_size` and knows the classes of `dataset`; how it likes its images.
+
+    That is channels innermost, which is faster, unless its code views maps as vectors, which then have no such view.
+    """
+    probe = _frozen(model)
+    images = torch.zeros(2, *input_size, device=next(model.parameters()).device)
+    try:
+        check_classes(dataset, logits_of(probe(images)).shape[1])
+    except (TypeError, RuntimeError) as error:
+        size = " x ".join(map(str, input_size))
+        raise UnsupportedModelError(
+            f"the model does not take one batch of float32 images of {size}: {str(error).splitlines()[0]}",
+            hint="--input-size C,H,W changes their size; fine-tuning is for image classifiers, others need a training "
+            "loop of your own on binarize.apply(model)",
+        ) from error
+    try:
+        probe.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _trainer(
@@ -226,6 +243,7 @@ def _trainer(
         feed.steps_per_epoch,
         feed.config.training,
         teacher=teacher,
+        memory_format=feed.memory_format,
         evaluate=score if val_set is not None else None,
         checkpoint=checkpoint,
         fingerprint=fingerprint,
@@ -289,4 +307,5 @@ def float_accuracy(
     progress: Listener,
 ) -> float:
     """Top-1 (0 to 1) of a float model on `val_set`, with `config`'s normalisation."""
-    return _scores(model, Feed(val_set, input_size, config), val_set, progress)["top1"]
+    memory_format = _check_fits(model, val_set, input_size)
+    return _scores(model, Feed(val_set, input_size, config, memory_format), val_set, progress)["top1"]

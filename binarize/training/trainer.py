@@ -92,6 +92,7 @@ class Trainer:
         config: TrainingConfig,
         *,
         teacher: nn.Module | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         checkpoint: Path | None = None,
         fingerprint: str = "",
@@ -117,10 +118,10 @@ class Trainer:
         self.progress = progress
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
-        place(module, self.device)
+        place(module, self.device, memory_format)
         self.teacher = teacher
         if teacher is not None:
-            place(teacher, self.device).eval()
+            place(teacher, self.device, memory_format).eval()
         self.previous: nn.Module | None = None
         self.converted: dict[str, Tensor] = {}
         self.clock, self.interrupt = Clock(), Interrupt()
@@ -220,7 +221,7 @@ class Trainer:
     def _step(self, lesson: Lesson, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
         """One optimizer step on this process's images; returns the loss, how many were right, and how many."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        images = images[rank::world].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        images = images[rank::world].to(self.device, non_blocking=True)
         labels = labels[rank::world].to(self.device, non_blocking=True)
         lesson.model.train()
         with self._arithmetic():
@@ -361,9 +362,9 @@ def _signs(conv: BinaryConv) -> Tensor:
     return conv.binarize_weight.latent(conv.weight.detach()) > 0
 
 
-def place(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move `module` to `device` with channels innermost, which CPU and GPU convolutions prefer."""
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+def place(module: nn.Module, device: torch.device, memory_format: torch.memory_format) -> nn.Module:
+    """Move `module` to `device`; CPU and GPU convolutions prefer channels innermost."""
+    return module.to(device=device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
 
 def keep_freed_memory() -> None:

@@ -206,7 +206,7 @@ def test_bench_compares_two_files(cli: Cli, workshop: Workshop, converted: Path,
         times = contender["milliseconds"]
         assert 0 < times["minimum"] <= times["median"] <= times["p90"]
     human = cli("bench", converted, "--against", float_file, "--runs", "20", "--batch", "2")
-    assert "median ms" in human.out and "as fast as" in human.out and "batch 2" in human.out
+    assert "median ms" in human.out and "95 % interval" in human.out and "batch 2" in human.out
 
 
 def test_bench_exports_the_float_model_itself(cli: Cli, workshop: Workshop, converted: Path) -> None:
@@ -244,3 +244,23 @@ def test_bench_refuses_what_it_would_ignore(cli: Cli, workshop: Workshop, conver
     for arguments in ([], ["--against", converted]):
         ran = cli("bench", converted, *arguments, "--arch", workshop.arch)
         assert ran.code == 2 and "--arch" in ran.err and "--against FILE.pt" in ran.err
+
+
+def test_the_model_is_never_the_output(cli: Cli, workshop: Workshop) -> None:
+    before = workshop.model.read_bytes()
+    for command in ("convert", "finetune"):
+        ran = cli(command, workshop.model, "--out", workshop.model, *workshop.options())
+        assert ran.code == 2 and "would overwrite the model" in ran.err
+    assert workshop.model.read_bytes() == before
+    assert "writes a .pt" in cli("finetune", workshop.model, "--out", "m.onnx", *workshop.options()).err
+
+
+def test_refused_runs_leave_checkpoints_and_their_configuration(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    assert cli("convert", workshop.model, "--out", out, *workshop.options(epochs=1)).code == 0
+    run = tmp_path / "net.run"
+    before = {name: (run / name).read_bytes() for name in ("binary.ckpt", "config.toml")}
+    options = [str(tmp_path / "typo") if value == str(workshop.data) else value for value in workshop.options(epochs=1)]
+    assert cli("convert", workshop.model, "--out", out, "--restart", *options).code == 2
+    assert cli("convert", workshop.model, "--out", out, *workshop.options(epochs=1), "--seed", "9").code == 2
+    assert {name: (run / name).read_bytes() for name in before} == before

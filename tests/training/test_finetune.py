@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections import namedtuple
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch import nn
 
 import binarize
 from binarize import api
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn import BinaryConv2d, ElasticLink
 from binarize.training import adapt_float, evaluate
 from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import TensorImages, make_loader
+from binarize.training.evaluate import logits_of
+from binarize.training.finetune import float_accuracy
 from binarize.training.stages import binary_stages
 from binarize.training.trainer import TrainingDiverged
 from tests.models import BasicBlock, conv_bn
@@ -209,3 +212,45 @@ def test_every_gamma_and_threshold_is_trained(teacher):
     wanted = {n for n in before if n.endswith(("gamma", "threshold", "slope"))}
     assert wanted <= moved
     assert any(isinstance(m, ElasticLink) for m in module.modules())
+
+
+class Viewing(nn.Module):
+    """Its maps become vectors by a view, which maps with channels innermost do not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(conv_bn(1, 8), BasicBlock(8, 16, 2)), nn.Linear(256, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).view(-1, 256))
+
+
+def test_models_that_view_maps_as_vectors_train():
+    torch.manual_seed(0)
+    model = Viewing()
+    module = binarized(config(), model)
+    binarize.finetune(module, model, images(), val_data=images(64, seed=1))
+    assert module.report.results["training"]["history"][-1]["val_top1"] > 0.25
+    assert float_accuracy(model, images(64, seed=1), config(), SIZE, print) >= 0
+
+
+def test_scores_among_several_outputs():
+    scores, others = torch.zeros(2, 4), torch.zeros(2, 3)
+    named = namedtuple("Outputs", ["aux", "logits"])
+    for output in (scores, (scores, others), [scores], {"aux": others, "logits": scores}, named(others, scores)):
+        assert logits_of(output) is scores
+    for output in (torch.zeros(2, 3, 4), (), {"other": scores}, None):
+        with pytest.raises(UnsupportedModelError, match="not class scores"):
+            logits_of(output)
+
+
+@pytest.mark.parametrize(("size", "classes"), [((3, 8, 8), 4), (SIZE, 9)])
+def test_a_float_model_that_does_not_fit_its_data_is_told(teacher, size, classes):
+    with pytest.raises((UsageError, UnsupportedModelError), match=r"3 x 8 x 8|classes"):
+        float_accuracy(teacher, images(64, classes=classes), config(), size, print)
+
+
+def test_what_is_no_set_of_images_is_refused(teacher):
+    pairs = torch.utils.data.TensorDataset(torch.zeros(4, *SIZE), torch.zeros(4))
+    with pytest.raises(UsageError, match="TensorDataset is no labelled set of images"):
+        binarize.finetune(binarized(config(), teacher), teacher, pairs)

@@ -1,0 +1,118 @@
+"""Models whose code does what pretrained nets of libraries seldom do, from `apply` to the file."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import binarize
+from binarize.errors import UnsupportedModelError, UsageError
+from tests.models import conv_bn
+
+
+def exported(model: nn.Module, path: Path, *inputs: Tensor) -> tuple[np.ndarray, np.ndarray, nn.Module]:
+    """What file and module give, and the module."""
+    module = binarize.apply(model.eval(), inputs).eval()
+    binarize.export(module, path)
+    session = binarize.InferenceSession(path)
+    feeds = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)}
+    with torch.no_grad():
+        return session.run(None, feeds)[0], module(*inputs).numpy(), module
+
+
+class Averaged(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_bn(3, 16, s=stride), conv_bn(16, 16, s=stride))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [4, 8, 12])
+def test_a_mean_over_a_map_of_one_pixel_drops_its_axes_too(size: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    found, wanted, _ = exported(Averaged(2), tmp_path / "m.onnx", torch.randn(2, 3, size, size))
+    assert found.shape == wanted.shape == (2, 5)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+class ReadsItsConv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = conv_bn(3, 16), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).to(self.conv.weight.device).type_as(self.conv.weight)
+        return self.head(self.conv(x).mean((2, 3)) / self.conv.out_channels)
+
+
+def test_code_may_read_a_binary_conv(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    found, wanted, module = exported(ReadsItsConv(), tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
+    assert [d.layer for d in module.report.binarized] == ["conv"]  # type: ignore[union-attr]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_conv_with_a_patched_forward_stays_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        conv_bn(3, 16), nn.Conv2d(16, 16, 3, padding=1), conv_bn(16, 16), nn.Conv2d(16, 5, 12), nn.Flatten()
+    )
+    model[1].forward = types.MethodType(
+        lambda self, x: F.conv2d(x, self.weight, self.bias, padding=1) * 3 + 1, model[1]
+    )
+    found, wanted, module = exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
+    assert {d.layer: d.rule for d in module.report.kept}["1"] == "subclass"  # type: ignore[union-attr]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+class Conditional(nn.Module):
+    """Maps by class number, and a mask of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.classes, self.head = (
+            conv_bn(3, 16),
+            conv_bn(16, 16),
+            nn.Embedding(3, 16),
+            nn.Linear(16, 5),
+        )
+
+    def forward(self, x: Tensor, number: Tensor, mask: Tensor) -> Tensor:
+        x = self.stem(x) + self.classes(number)[:, :, None, None]
+        return self.head((self.body(x) * mask).mean((2, 3)))
+
+
+def test_integers_and_booleans_keep_their_type(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, 12, 12), torch.tensor([1, 2]), torch.rand(2, 1, 12, 12) > 0.5
+    found, wanted, _ = exported(Conditional(), tmp_path / "m.onnx", *inputs)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    types_ = [entry.type for entry in binarize.InferenceSession(tmp_path / "m.onnx").get_inputs()]
+    assert types_ == ["tensor(float)", "tensor(int64)", "tensor(bool)"]
+
+
+def test_wrappers_are_taken_off_and_what_is_no_model_is_refused() -> None:
+    model, x = Averaged(1), torch.randn(2, 3, 8, 8)
+    for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
+        module = binarize.apply(wrapped, x)
+        assert type(module).__name__ == "Averaged" and module.report.binarized  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="OrderedDict is no model"):
+        binarize.apply(model.state_dict())  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match="TorchScript"):
+        binarize.apply(torch.jit.trace(model, x))
+
+
+def test_a_report_without_binary_convs_says_so() -> None:
+    module = binarize.apply(
+        nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(2, 3, 8, 8)
+    )
+    assert "NOTHING IS BINARY" in module.report.summary()  # type: ignore[union-attr]
