@@ -29,6 +29,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "centred": ("conv.weights=centred",),
     "zero-threshold": ("conv.threshold=zero",),
     "no-threshold": ("conv.threshold=none",),
+    "no-clip": ("conv.clip=1e6",),
     "no-gate": ("conv.gate=false",),
     "1x1": ("conv.activation_bases=1", "conv.weight_bases=1"),
     "one-stage": ("training.stages.tanh.share=0", "training.stages.activations.share=0"),
@@ -55,7 +56,7 @@ def product_arms() -> dict[str, tuple[str, ...]]:
 
 ABLATIONS = (
     *(name for name, changes in product_arms().items() if changes),
-    *(f"el/{change}" for change in ("replace", "centred", "zero-threshold", "gamma-zero", "gamma-half")),
+    *(f"el/{change}" for change in ("replace", "centred", "zero-threshold", "no-clip", "gamma-zero", "gamma-half")),
     "abcnet/1x1",
     "real-to-bin/one-stage",
     "real-to-bin/no-threshold",
