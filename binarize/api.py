@@ -174,7 +174,8 @@ def export(
 
     Args:
         module: from `apply`, trained or not.
-        path: the file or folder to write; replaced only when everything succeeded.
+        path: the file or folder to write; replaced only when everything succeeded. Its outputs are the module's
+            tensors, in order; what else the module returns, sizes say, is left out.
         example_inputs: inputs for the proof, by default random ones of `apply`'s shape.
         images: real, normalised images [N, C, H, W] that set the ranges if the configuration asks for an int8 stem;
             without them its inputs are random and its accuracy is left to chance.

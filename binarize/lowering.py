@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils._pytree import tree_structure
 
 from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError
@@ -186,11 +188,25 @@ def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: S
             hint=IN_PARTS,
         ) from error
     assert isinstance(graph_module, GraphModule)
+    _leave_tensors(graph_module)
     _rename_constants(graph_module)
     _flatten_attention(graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
+
+
+def _leave_tensors(graph_module: GraphModule) -> None:
+    """Outputs that are no tensors, such as sizes, are left out: a file has no place for them."""
+    output, codegen = graph_module.graph.output_node(), graph_module.graph._codegen
+    leaves: Any = output.args[0]
+    tensors = tuple(x for x in leaves if isinstance(x, Node) and isinstance(x.meta.get("val"), Tensor))
+    if len(tensors) == len(leaves) or not isinstance(codegen, _PyTreeCodeGen):
+        return
+    if not tensors:
+        raise UnsupportedModelError("the model gives no tensor", hint="its forward has to return one")
+    output.args = (tensors,)
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(tensors))
 
 
 def _as_code(module: nn.Module) -> nn.Module:

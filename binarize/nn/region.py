@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from typing import Any
 
 from torch import nn
@@ -11,27 +12,46 @@ from torch.fx.graph_module import reduce_graph_module
 
 from binarize.nn.modules import hooks_of
 
+_METHODS = (types.FunctionType, classmethod, staticmethod)
+
 
 class Region(GraphModule):
-    """A `GraphModule` that keeps, copied and pickled too, also what its graph does not use: auxiliary heads, say."""
+    """A `GraphModule` that keeps, copied and pickled too, also what its graph does not use: auxiliary heads, say.
+
+    Constants and properties of its module's class stay, as code around it may ask for them (not so once pickled).
+    Methods do not: one that calls layers would miss what surgery put between them.
+    """
 
     def become(self, module: nn.Module) -> None:
         """Turn the object `module` into this region, with its hooks and plain attributes kept."""
+        own = {"_origin": type(module)}
+        _lend(type(module), type(self))
         module.__class__ = type(self)
-        object.__setattr__(module, "__dict__", vars(module) | vars(self) | hooks_of(module))
+        object.__setattr__(module, "__dict__", vars(module) | vars(self) | hooks_of(module) | own)
         assert isinstance(module, Region)
         module.graph.owning_module = module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Region:
         twin = _empty(type(self).__name__)
+        if (origin := vars(self).get("_origin")) is not None:
+            _lend(origin, type(twin))
         memo[id(self)] = twin
         vars(twin).update(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_graph"}, memo))
         twin.graph = copy.deepcopy(self.graph, memo)
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, arguments = super().__reduce__()
-        return _rebuild, (type(self).__name__, *arguments)
+        _, (body, imports) = super().__reduce__()
+        body.pop("_origin", None)  # a class that need not be importable
+        return _rebuild, (type(self).__name__, body, imports)
+
+
+def _lend(origin: type, to: type) -> None:
+    """Give the class `to` the constants and properties of `origin`."""
+    for cls in reversed(origin.__mro__):
+        for name, value in vars(cls).items():
+            if not (name.startswith("__") or hasattr(Region, name) or isinstance(value, _METHODS)):
+                setattr(to, name, value)
 
 
 def _empty(name: str) -> Region:

@@ -100,6 +100,32 @@ def test_integers_and_booleans_keep_their_type(tmp_path: Path) -> None:
     assert types_ == ["tensor(float)", "tensor(int64)", "tensor(bool)"]
 
 
+class Returning(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.net, self.form = Averaged(1), form
+
+    def forward(self, x: Tensor) -> object:
+        y = self.net(x)
+        if self.form == "size":
+            return y, x.shape[-2:]
+        return {"logits": y, "loss": 0.0, "batch": x.shape[0], "none": None, "twice": y * 2}
+
+
+@pytest.mark.parametrize(("form", "outputs"), [("size", 1), ("dictionary", 2)])
+def test_outputs_that_are_no_tensors_are_left_out(form: str, outputs: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    module = binarize.apply(Returning(form).eval(), x).eval()
+    binarize.export(module, tmp_path / "m.onnx", x)
+    found = binarize.InferenceSession(tmp_path / "m.onnx").run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        wanted = [y for y in torch.utils._pytree.tree_leaves(module(x)) if isinstance(y, Tensor)]
+    assert len(found) == len(wanted) == outputs
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-4)
+
+
 def test_wrappers_are_taken_off_and_what_is_no_model_is_refused() -> None:
     model, x = Averaged(1), torch.randn(2, 3, 8, 8)
     for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import OrderedDict
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -195,3 +198,43 @@ def test_a_block_that_is_dropped_in_training_stays_in_one_region() -> None:
     assert isinstance(module, Region)
     torch.testing.assert_close(module.eval()(X), module(X))
     assert not torch.equal(module.train()(X), module(X))
+
+
+class Scaled(nn.Module):
+    """A part that the code around it asks for more than a forward."""
+
+    scale = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    @property
+    def width(self) -> int:
+        return self.conv.out_channels
+
+    def forward(self, x):
+        return self.conv(x).relu()
+
+
+class Asking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.end = nn.Conv2d(3, 8, 3), Scaled(), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if float(x.sum()) == 0.5:  # no graph holds this
+            return x
+        return self.end(self.part(x) * self.part.scale / self.part.width)
+
+
+def test_code_around_a_region_finds_what_its_class_had() -> None:
+    module = binarize.apply(Asking().eval(), torch.randn(2, 3, 12, 12)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    assert isinstance(module.part, Region) and module.part.width == 8
+    y = module(x)
+    assert torch.equal(copy.deepcopy(module)(x), y)
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = module.part.nothing_such
+    pickle.loads(pickle.dumps(module.part))
