@@ -42,8 +42,10 @@ def export(
     from binarize.cli import render
     from binarize.cli.convert import next_command
     from binarize.config import Config
+    from binarize.files import check_not_input
     from binarize.surgery import report_of
 
+    check_not_input(out, module)
     binary = load_binary(module, arch)
     record = report_of(binary)
     given = {"export": options.export_settings(stem, stream)}

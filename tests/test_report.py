@@ -99,5 +99,6 @@ def test_a_net_with_nothing_to_binarize() -> None:
     assert only_stem.binary_mac_share == 0
     assert only_stem.summary().splitlines() == [
         "Net: 0 of 1 convs binarized (0.0% of their multiply-accumulates)",
+        "NOTHING IS BINARY; these are the reasons:",
         "kept float: 1 (first conv on the image): stem",
     ]

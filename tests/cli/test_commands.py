@@ -80,6 +80,7 @@ def test_inspect_shows_every_conv_and_changes_nothing(cli: Cli, workshop: Worksh
     quiet = cli(*common, "--quiet")
     assert (quiet.out, quiet.err) == ("1\n", "")
     assert workshop.model.read_bytes() == before
+    assert "would overwrite the model" in cli("export", workshop.model, "--out", workshop.model).err
 
 
 def test_inspect_as_data_and_as_a_picture(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
