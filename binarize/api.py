@@ -318,6 +318,7 @@ def convert(
         save_binary(run / "binary.pt", module.eval(), loaded)
     export(module, out, proof, images=images, progress=progress)
     report.results["seconds"] = round(time.monotonic() - started, 1)
+    _record_run(run, settled)
     write_text(run / "report.json", report.to_json())
     return Conversion(module, report, Path(out), run)
 
@@ -348,6 +349,7 @@ def distill(
     report = report_of(module)
     report.results.update(results)
     finetune(module, teacher, train_set, val_data=val_set, checkpoint=run / "binary.ckpt", progress=progress)
+    _record_run(run, config)
     write_text(run / "history.json", json.dumps(report.results["training"]["history"], indent=1))
     return module
 
@@ -478,6 +480,10 @@ def run_folder(out: str | Path, config: Config, restart: bool = False) -> Path:
         for checkpoint in run.glob("*.ckpt"):
             checkpoint.unlink()
     if not any(run.glob("*.ckpt")):  # else it is the configuration of the run to go on with, or to be refused
-        write_text(run / "config.toml", config.to_toml())
-    write_text(run / "environment.json", json.dumps(versions(), indent=1))
+        _record_run(run, config)
     return run
+
+
+def _record_run(run: Path, config: Config) -> None:
+    write_text(run / "config.toml", config.to_toml())
+    write_text(run / "environment.json", json.dumps(versions(), indent=1))

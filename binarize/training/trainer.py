@@ -211,10 +211,9 @@ class Trainer:
                     break  # the epoch enters the history before anything can stop
                 self.interrupt.check()
                 self._report(stage, meter)
-                if self.checkpoint and time.monotonic() - saved > self.config.checkpoint_minutes * 60:
-                    self._save(lesson.optimizer)
-                    saved = time.monotonic()
+                saved = self._save_if_due(lesson.optimizer, saved)
             self._finish_epoch(stage, meter)
+            saved = self._save_if_due(lesson.optimizer, saved)
             self.interrupt.check()
             meter = Meter(self.module)
 
@@ -306,6 +305,13 @@ class Trainer:
             if self.checkpoint and self.clock.total_steps and self.whole:
                 self._save(optimizer)
             raise
+
+    def _save_if_due(self, optimizer: Any, saved: float) -> float:
+        """Save if the last time, `saved`, is long enough ago; when it was saved last."""
+        if self.checkpoint is None or time.monotonic() - saved <= self.config.checkpoint_minutes * 60:
+            return saved
+        self._save(optimizer)
+        return time.monotonic()
 
     def _save(self, optimizer: Any) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
