@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,9 @@ SMALL = 1 << 14
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 ATTENTION_RANK = 4
+_AVERAGE_POOLS = {torch.ops.aten.avg_pool2d.default: 2, torch.ops.aten.avg_pool3d.default: 3}
+_POOL_DEFAULTS: tuple[Any, ...] = ([], 0, False, True, None)
+"""Stride, padding, ceiling mode, whether padding counts, divisor."""
 
 IN_PARTS = "name a folder instead of an .onnx file: a model that is not one graph is then exported in parts"
 
@@ -191,6 +195,7 @@ def _functional(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: S
     _leave_tensors(graph_module)
     _rename_constants(graph_module)
     _flatten_attention(graph_module)
+    _average_by_window(graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
@@ -238,6 +243,26 @@ def _flatten_attention(graph_module: GraphModule) -> None:
             whole = graph_module.graph.call_function(torch.ops.aten.reshape.default, (node, [-1, *shape[1:]]))
         node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
         whole.meta["val"] = node.meta["val"]
+
+
+def _average_by_window(graph_module: GraphModule) -> None:
+    """A pool with a divisor of its own becomes an average over whole windows and a factor: the exporter drops it.
+
+    With a ceiling its last windows are smaller in ways of their own; the proof then refuses the file.
+    """
+    for target, dims in _AVERAGE_POOLS.items():
+        for node in graph_module.graph.find_nodes(op="call_function", target=target):
+            settings: Any = node.args
+            x, kernel, *others = settings
+            stride, padding, ceiling, _, divisor = (*others, *_POOL_DEFAULTS[len(others) :])
+            if divisor is None or ceiling:
+                continue
+            window = math.prod(kernel if len(kernel) == dims else kernel * dims)
+            with graph_module.graph.inserting_after(node):
+                scaled = graph_module.graph.call_function(torch.ops.aten.mul.Tensor, (node, window / divisor))
+            scaled.meta = dict(node.meta)
+            node.replace_all_uses_with(scaled, delete_user_cb=lambda user, scaled=scaled: user is not scaled)
+            node.args = (x, kernel, stride, padding, False, True)
 
 
 def _rename_constants(graph_module: GraphModule) -> None:

@@ -117,6 +117,7 @@ def verify(
 
     Raises:
         VerificationError: names the worst nodes.
+        UnsupportedModelError: the model's answer is random, so that nothing can be equal to it.
     """
     inputs = float_inputs(inputs)
     packed = _packed_maps(lowered)
@@ -134,6 +135,7 @@ def verify(
     if free.ndim == 2:
         result.free_running_top1 = float((free.argmax(1) == outputs[0].numpy().argmax(1)).mean())
     if result.failures:
+        _refuse_random(lowered.original, inputs, outputs)
         raise VerificationError(
             f"{len(result.failures)} of {result.nodes} nodes differ from the trained model: "
             + "; ".join(result.failures[:3]),
@@ -141,6 +143,16 @@ def verify(
             hint="this is a bug of binarize or of the machine; please report it with the model",
         )
     return result
+
+
+def _refuse_random(original: GraphModule, inputs: tuple[Tensor, ...], outputs: list[Tensor]) -> None:
+    again = _flat(Interpreter(original).run(*inputs))
+    pairs = zip(outputs, again, strict=True)
+    if not all(torch.equal(first.nan_to_num(), second.nan_to_num()) for first, second in pairs):
+        raise UnsupportedModelError(
+            "two runs of the model on equal inputs give different outputs, in eval mode",
+            hint="take out the dropout or noise that its forward leaves on: a file cannot be proven equal to it",
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,31 @@ def test_a_report_without_binary_convs_says_so() -> None:
         nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(2, 3, 8, 8)
     )
     assert "NOTHING IS BINARY" in module.report.summary()  # type: ignore[union-attr]
+
+
+class BetweenConvs(nn.Module):
+    """Does something of its own between two convs."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = conv_bn(3, 16), conv_bn(16, 16), nn.Linear(16, 5)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.between(self.stem(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kernel, padding", [(2, 0), (3, 1), ((3, 2), (1, 0))])
+def test_a_pool_with_a_divisor_of_its_own(kernel: int | tuple[int, int], padding: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BetweenConvs(lambda x: F.avg_pool2d(x, kernel, 2, padding, divisor_override=3))
+    found, wanted, _ = exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_of_random_answers_is_refused_for_that(tmp_path: Path) -> None:
+    model = BetweenConvs(lambda x: F.dropout(x, 0.5, training=True))
+    with pytest.raises(UnsupportedModelError, match="two runs of the model on equal inputs") as refused:
+        exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
+    assert "dropout" in str(refused.value.hint)
+    assert not (tmp_path / "m.onnx").exists()
