@@ -252,7 +252,7 @@ def _average_by_window(graph_module: GraphModule) -> None:
     """
     for target, dims in _AVERAGE_POOLS.items():
         for node in graph_module.graph.find_nodes(op="call_function", target=target):
-            settings: Any = node.args
+            settings: list[Any] = list(node.args)
             x, kernel, *others = settings
             stride, padding, ceiling, _, divisor = (*others, *_POOL_DEFAULTS[len(others) :])
             if divisor is None or ceiling:

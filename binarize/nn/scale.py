@@ -121,7 +121,7 @@ def modulation(config: ConvConfig, geometry: ConvGeometry, output_size: tuple[in
     """What multiplies the scaled accumulator, in order; each takes it and the conv's float input.
 
     Raises:
-        UsageError: the spatial scale needs the output's size.
+        UsageError: the spatial scale needs the output's size, of rows and columns.
     """
     parts: list[nn.Module] = []
     if config.box_scale and geometry.groups == 1:
@@ -129,8 +129,16 @@ def modulation(config: ConvConfig, geometry: ConvGeometry, output_size: tuple[in
     if config.gate:
         parts.append(ChannelGate(geometry.in_channels, geometry.out_channels, config.gate_reduction))
     if config.scale == "spatial":
-        if output_size is None or len(output_size) != 2:
-            raise UsageError('conv.scale = "spatial" needs one output size', hint="--set conv.scale=learned")
+        if geometry.dims != 2:
+            raise UsageError(
+                f'conv.scale = "spatial" is for maps of rows and columns, and this conv has {geometry.dims} dimension(s)',
+                hint="--set conv.scale=learned",
+            )
+        if output_size is None:
+            raise UsageError(
+                'conv.scale = "spatial" needs one output size, and this conv runs on several or none',
+                hint="--set conv.scale=learned",
+            )
         parts.append(SpatialScale(*output_size))
     return nn.ModuleList(parts)
 
