@@ -20,14 +20,14 @@ def interrupt(times=1):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def trainer(checkpoint, at=lambda epoch, step: None, evaluate=None):
-    """Of three epochs; `at` is called before each step."""
+def trainer(checkpoint, at=lambda epoch, step: None, evaluate=None, steps=STEPS):
+    """Of three epochs of so many steps; `at` is called before each step."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
 
     def batches(epoch, first):
         generator = torch.Generator().manual_seed(epoch)
-        for step in range(STEPS):
+        for step in range(steps):
             batch = torch.randn(4, 3, 2, 2, generator=generator), torch.randint(4, (4,), generator=generator)
             if step >= first:
                 at(epoch, step)
@@ -35,7 +35,7 @@ def trainer(checkpoint, at=lambda epoch, step: None, evaluate=None):
 
     config = Config().with_settings(["training.float_epochs=3", "training.checkpoint_minutes=0"]).training
     options = {"checkpoint": checkpoint, "fingerprint": "one", "evaluate": evaluate}
-    return Trainer(net, float_stages(config), batches, STEPS, config, **options)
+    return Trainer(net, float_stages(config), batches, steps, config, **options)
 
 
 def test_an_epoch_that_ends_with_an_interrupt_is_in_the_history(tmp_path):
@@ -76,3 +76,15 @@ def test_an_interrupted_measurement_keeps_the_epoch(tmp_path):
     found = trainer(tmp_path / "c", evaluate=lambda module: {"top1": 0.5}).run()
     assert [h["epoch"] for h in found] == [1.0, 2.0, 3.0]
     assert [h.get("val_top1") for h in found] == [None, 0.5, 0.5]
+
+
+def test_epochs_of_one_step_are_saved_too(tmp_path):
+    """A run that dies without a chance to save goes on from the last time that was due, which may be an epoch's end."""
+
+    def die(epoch, step):
+        if epoch == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path / "c", at=die, steps=1).run()
+    assert torch.load(tmp_path / "c", weights_only=True)["clock"]["total_steps"] == 2
