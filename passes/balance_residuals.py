@@ -93,7 +93,7 @@ def _balance(graph_module: GraphModule, join: Node, context: PassContext) -> int
     branches = sorted((_branch(flow, fork, end, context) for end in join.all_input_nodes), key=lambda b: len(b.convs))
     shortcut, main = branches
     if _projects_for_one_conv(shortcut, main, join, context):
-        return _move_projection(graph_module, fork, shortcut, main, join, context)
+        return _move_projection(graph_module, shortcut, main, join, context)
     if not main.spanned:
         return 0
     if shortcut.convs:
@@ -146,13 +146,15 @@ def _projects_for_one_conv(shortcut: Branch, main: Branch, join: Node, context: 
 
 
 def _move_projection(
-    graph_module: GraphModule, fork: Node, shortcut: Branch, main: Branch, join: Node, context: PassContext
+    graph_module: GraphModule, shortcut: Branch, main: Branch, join: Node, context: PassContext
 ) -> int:
     """Add the projection's value to the first conv's instead of the last one's."""
-    flow = dataflow(graph_module.graph)
-    projecting = (nx.descendants(flow, fork) & nx.ancestors(flow, shortcut.end)) | {shortcut.end}
     first = main.convs[0]
-    for node in [node for node in graph_module.graph.nodes if node in projecting]:
+    needed = _needs(shortcut.end)
+    if first in needed:
+        return 0
+    moved = needed - _needs(first)  # constants too, which are no features
+    for node in [node for node in graph_module.graph.nodes if node in moved and node.op != "placeholder"]:
         first.prepend(node)
     end = batch_norm_after(first)
     assert end is not None  # insert_batch_norm ran before
@@ -165,6 +167,16 @@ def _move_projection(
     context.unlinked.add(path_of(first))
     context.amend(path_of(first), residual="projection")
     return 1
+
+
+def _needs(node: Node) -> set[Node]:
+    """`node` and all that is computed for it."""
+    seen, stack = {node}, [node]
+    while stack:
+        new = [operand for operand in stack.pop().all_input_nodes if operand not in seen]
+        seen.update(new)
+        stack += new
+    return seen
 
 
 def _keeps_values(node: Node) -> bool:

@@ -75,6 +75,8 @@ def _fuse_one(graph_module: GraphModule, fused: Fused) -> bool:
     if len(value.users) != 1 or fused.activated:
         return False
     user = next(iter(value.users))
+    if not _keeps_shape(value, user):
+        return False
     for step in _STEPS:
         replaced = step(graph_module, fused, value, user)
         if replaced is not None:
@@ -82,6 +84,13 @@ def _fuse_one(graph_module: GraphModule, fused: Fused) -> bool:
             _take_place_of(replaced, user, (fused.node, y, value))
             return True
     return False
+
+
+def _keeps_shape(value: Node, user: Node) -> bool:
+    """Whether `user` has as many numbers as `value`: one that is broadcast has no place for what meets it there."""
+    before, behind = fake_value(value), fake_value(user)
+    first = behind[0] if isinstance(behind, tuple | list) else behind
+    return before is None or first is None or tuple(before.shape) == tuple(first.shape)
 
 
 def _take_place_of(replaced: Node, user: Node, chain: tuple[Node, Node, Node]) -> None:
@@ -278,18 +287,12 @@ def _absorb_residual(graph_module: GraphModule, fused: Fused, value: Node, user:
 
 def _absorb_activation(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
     """RPReLU, ReLU, leaky ReLU and PReLU; RPReLU's first shift goes into the bias, before all else is added to it."""
-    if user.target is OPS.rprelu.default:
-        shift_in, slope, shift_out = (constant(n) for n in user.args[1:4])  # type: ignore[arg-type]
-    elif user.target is ATEN.relu.default:
-        shift_in, slope, shift_out = torch.zeros(1), torch.zeros(1), torch.zeros(1)
-    elif user.target is ATEN.leaky_relu.default:
-        shift_in, shift_out = torch.zeros(1), torch.zeros(1)
-        slope = torch.tensor([float(user.args[1]) if len(user.args) > 1 else 0.01])  # type: ignore[arg-type]
-    elif user.target in (ATEN.prelu.default, ATEN._prelu_kernel.default):
-        weight = constant(user.args[1]).flatten()  # type: ignore[arg-type]
-        shift_in, slope, shift_out = torch.zeros(1), weight, torch.zeros(1)
-    else:
+    slope = slope_of(user) if user.target in ACTIVATIONS else None
+    if slope is None:
         return None
+    shift_in = shift_out = torch.zeros(1)
+    if user.target is OPS.rprelu.default:
+        shift_in, shift_out = constant(user.args[1]), constant(user.args[3])  # type: ignore[arg-type]
     set_constant(graph_module, fused, "bias", fused.value("bias").double() - shift_in.double())
     set_constant(graph_module, fused, "slope", slope)
     set_constant(graph_module, fused, "shift", shift_out)
@@ -309,9 +312,23 @@ _STEPS: tuple[Step, ...] = (
 
 
 def _other_operand(user: Node, value: Node, target: Any = ATEN.add.Tensor) -> Node | None:
-    """What `user` adds to `value` (or does with it by `target`), if it is a plain operation on two tensors."""
+    """What `user` adds to `value` (or does with it by `target`), if that is a plain operation on two float tensors."""
     if user.target is not target or user.kwargs.get("alpha", 1) != 1:
         return None
     left, right = user.args[:2]
     other = right if left is value else left
-    return other if isinstance(other, Node) else None
+    if not isinstance(other, Node):
+        return None
+    kind = getattr(fake_value(other), "dtype", torch.float32)
+    return other if kind.is_floating_point else None
+
+
+def slope_of(activation: Node) -> Tensor | None:
+    """The factor of one of `ACTIVATIONS` below 0, `[C]` or of one element; None if it is computed."""
+    if activation.target is ATEN.relu.default:
+        return torch.zeros(1)
+    if activation.target is ATEN.leaky_relu.default:
+        return torch.tensor([float(activation.args[1]) if len(activation.args) > 1 else 0.01])  # type: ignore[arg-type]
+    slope: Any = activation.args[2 if activation.target is OPS.rprelu.default else 1]
+    value = tensor_of(slope)
+    return None if value is None else value.flatten()

@@ -151,13 +151,20 @@ def walk_forward(start: Node, through: Callable[[Node], bool]) -> Iterator[Node]
 
 def add_module(graph_module: GraphModule, path: str, module: nn.Module) -> str:
     """Register `module` at `path`, or at `path_2`, `path_3`, ... if that is taken; returns where."""
-    taken = {name for name, _ in graph_module.named_modules()}
     name, number = path, 1
-    while name in taken:
+    while _has(graph_module, name):
         number += 1
         name = f"{path}_{number}"
     graph_module.add_submodule(name, module)
     return name
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        operator.attrgetter(path)(module)
+    except AttributeError:
+        return False
+    return True
 
 
 def insert_module_call(graph_module: GraphModule, after: Node, path: str, argument: Node) -> Node:

@@ -10,7 +10,15 @@ from torch.fx import GraphModule, Node
 from binarize.nn import BinaryConv, ElasticLink
 from binarize.nn.geometry import ConvGeometry
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import add_module, calls_module, insert_module_call, module_of, path_of
+from binarize.passes.graph_tools import (
+    ADD_TARGETS,
+    add_module,
+    calls_function,
+    calls_module,
+    insert_module_call,
+    module_of,
+    path_of,
+)
 from binarize.passes.insert_batch_norm import batch_norm_after
 
 SUFFIX = "_link"
@@ -74,7 +82,14 @@ def _bridge(graph_module: GraphModule, conv: Node, path: str, position: str) -> 
 
 
 def link_of(conv: Node) -> Node | None:
-    """The call of the link that bridges `conv`, if there is one."""
-    source = conv.all_input_nodes[0]
-    path = str(conv.target) + SUFFIX
-    return next((u for u in source.users if calls_module(u, ElasticLink) and str(u.target).startswith(path)), None)
+    """The call of the link that bridges `conv`, if there is one: what is added to the conv's value or to its norm's.
+
+    A name would not tell: a link may be called like that of another conv, and a conv may run twice on one value.
+    """
+    ends = {conv, batch_norm_after(conv)}
+    links = (user for user in conv.all_input_nodes[0].users if calls_module(user, ElasticLink))
+    return next((link for link in links if any(_adds(user, ends) for user in link.users)), None)
+
+
+def _adds(node: Node, ends: set[Node | None]) -> bool:
+    return calls_function(node, ADD_TARGETS) and not ends.isdisjoint(node.all_input_nodes)

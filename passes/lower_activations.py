@@ -13,7 +13,16 @@ from torch.fx import GraphModule, Node
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN, BATCH_NORMS, fuse_epilogue, is_gate
 from binarize.passes.layout_rules import is_map, rank_of, shape_of
-from binarize.passes.lower_tools import ACTIVATE, TO_NCHW, TO_NHWC, Fused, add_constant, permute, set_value_like
+from binarize.passes.lower_tools import (
+    ACTIVATE,
+    TO_NCHW,
+    TO_NHWC,
+    Fused,
+    add_constant,
+    fake_value,
+    permute,
+    set_value_like,
+)
 
 
 class LowerActivations:
@@ -36,7 +45,7 @@ def is_activation(node: Node) -> bool:
     if node.target in BATCH_NORMS | ACTIVATIONS:
         return True
     maps = [a for a in node.args if is_map(a)]
-    if len(maps) != 2 or node.kwargs:
+    if len(maps) != 2 or node.kwargs or not all(fake_value(a).dtype.is_floating_point for a in maps):
         return False
     if node.target is ATEN.add.Tensor:
         return maps[0] is not maps[1] and shape_of(maps[0]) == shape_of(maps[1])

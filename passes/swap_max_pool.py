@@ -10,8 +10,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN
-from binarize.passes.lower_tools import OPS, set_value_like, tensor_of
+from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN, slope_of
+from binarize.passes.lower_tools import set_value_like
 
 
 class SwapMaxPool:
@@ -29,9 +29,8 @@ def _fits(activation: Node) -> bool:
         return False
     if activation.target is ATEN.relu.default:
         return False  # ONNX Runtime takes it into the conv
-    slope = activation.args[2 if activation.target is OPS.rprelu.default else 1]
-    value = tensor_of(slope) if isinstance(slope, Node) else torch.tensor(slope)
-    return value is not None and bool(torch.all(value >= 0))
+    slope = slope_of(activation)
+    return slope is not None and bool(torch.all(slope >= 0))
 
 
 def _swap(graph_module: GraphModule, pool: Node) -> None:

@@ -131,7 +131,7 @@ def modulation(config: ConvConfig, geometry: ConvGeometry, output_size: tuple[in
     if config.scale == "spatial":
         if geometry.dims != 2:
             raise UsageError(
-                f'conv.scale = "spatial" is for maps of rows and columns, and this conv has {geometry.dims} dimension(s)',
+                f'conv.scale = "spatial" is for maps of rows and columns, not of {geometry.dims} dimension(s)',
                 hint="--set conv.scale=learned",
             )
         if output_size is None:

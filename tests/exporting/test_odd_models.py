@@ -17,9 +17,11 @@ from binarize.errors import UnsupportedModelError, UsageError
 from tests.models import conv_bn
 
 
-def exported(model: nn.Module, path: Path, *inputs: Tensor) -> tuple[np.ndarray, np.ndarray, nn.Module]:
+def exported(
+    model: nn.Module, path: Path, *inputs: Tensor, config: binarize.Config | None = None
+) -> tuple[np.ndarray, np.ndarray, nn.Module]:
     """What file and module give, and the module."""
-    module = binarize.apply(model.eval(), inputs).eval()
+    module = binarize.apply(model.eval(), inputs, config=config).eval()
     binarize.export(module, path)
     session = binarize.InferenceSession(path)
     feeds = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)}
@@ -171,3 +173,38 @@ def test_a_model_of_random_answers_is_refused_for_that(tmp_path: Path) -> None:
         exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
     assert "dropout" in str(refused.value.hint)
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda conv, x: conv(x.mean(2, keepdim=True)) + x,  # strip pooling: a smaller map meets a larger one
+        lambda conv, x: conv(x.mean(2, keepdim=True)) * x.abs().mean(1, keepdim=True),
+        lambda conv, x: conv(x.mean(3, keepdim=True)) * torch.linspace(0.5, 1.5, 12),
+        lambda conv, x: conv(x) + (x > 0.3),
+        lambda conv, x: conv(x) * (x > 0.3).any(1, keepdim=True),
+    ],
+    ids=["sum of a strip", "strip by a map of pixels", "strip by a constant", "sum with a mask", "masked pixels"],
+)
+def test_what_meets_a_binary_conv_may_be_larger_or_no_float(between: Callable[..., Tensor], tmp_path: Path) -> None:
+    class Meeting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = conv_bn(3, 16), nn.Linear(16, 5)
+            self.conv = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(between(self.conv, self.stem(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    found, wanted, _ = exported(Meeting(), tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_leaky_activation_of_the_usual_slope_before_a_max_pool(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.LeakyReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.LeakyReLU())
+    model = nn.Sequential(*model, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    config = binarize.Config().with_settings(["surgery.activation=keep"])
+    found, wanted, _ = exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12), config=config)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import binarize
 from binarize.errors import UsageError
+from binarize.nn import BinaryConv2d, ElasticLink
 from binarize.training.calibration import calibrate
 
 X = torch.randn(2, 3, 16, 16)
@@ -113,3 +115,52 @@ def test_the_configs_own_recipe_counts_unless_one_is_given(tmp_path: Path) -> No
     file.write_text('recipe = "bireal"\n')
     assert binarize.apply(Net().eval(), X, config=file).report.config["link"]["kind"] == "identity"
     assert binarize.apply(Net().eval(), X, "el", file).report.config["link"]["kind"] == "elastic"
+
+
+def conv3(c: int, o: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c, o, 3, stride, 1, bias=False)
+
+
+class Alike(nn.Module):
+    """A conv whose name is that of another one's link, and a conv that runs twice on one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down_link, self.down, self.twice = conv3(3, 8), conv3(8, 8), conv3(8, 8), conv3(8, 8)
+        self.norms, self.head = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d = self.norms
+        x = torch.relu(self.stem(x))
+        y = torch.relu(a(self.down_link(x)) * b(self.down(x)))
+        return self.head((c(self.twice(y)) - 2 * d(self.twice(y))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("position", ["pre_bn", "post_bn"])
+def test_every_call_of_every_conv_has_its_link(position: str) -> None:
+    config = binarize.Config().with_settings([f"link.position={position}"])
+    module = binarize.apply(Alike().eval(), X, config=config)
+    assert isinstance(module, GraphModule)
+    called = [type(module.get_submodule(n.target)) for n in module.graph.nodes if n.op == "call_module"]
+    assert called.count(BinaryConv2d) == called.count(ElasticLink) == 4
+
+
+class ScaledProjection(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.projection = conv3(3, 8), conv3(8, 16, 2), conv3(16, 16), conv3(8, 16, 2)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(3)])
+        self.scale, self.head = nn.Parameter(torch.full((1, 16, 1, 1), 0.7)), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.norms
+        x = torch.relu(self.stem(x))
+        x = torch.relu(b(self.two(torch.relu(a(self.one(x))))) + c(self.projection(x)) * self.scale)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_projection_moves_with_the_constants_it_needs() -> None:
+    """Recipes without Elastic Links add a projection to the first conv, which stands before the parameter in it."""
+    module = binarize.apply(ScaledProjection().eval(), X, recipe="bireal")
+    assert {d.layer: d.residual for d in module.report.binarized}["one"] == "projection"  # type: ignore[union-attr]
+    assert torch.isfinite(module(X)).all()
