@@ -13,7 +13,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from binarize.api import Conversion, apply, assemble, convert, export, finetune, inspect, load
+    from binarize.api import (
+        Conversion,
+        apply,
+        assemble,
+        calibrate,
+        convert,
+        export,
+        finetune,
+        inspect,
+        load,
+        parameter_groups,
+    )
     from binarize.config import Config
     from binarize.report import Report
     from binarize.runtime import InferenceSession
@@ -27,11 +38,13 @@ _HOMES = {
     "Report": "binarize.report",
     "apply": "binarize.api",
     "assemble": "binarize.api",
+    "calibrate": "binarize.api",
     "convert": "binarize.api",
     "export": "binarize.api",
     "finetune": "binarize.api",
     "inspect": "binarize.api",
     "load": "binarize.api",
+    "parameter_groups": "binarize.api",
 }
 
 __all__ = [
@@ -41,11 +54,13 @@ __all__ = [
     "Report",
     "apply",
     "assemble",
+    "calibrate",
     "convert",
     "export",
     "finetune",
     "inspect",
     "load",
+    "parameter_groups",
 ]
 
 

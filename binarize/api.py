@@ -107,10 +107,48 @@ def apply(
     return binarize_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled, inplace=inplace)
 
 
-def inspect(model: nn.Module, config: Config, example_inputs: tuple[Tensor, ...] | None = None) -> Report:
-    """What `apply` would decide about every conv, without changing anything."""
-    model = unwrapped(model)
-    return plan_model(model, example_inputs or default_example_inputs(model), config)
+def inspect(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    recipe: str | None = None,
+    config: Config | str | Path | None = None,
+) -> Report:
+    """What `apply` would decide about every conv, with the same arguments, without changing anything."""
+    settled, model = resolve_config(recipe, config), unwrapped(model)
+    return plan_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled)
+
+
+def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
+    """Give a freshly binarized `module` its start, in place: what `finetune` does before its first step.
+
+    Sets thresholds as the recipe says, lets inserted batch norms begin with the scale and offset of the float convs,
+    and measures batch norm statistics. Without it a training loop of your own starts further away.
+
+    Args:
+        module: from `apply`.
+        teacher: the float model it came from.
+        images: one batch, or several, normalised as for training.
+    """
+    from binarize.training import calibrate as run
+
+    settled = Config().updated(report_of(module).config)
+    run(module, teacher, [images] if isinstance(images, Tensor) else list(images), threshold=settled.conv.threshold)
+    return module
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """What an Adam of your own takes instead of `module.parameters()`, each group with its peak rate.
+
+    A latent weight's rate is a share of its layer's mean |weight| (`training.weight_step`), that of everything else
+    `training.learning_rate`, as the recipe of `module` says. Only float convs and linear layers decay: decay moves no
+    sign, and pulls gammas, thresholds and slopes to a 0 that means nothing.
+    """
+    from binarize.training import parameter_groups as groups
+
+    training = Config().updated(report_of(module).config).training
+    return groups(
+        module, learning_rate=training.learning_rate, weight_step=training.weight_step, weight_decay=weight_decay
+    )
 
 
 def finetune(

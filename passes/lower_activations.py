@@ -44,7 +44,7 @@ def is_activation(node: Node) -> bool:
         return False
     if node.target in BATCH_NORMS | ACTIVATIONS:
         return True
-    maps = [a for a in node.args if is_map(a)]
+    maps = [a for a in node.args if isinstance(a, Node) and is_map(a)]
     if len(maps) != 2 or node.kwargs or not all(fake_value(a).dtype.is_floating_point for a in maps):
         return False
     if node.target is ATEN.add.Tensor:

@@ -1,6 +1,8 @@
 """Calibration and fine-tuning: the binary module learns from its float original."""
 
+from binarize.training.calibration import calibrate
 from binarize.training.evaluate import evaluate
 from binarize.training.finetune import TrainingResult, adapt_float, finetune
+from binarize.training.stages import parameter_groups
 
-__all__ = ["TrainingResult", "adapt_float", "evaluate", "finetune"]
+__all__ = ["TrainingResult", "adapt_float", "calibrate", "evaluate", "finetune", "parameter_groups"]

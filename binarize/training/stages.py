@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -91,12 +92,29 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
 
 
 def _adam(module: nn.Module, *, config: TrainingConfig, plan: StageConfig) -> torch.optim.Optimizer:
-    """Adam with one group per binary conv: a latent weight's step is a share of its layer's mean |weight|.
+    groups = parameter_groups(
+        module,
+        learning_rate=config.learning_rate * plan.rate,
+        weight_step=config.weight_step * plan.weight_rate,
+        weight_decay=plan.weight_decay,
+        latent_decay=plan.weight_decay if plan.weights == "float" else 0.0,
+    )
+    return _OPTIMIZERS[plan.optimizer](groups)
+
+
+def parameter_groups(
+    module: nn.Module, *, learning_rate: float, weight_step: float, weight_decay: float = 0.0, latent_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Groups for Adam, one per binary conv: a latent weight's step is a share of its layer's mean |weight|.
 
     A latent weight matters by its sign alone, so what counts is after how many steps it can flip. Pretrained nets
     differ in scale by more than ten; a common absolute rate would flip everything in one and nothing in another.
+
+    Args:
+        weight_step: that share.
+        weight_decay: of float convs and linear layers; all else, such as thresholds and gammas, has none.
+        latent_decay: of the binary convs' latent weights. It moves no sign, but makes each easier to flip.
     """
-    rate = config.learning_rate * plan.rate
     latent = {id(m.weight): m.weight for m in module.modules() if isinstance(m, BinaryConv)}
     decayed = {
         id(m.weight): m.weight
@@ -104,12 +122,11 @@ def _adam(module: nn.Module, *, config: TrainingConfig, plan: StageConfig) -> to
         if isinstance(m, _ConvNd | nn.Linear) and not isinstance(m, BinaryConv)
     }
     plain = [p for p in module.parameters() if id(p) not in latent and id(p) not in decayed]
-    groups = [
-        {"params": plain, "lr": rate},
-        {"params": list(decayed.values()), "lr": rate, "weight_decay": plan.weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"params": plain, "lr": learning_rate, "weight_decay": 0.0},
+        {"params": list(decayed.values()), "lr": learning_rate, "weight_decay": weight_decay},
     ]
     for weight in latent.values():
-        step = config.weight_step * plan.weight_rate * float(weight.detach().abs().mean())
-        decay = plan.weight_decay if plan.weights == "float" else 0.0
-        groups.append({"params": [weight], "lr": step, "weight_decay": decay})
-    return _OPTIMIZERS[plan.optimizer]([group for group in groups if group["params"]], lr=rate)
+        step = weight_step * float(weight.detach().abs().mean())
+        groups.append({"params": [weight], "lr": step, "weight_decay": latent_decay})
+    return [group for group in groups if group["params"]]

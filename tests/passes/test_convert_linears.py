@@ -101,7 +101,11 @@ def test_rows_of_any_rank(shape: tuple[int, ...]) -> None:
 def test_linear_layers_count_only_when_wanted() -> None:
     model = LinearNet().eval()
     found = {
-        mode: {d.layer: d.rule for d in binarize.inspect(model, settings(mode), (X,)).decisions if d.kind == "linear"}
+        mode: {
+            d.layer: d.rule
+            for d in binarize.inspect(model, (X,), config=settings(mode)).decisions
+            if d.kind == "linear"
+        }
         for mode in ("keep", "spatial", "all")
     }
     assert found == {
@@ -121,16 +125,16 @@ def test_a_linear_layer_with_arithmetic_of_its_own_does_not_count() -> None:
 
     model = LinearNet()
     model.tokens = Doubled(12, 10)
-    report = binarize.inspect(model.eval(), settings("all"), (X,))
+    report = binarize.inspect(model.eval(), (X,), config=settings("all"))
     assert "tokens" not in {d.layer for d in report.decisions}
 
 
 def test_the_summary_says_what_linear_layers_would_be_worth() -> None:
     model = LinearNet().eval()
-    report = binarize.inspect(model, settings("keep"), (X,))
+    report = binarize.inspect(model, (X,), config=settings("keep"))
     assert report.float_linear_macs == 16 * 16 * (8 * 20 + 20 * 8)
     assert "--linear spatial" in report.summary()
-    assert "--linear" not in binarize.inspect(model, settings("spatial"), (X,)).summary()
+    assert "--linear" not in binarize.inspect(model, (X,), config=settings("spatial")).summary()
 
 
 def test_queries_of_attention_stay_float() -> None:
@@ -148,7 +152,7 @@ def test_queries_of_attention_stay_float() -> None:
             head: Tensor = self.head(y.mean((1, 2)))
             return head
 
-    report = binarize.inspect(Attention().eval(), settings("spatial"), (X,))
+    report = binarize.inspect(Attention().eval(), (X,), config=settings("spatial"))
     assert {d.layer: d.rule for d in report.decisions}["qkv"] == "attention"
     assert {d.layer: d.rule for d in report.decisions}["project"] == "eligible"
 

@@ -22,7 +22,7 @@ X = torch.randn(2, 3, 32, 32)
 
 
 def plan(model: nn.Module, *settings: str, x: Tensor = X) -> dict[str, Decision]:
-    report = binarize.inspect(model.eval(), Config().with_settings(settings), (x,))
+    report = binarize.inspect(model.eval(), (x,), config=Config().with_settings(settings))
     return {d.layer: d for d in report.decisions}
 
 

@@ -253,5 +253,5 @@ def test_golden_decisions(family, name, request):
     import torchvision
 
     model = torchvision.models.get_model(name, weights=None)
-    report = binarize.inspect(model, Config(), (torch.zeros(2, 3, 64, 64),))
+    report = binarize.inspect(model, (torch.zeros(2, 3, 64, 64),), config=Config())
     check_decisions(family, name, report, regenerate=request.config.getoption("--regen-goldens"))

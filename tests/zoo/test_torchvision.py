@@ -20,7 +20,7 @@ LEAST_SHARE = {"vision_transformer": -1, "swin_transformer": -1, "video.swin_tra
 def test_decisions(entry: Entry, request: pytest.FixtureRequest) -> None:
     """Surgery on all 109, without weights; a change of any decision is a diff of tests/goldens to review."""
     model, inputs = build_small(entry, hollow=True)
-    report = api.inspect(model, Config(), inputs)
+    report = api.inspect(model, inputs, config=Config())
     family = f"torchvision/{entry.family}"
     check_decisions(family, entry.name, report, regenerate=request.config.getoption("--regen-goldens"))
 
