@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from binarize.errors import UsageError
-from binarize.nn import BinaryConv, Region
+from binarize.nn import BinaryConv, LayerList, Region
 from binarize.nn.modules import evaluating
 from binarize.passes.recording import Recording
 from binarize.passes.trace import Untraceable, first_line, holds, is_leaf, trace
@@ -192,6 +192,7 @@ def _traced(module: nn.Module, path: str, constants: dict[str, Any]) -> Region:
     """`module` as a region whose calls know their paths in the whole model."""
     region = trace(module, constants)
     _keep_the_rest(region, module)
+    _keep_lists(region, module)
     for node in region.graph.nodes:
         if node.op == "call_module":
             node.meta["path"] = ".".join(filter(None, (path, str(node.target))))
@@ -273,6 +274,15 @@ def _keep_the_rest(region: Region, module: nn.Module) -> None:
                 getattr(home, "_parameters" if name in part._parameters else "_buffers")[name] = kept[name]
                 if name in part._non_persistent_buffers_set:
                     home._non_persistent_buffers_set.add(name)
+
+
+def _keep_lists(region: Region, module: nn.Module) -> None:
+    """fx makes plain modules of what holds the layers it calls; those that were lists stay indexable."""
+    holders = dict(region.named_modules(remove_duplicate=False))
+    for path, part in module.named_modules(remove_duplicate=False):
+        holder = holders.get(path)
+        if isinstance(part, nn.Sequential | nn.ModuleList) and type(holder) is nn.Module:
+            LayerList.stand_in(holder, part)
 
 
 def _ancestry(path: str) -> Iterator[str]:

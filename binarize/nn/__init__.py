@@ -5,7 +5,7 @@ from binarize.nn.activation_binarizer import ActivationBases, SignActivation, Te
 from binarize.nn.binary_conv import BinaryConv, BinaryConv1d, BinaryConv2d, BinaryConv3d
 from binarize.nn.elastic_link import ElasticLink
 from binarize.nn.interaction import ChannelInteraction
-from binarize.nn.region import Region, TrainingFlag
+from binarize.nn.region import LayerList, Region, TrainingFlag
 from binarize.nn.scale import BoxScale, ChannelGate, LearnedScale, MeanAbsScale, SpatialScale, UnitScale
 from binarize.nn.weight_binarizer import SignWeight, WeightBases
 
@@ -19,6 +19,7 @@ __all__ = [
     "ChannelGate",
     "ChannelInteraction",
     "ElasticLink",
+    "LayerList",
     "LearnedScale",
     "MeanAbsScale",
     "RPReLU",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -67,6 +68,41 @@ def _rebuild(name: str, body: dict[str, Any], imports: str) -> Region:
     vars(region).update(body)
     region.graph = graph  # type: ignore[assignment]
     return region
+
+
+class LayerList(nn.Module):
+    """The layers of a list of the original (`nn.Sequential`, `nn.ModuleList`) in a region, by the same indices.
+
+    Surgery puts layers between them, which have no index; an activation that it replaced is reached by the old one's.
+    """
+
+    names: tuple[str, ...]
+    """What the original calls its layers, in order."""
+
+    @staticmethod
+    def stand_in(holder: nn.Module, original: nn.Module) -> None:
+        """Make the plain module `holder` the list that `original` is."""
+        holder.__class__ = LayerList
+        vars(holder)["names"] = tuple(original._modules)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self._layer(name) for name in self.names)
+
+    def __getitem__(self, index: int | slice) -> nn.Module | list[nn.Module]:
+        if isinstance(index, slice):
+            return [self._layer(name) for name in self.names[index]]
+        return self._layer(self.names[index])
+
+    def _layer(self, name: str) -> nn.Module:
+        layer = self._modules.get(name)
+        if layer is None:
+            layer = next((m for n, m in self._modules.items() if n.startswith(f"{name}_")), None)
+        if layer is None:
+            raise IndexError(f"layer {name!r} of the original is not in the binary model: nothing is left for it to do")
+        return layer
 
 
 class TrainingFlag(nn.Module):

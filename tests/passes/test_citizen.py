@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.errors import UsageError
+from binarize.nn import BinaryConv2d, RPReLU
 from tests.models import EveryConv, randomized
 from tests.passes.test_capture import Body
 
@@ -126,3 +127,21 @@ def test_distributed_data_parallel() -> None:
 def test_odd_sizes_and_other_batches(module: nn.Module) -> None:
     y: Tensor = module(torch.randn(3, 3, 19, 23))
     assert len(y) == 3
+
+
+def test_lists_of_layers_keep_their_indices() -> None:
+    """Code around a net says `model.layer1[0]`; what surgery put between the layers does not count."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    model.layer1 = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    module = binarize.apply(model.eval(), torch.randn(2, 3, 12, 12))
+    for found in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        layers = found.layer1
+        assert len(layers) == 4 and [type(layers[i]) for i in (0, -2)] == [BinaryConv2d, BinaryConv2d]
+        assert layers[0] is dict(found.named_modules())["layer1.0"]
+        assert isinstance(layers[1], RPReLU) and list(layers)[2:] == layers[2:]
+        assert isinstance(found.head[-1], nn.Linear)
+        with pytest.raises(IndexError):
+            layers[4]
