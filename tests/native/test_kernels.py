@@ -278,6 +278,15 @@ def test_float16_extremes_are_rounded_alike(isa: str) -> None:
     np.testing.assert_array_equal(run_kernel(case, isa)["y"], case.expected()[0])
 
 
+@pytest.mark.parametrize("ternary", [0, 1])
+def test_more_inputs_than_sixteen_bits_count(ternary: int) -> None:
+    """Kernels that count by table hold mismatches as uint16; here every one of 65,600 inputs differs."""
+    case = make_case(channels=65600, out_channels=40, kernel=(1, 1), pads=(0,) * 4, size=(1, 2), ternary=ternary)
+    case.values["bits"][...] = 0
+    case.values["weight"][...] = np.iinfo(np.uint64).max
+    assert_equals_reference(case)
+
+
 def pack_session(x: np.ndarray, threshold: np.ndarray, constant: bool, threads: int = 1) -> InferenceSession:
     node = helper.make_node("Pack", ["x", "threshold"], ["bits"], name="pack", domain="ai.binarize")
     inputs = {"x": x} if constant else {"x": x, "threshold": threshold}

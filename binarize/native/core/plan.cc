@@ -167,9 +167,10 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
 
 // A block's span covers the channels of all groups its lanes belong to. Lanes of a group that does not fill the span
 // get a mask. A dense conv needs none: its weights are 0 past the last channel, and ConvRun clears stray bits there.
-// Blocks of a ternary grouped conv always get one: its kernel counts the nonzeros of a group.
+// Blocks of a ternary grouped conv always get one: its kernel counts the nonzeros of a group. So do those with more inputs
+// than the counts of a panel can hold: with masks, words are counted.
 void ConvPlan::LayOutBlocks() {
-  const int64_t in_per_group = spec_.channels_in / spec_.group;
+  const int64_t in_per_group = spec_.channels_in / spec_.group, taps = spec_.kernel_h * spec_.kernel_w;
   for (int64_t o = 0; o < spec_.channels_out; o += kLanes) {
     const int64_t last = std::min(o + kLanes, spec_.channels_out) - 1;
     const int64_t begin = GroupOf(spec_, o) * in_per_group;
@@ -181,7 +182,8 @@ void ConvPlan::LayOutBlocks() {
     const bool whole_words = begin % kHalfBits == 0 && (end % kHalfBits == 0 || spec_.group == 1);
     const bool one_group = GroupOf(spec_, o) == GroupOf(spec_, last);
     const bool counts_nonzeros = spec_.ternary && !shares_nonzeros();
-    b.masks = whole_words && one_group && !counts_nonzeros ? kNoMask : 0;
+    const bool too_many = kernels_.panel_blocks > 0 && taps * static_cast<int64_t>(b.span) * kHalfBits > kMostPanelInputs;
+    b.masks = whole_words && one_group && !counts_nonzeros && !too_many ? kNoMask : 0;
     b.alike = 1;
     blocks_.push_back(b);
   }

@@ -49,6 +49,7 @@ class Epilogue {
 // Throws InvalidModel unless `value` is within [lowest, highest].
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest);
 
+constexpr int64_t kMostPanelInputs = 65535;  // of an output whose mismatches Kernels::panel_blocks count in 16 bits
 constexpr int64_t kMaxExtent = int64_t{1} << 20;  // strides, pads, dilations, kernel sides, channels
 
 // Throws InvalidModel unless every number is in range and the sizes fit each other.
@@ -81,7 +82,7 @@ class ConvPlan {
   // Whether all output channels see the same inputs, so that ConvRow::nonzeros serves them all.
   bool shares_nonzeros() const { return spec_.ternary && spec_.group == 1; }
   // Whether a ternary map is one of nibbles; see ConvCall.
-  bool pairs_nibbles() const { return shares_nonzeros() && kernels_.panel_blocks > 0; }
+  bool pairs_nibbles() const { return shares_nonzeros() && kernels_.panel_blocks > 0 && blocks_[0].masks == kNoMask; }
   int64_t padded_channels_out() const { return static_cast<int64_t>(blocks_.size()) / spec_.bases * 16; }
 
   // base[b][o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns

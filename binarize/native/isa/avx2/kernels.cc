@@ -171,10 +171,10 @@ struct Avx2 {
   }
   BINARIZE_INLINE Ints Counts(Counter c) { return {SumOfBytes(c.low), SumOfBytes(c.high)}; }
 
-  // Tables: 4 pixels x 64 channels in bytes, finished in pairs of pixels.
+  // Tables: 4 pixels x 64 channels in bytes.
   using Panel = __m256i;
   static constexpr size_t kPanelBlocks = 2;
-  static constexpr int kPanelPixels = 4, kPanels = 2, kFinishPixels = 2;
+  static constexpr int kPanelPixels = 4, kPanels = 2;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm256_setzero_si256(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -186,15 +186,21 @@ struct Avx2 {
     return _mm256_add_epi8(sums, _mm256_shuffle_epi8(table, weights));
   }
   BINARIZE_INLINE void PinPanel(Panel& x) { __asm__ volatile("" : "+x"(x)); }
-  // Adds the bytes of a panel to the sums of its blocks.
-  BINARIZE_INLINE void AddPanel(Panel x, int32_t* sums) {
-    for (size_t n = 0; n < kPanelBlocks; ++n) {
-      const __m128i bytes = n == 0 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1);
-      __m256i* at = reinterpret_cast<__m256i*>(sums + n * generic::kLanes);
-      const __m256i low = _mm256_cvtepu8_epi32(bytes), high = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
-      _mm256_store_si256(at, _mm256_add_epi32(_mm256_load_si256(at), low));
-      _mm256_store_si256(at + 1, _mm256_add_epi32(_mm256_load_si256(at + 1), high));
-    }
+  BINARIZE_INLINE void StorePanel(Panel x, uint16_t* counts) {
+    __m256i* at = reinterpret_cast<__m256i*>(counts);
+    _mm256_store_si256(at, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(x)));
+    _mm256_store_si256(at + 1, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(x, 1)));
+  }
+  BINARIZE_INLINE void AddPanel(Panel x, uint16_t* counts) {
+    __m256i* at = reinterpret_cast<__m256i*>(counts);
+    const __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(x));
+    const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(x, 1));
+    _mm256_store_si256(at, _mm256_add_epi16(_mm256_load_si256(at), low));
+    _mm256_store_si256(at + 1, _mm256_add_epi16(_mm256_load_si256(at + 1), high));
+  }
+  BINARIZE_INLINE Ints LoadCounts(const uint16_t* counts) {
+    const __m128i* at = reinterpret_cast<const __m128i*>(counts);
+    return {_mm256_cvtepu16_epi32(_mm_load_si128(at)), _mm256_cvtepu16_epi32(_mm_load_si128(at + 1))};
   }
 
   using Words = __m256i;

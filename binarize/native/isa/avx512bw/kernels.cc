@@ -42,10 +42,10 @@ struct Avx512Bw : generic::Zmm {
     return AddInts(AddInts(sum, _mm512_madd_epi16(low, low_w)), _mm512_madd_epi16(high, high_w));
   }
 
-  // Tables: 6 pixels x 128 channels in bytes, finished all at once.
+  // Tables: 6 pixels x 128 channels in bytes.
   using Panel = __m512i;
   static constexpr size_t kPanelBlocks = 4;
-  static constexpr int kPanelPixels = 6, kPanels = 2, kFinishPixels = 6;
+  static constexpr int kPanelPixels = 6, kPanels = 2;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm512_setzero_si512(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) { return _mm512_loadu_si512(p); }
   BINARIZE_INLINE Panel LoadTable(const uint8_t* p) {
@@ -55,14 +55,18 @@ struct Avx512Bw : generic::Zmm {
     return _mm512_add_epi8(sums, _mm512_shuffle_epi8(table, weights));
   }
   BINARIZE_INLINE void PinPanel(Panel& x) { Pin(x); }
-  // Adds the bytes of a panel to the sums of its blocks.
-  BINARIZE_INLINE void AddPanel(Panel x, int32_t* sums) {
-    const __m128i bytes[kPanelBlocks] = {_mm512_castsi512_si128(x), _mm512_extracti32x4_epi32(x, 1),
-                                         _mm512_extracti32x4_epi32(x, 2), _mm512_extracti32x4_epi32(x, 3)};
-    for (size_t n = 0; n < kPanelBlocks; ++n) {
-      int32_t* at = sums + n * generic::kLanes;
-      _mm512_store_si512(at, _mm512_add_epi32(_mm512_load_si512(at), _mm512_cvtepu8_epi32(bytes[n])));
-    }
+  BINARIZE_INLINE void StorePanel(Panel x, uint16_t* counts) {
+    _mm512_store_si512(counts, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x)));
+    _mm512_store_si512(counts + 32, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(x, 1)));
+  }
+  BINARIZE_INLINE void AddPanel(Panel x, uint16_t* counts) {
+    const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(x));
+    const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(x, 1));
+    _mm512_store_si512(counts, _mm512_add_epi16(_mm512_load_si512(counts), low));
+    _mm512_store_si512(counts + 32, _mm512_add_epi16(_mm512_load_si512(counts + 32), high));
+  }
+  BINARIZE_INLINE Ints LoadCounts(const uint16_t* counts) {
+    return _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(counts)));
   }
 };
 

@@ -253,19 +253,26 @@ struct Link {
 // Whether the lanes of a block are one or two runs of the map's channels.
 BINARIZE_INLINE bool ReadsMap(const Block& b) { return b.link_is_run || b.link_wrap != 0; }
 
+// Where blocks alike in form to block `block` read single values of the map; elsewhere `map` is null.
+template <class E, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void FindMap(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column,
+                             Link<E, BLOCKS>& link) {
+  link.map = nullptr;
+  if (call.link_stride != 1 || k.blocks[block].link_terms != 1) return;
+  const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
+  if (w.inside && w.rows == 1) {
+    link.map = w.first;
+    link.step = call.link_channels;
+  }
+}
+
 // The link of one tile; `sums` is for what it does not read in the map.
 template <class V, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                  size_t column, float (&sums)[BLOCKS][PIXELS][kLanes], Link<E, BLOCKS>& link) {
   link.map = nullptr;
   if (row.link == nullptr) return;
-  if (call.link_stride == 1 && k.blocks[block].link_terms == 1) {
-    const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
-    if (w.inside && w.rows == 1) {
-      link.map = w.first;
-      link.step = call.link_channels;
-    }
-  }
+  FindMap<E, PIXELS>(k, call, row, block, column, link);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) link.values[n] = sums[n][0];
   if (link.map == nullptr) return LinkValues<V, E, PIXELS>(k, call, row, block, BLOCKS, column, sums[0][0]);

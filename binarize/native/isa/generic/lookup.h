@@ -5,9 +5,9 @@
 // one shuffle counts the mismatches of four channels of all its outputs: two instructions, shuffle and add, per panel,
 // where xor, shuffle and add of both nibbles of a byte would take three.
 //
-// V: Panel, kPanelBlocks, kPanels x kPanelPixels of a tile, kFinishPixels of the epilogue's; ZeroPanel(),
-// LoadPanel(p), LoadTable(p) to all 16-byte parts, LookUp(sums, table, weights), PinPanel(x) as Pin,
-// AddPanel(x, sums): bytes to int32[16 * kPanelBlocks].
+// V: Panel, kPanelBlocks, kPanels x kPanelPixels of a tile; ZeroPanel(), LoadPanel(p), LoadTable(p) to all 16-byte parts,
+// LookUp(sums, table, weights), PinPanel(x) as Pin; StorePanel(x, counts) and AddPanel(x, counts): its bytes become, or are
+// added to, uint16[16 * kPanelBlocks]; LoadCounts(counts): sixteen of those as Ints.
 #pragma once
 
 #include "isa/generic/conv.h"
@@ -70,17 +70,27 @@ BINARIZE_INLINE TwoTables FindTables(const uint8_t* map) {
 constexpr size_t kNibbles = 8;        // of a word
 constexpr size_t kWordsPerFlush = 7;  // a word adds at most 32 to a byte
 
-// Sums of a tile: [pixel][panel][lane of its blocks].
+// Mismatches of a tile: [pixel][panel][lane of its blocks]. ConvPlan makes no panels of convs that exceed 16 bits.
 template <class V, int PIXELS, int PANELS>
-struct PanelSums {
-  alignas(64) int32_t value[PIXELS][PANELS * V::kPanelBlocks * kLanes];
+struct PanelCounts {
+  static constexpr size_t kStep = PANELS * V::kPanelBlocks * kLanes;  // from pixel to pixel
+  alignas(64) uint16_t value[PIXELS][kStep];
+
+  // Those of the first pixel, at an address that says nothing: GCC copies what it sees through to registers and, as there
+  // are not so many, back to memory.
+  uint16_t* Hidden() {
+    uint16_t* first = value[0];
+    __asm__ volatile("" : "+r"(first));
+    return first;
+  }
 };
 
-// Adds the mismatches of at most kWordsPerFlush words of the map and of PANELS panels, `panel_step` bytes apart.
-template <class V, bool TERNARY, int PIXELS, int PANELS>
+// Counts the mismatches of at most kWordsPerFlush words of the map and of PANELS panels, `panel_step` bytes apart. FIRST:
+// they become the counts, else they are added.
+template <class V, bool TERNARY, bool FIRST, int PIXELS, int PANELS>
 BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const uint8_t* weights, size_t panel_step,
-                                 size_t words, PanelSums<V, PIXELS, PANELS>& sums) {
-  constexpr size_t kLine = V::kPanelBlocks * kLanes;  // bytes of one nibble
+                                 size_t words, uint16_t* counts) {
+  constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep, kLine = V::kPanelBlocks * kLanes;  // bytes of one nibble
   typename V::Panel count[PIXELS][PANELS];
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
@@ -112,61 +122,82 @@ BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const 
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
     BINARIZE_UNROLL
-    for (int n = 0; n < PANELS; ++n) V::AddPanel(count[m][n], sums.value[m] + n * V::kPanelBlocks * kLanes);
+    for (int n = 0; n < PANELS; ++n) {
+      uint16_t* at = counts + m * kStep + n * kLine;
+      FIRST ? V::StorePanel(count[m][n], at) : V::AddPanel(count[m][n], at);
+    }
   }
 }
 
 // Mismatches of a tile, over the input's plane `plane` and the weight's base `base`.
 template <class V, bool TERNARY, int PIXELS, int PANELS>
 BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                size_t column, size_t base, size_t plane, PanelSums<V, PIXELS, PANELS>& sums) {
+                                size_t column, size_t base, size_t plane, PanelCounts<V, PIXELS, PANELS>& counts) {
   constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes, kWords = TERNARY ? 2 : 1;
   const Block& b = k.blocks[base * k.block_count + block];
-  for (auto& pixel : sums.value) {
-    for (int32_t& sum : pixel) sum = 0;
-  }
   const bool one_run = call.tap_step == b.span * kWords;  // a kernel row is one run of words
   const size_t runs = one_run ? 1 : k.kernel_w;
   const size_t words = one_run ? k.kernel_w * b.span : b.span;
   const size_t panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
   const uint32_t* map_row = row.bits + column * call.pixel_step + b.first * kWords + plane * call.plane_step;
   const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
+  uint16_t* sums = counts.Hidden();
+  bool first = true;
   for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
     for (size_t run = 0; run < runs; ++run) {
       const uint32_t* bits = map_row + run * call.tap_step;
       for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
         now = Min(words - i, kWordsPerFlush);
-        LookUpWords<V, TERNARY>(bits + i * kWords, call.pixel_step, weights, panel_step, now, sums);
+        if (first) {
+          LookUpWords<V, TERNARY, true, PIXELS, PANELS>(bits + i * kWords, call.pixel_step, weights, panel_step, now, sums);
+        } else {
+          LookUpWords<V, TERNARY, false, PIXELS, PANELS>(bits + i * kWords, call.pixel_step, weights, panel_step, now, sums);
+        }
+        first = false;
       }
     }
   }
+  if (BINARIZE_UNLIKELY(first)) counts = {};
 }
 
 // A function of its own, as in conv.h.
 template <class V, int PIXELS, int PANELS>
 __attribute__((noinline)) void LookUpTernaryTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row,
                                                  size_t block, size_t column, size_t base, size_t plane,
-                                                 PanelSums<V, PIXELS, PANELS>& sums) {
-  LookUpTaps<V, true>(k, call, row, block, column, base, plane, sums);
+                                                 PanelCounts<V, PIXELS, PANELS>& counts) {
+  LookUpTaps<V, true>(k, call, row, block, column, base, plane, counts);
 }
 
 template <class V, int PIXELS, int PANELS>
 BINARIZE_INLINE void CountPanels(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                 size_t column, size_t base, size_t plane, PanelSums<V, PIXELS, PANELS>& sums) {
-  k.ternary ? LookUpTernaryTaps(k, call, row, block, column, base, plane, sums)
-            : LookUpTaps<V, false>(k, call, row, block, column, base, plane, sums);
+                                 size_t column, size_t base, size_t plane, PanelCounts<V, PIXELS, PANELS>& counts) {
+  k.ternary ? LookUpTernaryTaps(k, call, row, block, column, base, plane, counts)
+            : LookUpTaps<V, false>(k, call, row, block, column, base, plane, counts);
 }
 
-// Accumulators, or half of them, of PIXELS pixels of one block, for the input's plane `plane` and the weight's base
-// `base`; their counts lie `step` apart.
+// Accumulators, or half of them, of PIXELS pixels of one block, for the input's plane `plane` and the weight's base of
+// `tile`; their counts lie `step` apart.
 template <class V, int PIXELS>
 BINARIZE_INLINE void LoadAccumulators(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
-                                      size_t block, size_t base, size_t plane, const int32_t* counts, size_t step,
-                                      typename V::Ints (&accumulators)[PIXELS]) {
+                                      const Tile<PIXELS>& tile, size_t block, size_t plane, const uint16_t* counts,
+                                      size_t step, typename V::Ints (&accumulators)[PIXELS]) {
+  if (BINARIZE_UNLIKELY(k.ternary)) {
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadCounts(counts + m * step));
+    return AddNonzeros<V>(call, row, column, plane, accumulators);
+  }
+  if (BINARIZE_LIKELY(k.counts_once && tile.one_base)) {
+    const typename V::Ints base = V::LoadInts(tile.base[0] + block * kLanes);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(base, V::LoadCounts(counts + m * step));
+    return;
+  }
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadInts(counts + m * step));
-  if (k.ternary) return AddNonzeros<V>(call, row, column, plane, accumulators);
-  AddBase<V>(k, MakeTile<PIXELS>(k, row, column, base), block, accumulators);
+  for (int m = 0; m < PIXELS; ++m) {
+    const typename V::Ints count = V::LoadCounts(counts + m * step);
+    const typename V::Ints base = V::LoadInts(tile.base[m] + block * kLanes);
+    accumulators[m] = V::SubInts(base, k.counts_once ? count : V::AddInts(count, count));
+  }
 }
 
 // The terms of a tile but the last, from the bias on, as float32.
@@ -178,14 +209,15 @@ __attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCa
     for (auto& pixel : sums) V::Store(pixel + n * kLanes, V::Load(k.bias + (block + n) * kLanes));
   }
   for (size_t term = 0; term + 1 < k.terms; ++term) {
-    PanelSums<V, PIXELS, PANELS> counts;
+    PanelCounts<V, PIXELS, PANELS> counts;
     const size_t base = term / k.planes, plane = term % k.planes;
     CountPanels(k, call, row, block, column, base, plane, counts);
     for (int m = 0; m < PIXELS; ++m) {
+      const Tile<1> tile = MakeTile<1>(k, row, column + m, base);
       for (size_t n = 0; n < blocks; ++n) {
         typename V::Ints accumulators[1];
-        const int32_t* own = counts.value[m] + n * kLanes;
-        LoadAccumulators<V, 1>(k, call, row, column + m, block + n, base, plane, own, 0, accumulators);
+        LoadAccumulators<V, 1>(k, call, row, column + m, tile, block + n, plane, counts.value[m] + n * kLanes, 0,
+                               accumulators);
         typename V::Floats t[1] = {V::Load(sums[m] + n * kLanes)};
         AddTerm<V, 1>(k, row, column + m, block + n, term, accumulators, t);
         V::Store(sums[m] + n * kLanes, t[0]);
@@ -194,40 +226,33 @@ __attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCa
   }
 }
 
-// The epilogue of PIXELS pixels of one block, whose counts of the last term and sums of the others, if there are any, lie
-// `step` apart.
-template <class V, class E, int PIXELS, bool FULL>
-BINARIZE_INLINE void FinishSums(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                size_t column, const int32_t* counts, const float* sums, size_t step) {
-  alignas(64) float link_sums[1][PIXELS][kLanes];
-  Link<E, 1> link;
-  PrepareLink<V>(k, call, row, block, column, link_sums, link);
-  typename V::Ints accumulators[PIXELS];
-  LoadAccumulators<V, PIXELS>(k, call, row, column, block, k.bases - 1, k.planes - 1, counts, step, accumulators);
-  Finish<V, FULL, 1>(k, row, column, link, block, 0, &accumulators, sums, step);
-}
-
 template <class V, class E, int PIXELS, int PANELS>
 void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
-  constexpr size_t kStep = PANELS * V::kPanelBlocks * kLanes;
-  constexpr int kTogether = PIXELS < V::kFinishPixels ? PIXELS : V::kFinishPixels;
+  constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
   const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
-  alignas(64) float sums[PIXELS][kStep];
-  if (k.terms > 1) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
-  PanelSums<V, PIXELS, PANELS> counts;
+  alignas(64) float sums[PIXELS][kStep], link_sums[PANELS * V::kPanelBlocks][PIXELS][kLanes];
+  if (BINARIZE_UNLIKELY(k.terms > 1)) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
+  Link<E, 1> link{};
+  if (row.link != nullptr) {
+    FindMap<E, PIXELS>(k, call, row, block, column, link);
+    if (link.map == nullptr) LinkValues<V, E, PIXELS>(k, call, row, block, blocks, column, link_sums[0][0]);
+  }
+  FetchOutput<E, PIXELS, PANELS * V::kPanelBlocks>(k, row, block, column);
+  PanelCounts<V, PIXELS, PANELS> counts;
   CountPanels(k, call, row, block, column, k.bases - 1, k.planes - 1, counts);
+  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, k.bases - 1);
   for (size_t n = 0; n < blocks; ++n) {
-    int m = 0;
-    const bool full = k.blocks[block + n].lanes == kLanes;
-    const auto sums_of = [&](int pixel) { return k.terms > 1 ? sums[pixel] + n * kLanes : nullptr; };
-    const auto counts_of = [&](int pixel) { return counts.value[pixel] + n * kLanes; };
-    for (; full && m + kTogether <= PIXELS; m += kTogether) {
-      FinishSums<V, E, kTogether, true>(k, call, row, block + n, column + m, counts_of(m), sums_of(m), kStep);
+    const Block& b = k.blocks[block + n];
+    link.values[0] = link_sums[n][0];
+    if (link.map != nullptr && BINARIZE_UNLIKELY(!ReadsMap(b))) {
+      LinkValues<V, E, PIXELS>(k, call, row, block + n, 1, column, link_sums[n][0]);
     }
-    for (; m < PIXELS; ++m) {
-      full ? FinishSums<V, E, 1, true>(k, call, row, block + n, column + m, counts_of(m), sums_of(m), kStep)
-           : FinishSums<V, E, 1, false>(k, call, row, block + n, column + m, counts_of(m), sums_of(m), kStep);
-    }
+    typename V::Ints accumulators[1][PIXELS];
+    LoadAccumulators<V, PIXELS>(k, call, row, column, tile, block + n, k.planes - 1, counts.value[0] + n * kLanes,
+                                kStep, accumulators[0]);
+    const float* others = k.terms > 1 ? sums[0] + n * kLanes : nullptr;
+    b.lanes == kLanes ? Finish<V, true, 1>(k, row, column, link, block + n, 0, accumulators, others, kStep)
+                      : Finish<V, false, 1>(k, row, column, link, block + n, 0, accumulators, others, kStep);
   }
 }
 
