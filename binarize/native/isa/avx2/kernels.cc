@@ -171,10 +171,11 @@ struct Avx2 {
   }
   BINARIZE_INLINE Ints Counts(Counter c) { return {SumOfBytes(c.low), SumOfBytes(c.high)}; }
 
-  // Tables: 4 pixels x 64 channels in bytes.
+  // Tables: 2 pixels x 128 channels in bytes. Finding the two tables of a pixel costs as much as four of their uses, so
+  // registers are better spent on channels than on pixels.
   using Panel = __m256i;
   static constexpr size_t kPanelBlocks = 2;
-  static constexpr int kPanelPixels = 4, kPanels = 2;
+  static constexpr int kPanelPixels = 4, kPanels = 4, kPanelSums = 8;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm256_setzero_si256(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -5,7 +5,8 @@
 // one shuffle counts the mismatches of four channels of all its outputs: two instructions, shuffle and add, per panel,
 // where xor, shuffle and add of both nibbles of a byte would take three.
 //
-// V: Panel, kPanelBlocks, kPanels x kPanelPixels of a tile; ZeroPanel(), LoadPanel(p), LoadTable(p) to all 16-byte parts,
+// V: Panel, kPanelBlocks, kPanels x kPanelPixels of a tile, of which kPanelSums are counted at a time; ZeroPanel(),
+// LoadPanel(p), LoadTable(p) to all 16-byte parts,
 // LookUp(sums, table, weights), PinPanel(x) as Pin; StorePanel(x, counts) and AddPanel(x, counts): its bytes become, or are
 // added to, uint16[16 * kPanelBlocks]; LoadCounts(counts): sixteen of those as Ints.
 #pragma once
@@ -75,22 +76,15 @@ template <class V, int PIXELS, int PANELS>
 struct PanelCounts {
   static constexpr size_t kStep = PANELS * V::kPanelBlocks * kLanes;  // from pixel to pixel
   alignas(64) uint16_t value[PIXELS][kStep];
-
-  // Those of the first pixel, at an address that says nothing: GCC copies what it sees through to registers and, as there
-  // are not so many, back to memory.
-  uint16_t* Hidden() {
-    uint16_t* first = value[0];
-    __asm__ volatile("" : "+r"(first));
-    return first;
-  }
 };
 
-// Counts the mismatches of at most kWordsPerFlush words of the map and of PANELS panels, `panel_step` bytes apart. FIRST:
-// they become the counts, else they are added.
-template <class V, bool TERNARY, bool FIRST, int PIXELS, int PANELS>
-BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const uint8_t* weights, size_t panel_step,
-                                 size_t words, uint16_t* counts) {
-  constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep, kLine = V::kPanelBlocks * kLanes;  // bytes of one nibble
+// Counts the mismatches of PIXELS pixels, for at most kWordsPerFlush words of the map and PANELS panels `panel_step` bytes
+// apart. `first`: they become the counts, `step` from pixel to pixel; else they are added to them. A function of its own,
+// so that every tile shares it and the registers are its own.
+template <class V, bool TERNARY, int PIXELS, int PANELS>
+__attribute__((noinline)) void LookUpWords(const uint32_t* bits, size_t pixel_step, const uint8_t* weights,
+                                           size_t panel_step, size_t words, bool first, uint16_t* counts, size_t step) {
+  constexpr size_t kLine = V::kPanelBlocks * kLanes;  // bytes of one nibble
   typename V::Panel count[PIXELS][PANELS];
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) {
@@ -101,19 +95,19 @@ BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const 
     const uint8_t* map = reinterpret_cast<const uint8_t*>(bits);
     BINARIZE_UNROLL
     for (int byte = 0; byte < 4; ++byte, weights += 2 * kLine) {
-      typename V::Panel low[PANELS], high[PANELS];
-      BINARIZE_UNROLL
-      for (int n = 0; n < PANELS; ++n) {
-        low[n] = V::LoadPanel(weights + n * panel_step);
-        high[n] = V::LoadPanel(weights + n * panel_step + kLine);
-      }
+      typename V::Panel low_table[PIXELS], high_table[PIXELS];
       BINARIZE_UNROLL
       for (int m = 0; m < PIXELS; ++m) {
         const TwoTables tables = FindTables<TERNARY>(map + 4 * m * pixel_step + byte);
-        const typename V::Panel low_table = V::LoadTable(tables.low), high_table = V::LoadTable(tables.high);
+        low_table[m] = V::LoadTable(tables.low), high_table[m] = V::LoadTable(tables.high);
+      }
+      BINARIZE_UNROLL
+      for (int n = 0; n < PANELS; ++n) {
+        const typename V::Panel low = V::LoadPanel(weights + n * panel_step);
+        const typename V::Panel high = V::LoadPanel(weights + n * panel_step + kLine);
         BINARIZE_UNROLL
-        for (int n = 0; n < PANELS; ++n) {
-          count[m][n] = V::LookUp(V::LookUp(count[m][n], low_table, low[n]), high_table, high[n]);
+        for (int m = 0; m < PIXELS; ++m) {
+          count[m][n] = V::LookUp(V::LookUp(count[m][n], low_table[m], low), high_table[m], high);
           V::PinPanel(count[m][n]);
         }
       }
@@ -123,9 +117,21 @@ BINARIZE_INLINE void LookUpWords(const uint32_t* bits, size_t pixel_step, const 
   for (int m = 0; m < PIXELS; ++m) {
     BINARIZE_UNROLL
     for (int n = 0; n < PANELS; ++n) {
-      uint16_t* at = counts + m * kStep + n * kLine;
-      FIRST ? V::StorePanel(count[m][n], at) : V::AddPanel(count[m][n], at);
+      uint16_t* at = counts + m * step + n * kLine;
+      first ? V::StorePanel(count[m][n], at) : V::AddPanel(count[m][n], at);
     }
+  }
+}
+
+// LookUpWords of all pixels of a tile from pixel FROM on.
+template <class V, bool TERNARY, int PIXELS, int PANELS, int FROM = 0>
+BINARIZE_INLINE void LookUpPixels(const uint32_t* bits, size_t pixel_step, const uint8_t* weights, size_t panel_step,
+                                  size_t words, bool first, PanelCounts<V, PIXELS, PANELS>& counts) {
+  constexpr int kMost = V::kPanelSums / PANELS, kNow = PIXELS - FROM < kMost ? PIXELS - FROM : kMost;
+  LookUpWords<V, TERNARY, kNow, PANELS>(bits + FROM * pixel_step, pixel_step, weights, panel_step, words, first,
+                                        counts.value[FROM], counts.kStep);
+  if constexpr (FROM + kNow < PIXELS) {
+    LookUpPixels<V, TERNARY, PIXELS, PANELS, FROM + kNow>(bits, pixel_step, weights, panel_step, words, first, counts);
   }
 }
 
@@ -141,18 +147,13 @@ BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const 
   const size_t panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
   const uint32_t* map_row = row.bits + column * call.pixel_step + b.first * kWords + plane * call.plane_step;
   const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
-  uint16_t* sums = counts.Hidden();
   bool first = true;
   for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
     for (size_t run = 0; run < runs; ++run) {
       const uint32_t* bits = map_row + run * call.tap_step;
       for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
         now = Min(words - i, kWordsPerFlush);
-        if (first) {
-          LookUpWords<V, TERNARY, true, PIXELS, PANELS>(bits + i * kWords, call.pixel_step, weights, panel_step, now, sums);
-        } else {
-          LookUpWords<V, TERNARY, false, PIXELS, PANELS>(bits + i * kWords, call.pixel_step, weights, panel_step, now, sums);
-        }
+        LookUpPixels<V, TERNARY>(bits + i * kWords, call.pixel_step, weights, panel_step, now, first, counts);
         first = false;
       }
     }
@@ -276,12 +277,13 @@ BINARIZE_INLINE void LookupBlocks(const ConvConst& k, const ConvCall& call, cons
   size_t left = (row.end - row.begin + kMost - 1) / kMost;
   for (size_t column = row.begin; column < row.end; --left) {
     const size_t size = (row.end - column + left - 1) / left;
-    for (size_t block = first; block < last;) {
-      const bool wide = last - block > (V::kPanels - 1) * V::kPanelBlocks;
-      const LookupFunction tile =
-          wide ? LookupTiles<V, E, V::kPanels>::kByPixels[size] : LookupTiles<V, E, 1>::kByPixels[size];
+    for (size_t block = first, panels; block < last; block += panels * V::kPanelBlocks) {
+      const size_t left_panels = (last - block + V::kPanelBlocks - 1) / V::kPanelBlocks;
+      panels = left_panels >= V::kPanels ? V::kPanels : left_panels >= 2 ? 2 : 1;
+      const LookupFunction tile = panels == V::kPanels ? LookupTiles<V, E, V::kPanels>::kByPixels[size]
+                                  : panels == 2        ? LookupTiles<V, E, 2>::kByPixels[size]
+                                                       : LookupTiles<V, E, 1>::kByPixels[size];
       tile(k, call, row, block, column);
-      block += (wide ? V::kPanels : 1) * V::kPanelBlocks;
     }
     column += size;
   }
