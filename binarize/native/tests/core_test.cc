@@ -46,6 +46,11 @@ struct Random {
     for (uint64_t& x : v) x = engine();
     return v;
   }
+  // Sometimes all alike: then every input matches or differs, and counts reach their ends.
+  std::vector<uint64_t> PerhapsAlike(int64_t n) {
+    if (Between(0, 3) != 0) return Words(n);
+    return std::vector<uint64_t>(static_cast<size_t>(n), Coin() ? ~uint64_t{0} : uint64_t{0});
+  }
   std::mt19937_64 engine;
 };
 
@@ -118,12 +123,14 @@ std::vector<float> Floats(Element element, const char* bytes, size_t count) {
 
 Case MakeCase(Random& random) {
   constexpr int64_t kCounts[] = {1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 130, 200};
+  constexpr int64_t kManyInputs[] = {224, 256, 448, 1000};
   Case c{};
   ConvSpec& s = c.spec;
   const int64_t form = random.Between(0, 4);
   s.group = form == 0 ? random.Between(2, 5) : 1;
   s.channels_in = s.group * random.OneOf(kCounts);
   s.channels_out = s.group * random.OneOf(kCounts);
+  if (form == 2 && random.Coin()) s.channels_in = random.OneOf(kManyInputs), s.channels_out = random.Between(1, 40);
   if (form == 1) {
     s.group = s.channels_in;
     s.channels_out = s.channels_in * (random.Coin() ? 1 : random.Between(2, 3));
@@ -149,8 +156,8 @@ Case MakeCase(Random& random) {
   if (s.terms() > 1 && random.Coin()) p.scale = random.Values(s.terms() * s.channels_out);
 
   const int64_t words = WordsFor(s.channels_in), pixels = c.map.n * c.map.h * c.map.w;
-  c.bits = random.Words(pixels * s.bit_planes() * words);  // stray bits past the last channel included
-  c.weight = random.Words(s.bases * s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
+  c.bits = random.PerhapsAlike(pixels * s.bit_planes() * words);  // stray bits past the last channel included
+  c.weight = random.PerhapsAlike(s.bases * s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
   if (random.Between(0, 3) == 0) c.gate = random.Values(c.map.n * s.channels_out);
   c.one_factor = random.Coin();
   if (random.Between(0, 3) == 0) c.factor = random.Values((c.one_factor ? 1 : c.map.n) * c.out_h * c.out_w);
