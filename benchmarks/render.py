@@ -6,6 +6,7 @@ The prose of the pages is written by hand; what stands between `<!-- name -->` a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -169,18 +170,17 @@ def _linear() -> str:
 
 def _threads() -> str:
     """Two threads against one."""
-    two = {row["subject"]: row for row in _networks(threads=2)}
+    two = {(row["subject"], _cpu(row)): row for row in _on_every_cpu(threads=2)}
     rows = []
-    for row in _networks(threads=1):
-        pair = two.get(row["subject"])
+    for row in _on_every_cpu(threads=1):
+        pair = two.get((row["subject"], _cpu(row)))
         if pair is not None:
             cells = [NETWORKS[row["subject"]].title]
             for name in ("binary", FLOAT, "ORT int8"):
                 one, both = _time(row, name), _time(pair, name)
                 cells.append("–" if not one or not both else f"{both:.2f} ms ({one / both:.2f}x)")
-            cells.append(f"{_ratio(pair, FLOAT, 'binary') or 0:.1f}x")
-            rows.append(cells)
-    return _table(("network", "binary", FLOAT, "ORT int8", "binary against float32, two threads"), rows)
+            rows.append([*cells, f"{_ratio(pair, FLOAT, 'binary') or 0:.1f}x", _cpu(row)])
+    return _table(("network", "binary", FLOAT, "ORT int8", "binary against float32, two threads", "CPU"), rows)
 
 
 def _memory() -> str:
@@ -232,22 +232,22 @@ def _ends() -> str:
 def _peer_networks() -> str:
     """Whole binary networks of other engines."""
     rows = []
-    for name, rival in RIVALS.items():
-        row = records.find("peers", name, 1, records.main_cpu("peers"))
+    for cpu, name in itertools.product(records.cpus("peers"), RIVALS):
+        row = records.find("peers", name, 1, cpu)
         if row is not None:
             for contender, found in row["contenders"].items():
                 ratio = _ratio(row, contender, "binary")
                 shown = _ms(found.get("median")) if "median" in found else found["failed"]
-                title = f"{NETWORKS[name].title} ({rival})" if " binary" in contender else NETWORKS[name].title
-                rows.append([title, contender, shown, "–" if ratio is None else f"{ratio:.2f}x"])
-    return _table(("network", "contender", "ms", "our binary network is"), rows)
+                title = f"{NETWORKS[name].title} ({RIVALS[name]})" if " binary" in contender else NETWORKS[name].title
+                rows.append([title, contender, shown, "–" if ratio is None else f"{ratio:.2f}x", _cpu(row)])
+    return _table(("network", "contender", "ms", "our binary network is", "CPU"), rows)
 
 
 def _peer_layers() -> str:
     """Single layers and what they cost inside a network, in microseconds."""
     rows = []
-    for name in DENSE:
-        row = records.find("peers", name, 1, records.main_cpu("peers"))
+    for cpu, name in itertools.product(records.cpus("peers"), DENSE):
+        row = records.find("peers", name, 1, cpu)
         if row is not None:
             cells = [
                 name,
@@ -256,7 +256,7 @@ def _peer_layers() -> str:
             for contender in ("OpenVINO binary", "binary"):
                 one, chain = _time(row, contender), _time(row, f"{contender} x{LINKS}")
                 cells.append("–" if one is None or chain is None else _us((chain - one) / (LINKS - 1)))
-            rows.append(cells)
+            rows.append([*cells, _cpu(row)])
     columns = (
         "layer",
         "ORT float32 µs",
@@ -265,6 +265,7 @@ def _peer_layers() -> str:
         "ours µs",
         "OpenVINO, in a chain",
         "ours, in a chain",
+        "CPU",
     )
     return _table(columns, rows)
 
