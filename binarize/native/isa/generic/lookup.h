@@ -5,10 +5,10 @@
 // one shuffle counts the mismatches of four channels of all its outputs: two instructions, shuffle and add, per panel,
 // where xor, shuffle and add of both nibbles of a byte would take three.
 //
-// V: Panel, kPanelBlocks, kPanels x kPanelPixels of a tile, of which kPanelSums are counted at a time; ZeroPanel(),
-// LoadPanel(p), LoadTable(p) to all 16-byte parts,
-// LookUp(sums, table, weights), PinPanel(x) as Pin; StorePanel(x, counts) and AddPanel(x, counts): its bytes become, or are
-// added to, uint16[16 * kPanelBlocks]; LoadCounts(counts): sixteen of those as Ints.
+// V: Panel, kPanelBlocks; kPanels x kPanelPixels of a tile, whose panels are counted kPanelSums at a time, as many as fit
+// the registers; ZeroPanel(), LoadPanel(p), LoadTable(p) to all 16-byte parts, LookUp(sums, table, weights), PinPanel(x) as
+// Pin; StorePanel(x, counts) and AddPanel(x, counts): its bytes become, or are added to, uint16[16 * kPanelBlocks];
+// LoadCounts(counts): sixteen of those as Ints.
 #pragma once
 
 #include "isa/generic/conv.h"
@@ -182,23 +182,15 @@ template <class V, int PIXELS>
 BINARIZE_INLINE void LoadAccumulators(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
                                       const Tile<PIXELS>& tile, size_t block, size_t plane, const uint16_t* counts,
                                       size_t step, typename V::Ints (&accumulators)[PIXELS]) {
-  if (BINARIZE_UNLIKELY(k.ternary)) {
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadCounts(counts + m * step));
-    return AddNonzeros<V>(call, row, column, plane, accumulators);
-  }
-  if (BINARIZE_LIKELY(k.counts_once && tile.one_base)) {
+  if (BINARIZE_LIKELY(!k.ternary && k.counts_once && tile.one_base)) {
     const typename V::Ints base = V::LoadInts(tile.base[0] + block * kLanes);
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(base, V::LoadCounts(counts + m * step));
     return;
   }
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) {
-    const typename V::Ints count = V::LoadCounts(counts + m * step);
-    const typename V::Ints base = V::LoadInts(tile.base[m] + block * kLanes);
-    accumulators[m] = V::SubInts(base, k.counts_once ? count : V::AddInts(count, count));
-  }
+  for (int m = 0; m < PIXELS; ++m) accumulators[m] = V::SubInts(V::ZeroInts(), V::LoadCounts(counts + m * step));
+  k.ternary ? AddNonzeros<V>(call, row, column, plane, accumulators) : AddBase<V>(k, tile, block, accumulators);
 }
 
 // The terms of a tile but the last, from the bias on, as float32.
