@@ -8,8 +8,6 @@ model checks every node, the float ones between them included.
 
 from __future__ import annotations
 
-import copy
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,32 +20,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from binarize.errors import UnsupportedModelError, VerificationError
+from binarize.exporting.bounds import FLOAT_TOLERANCE, STREAM_TOLERANCE, Bounds
 from binarize.exporting.emit import own_nodes
+from binarize.exporting.forced import Forced, Recorder, is_forced, packed_maps, tensors_of
 from binarize.lowering import Lowered, float_inputs
-from binarize.nn.ops import geometry_from_ints, pack, unpack_signs
-from binarize.passes.layout_rules import MOVES
-from binarize.passes.lower_tools import (
-    ACTIVATE,
-    ARGUMENTS,
-    PACK,
-    PACKED_CONV,
-    POOL,
-    TO_NHWC,
-    Fused,
-    constant,
-    producer_of,
-)
+from binarize.nn.ops import unpack_signs
+from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, Fused
 from binarize.runtime import InferenceSession
-
-ULP = 2.0**-24
-ROUNDINGS = 64
-"""Float32 roundings granted to an epilogue. An accumulator wrong by one count is always more: it moves the value by
-`2 * scale`, and the grant is `64 * 2^-24 * n * scale`, which is less for every fan-in n below 500 000."""
-FLOAT_TOLERANCE = 1e-4
-"""Relative to the largest value, for float layers (stem, classifier), which sum thousands of terms in another order."""
-
-STREAM_TOLERANCE = 2.0**-9
-"""The same for outputs behind a float16 stream: four roundings of its largest value."""
 
 
 @dataclass
@@ -120,13 +99,13 @@ def verify(
         UnsupportedModelError: the model's answer is random, so that nothing can be equal to it.
     """
     inputs = float_inputs(inputs)
-    packed = _packed_maps(lowered)
+    packed = packed_maps(lowered)
     origins = {n.meta["origin"] for n in lowered.fused.graph.nodes if is_forced(n)}
-    truth = _Recorder(lowered.original, origins.union(x.name for x, _ in packed.values()))
-    outputs = _flat(truth.run(*inputs))
-    fused = _Forced(lowered.fused, truth.values, packed)
+    truth = Recorder(lowered.original, origins.union(x.name for x, _ in packed.values()))
+    outputs = tensors_of(truth.run(*inputs))
+    fused = Forced(lowered.fused, truth.values, packed)
     fused.run(*inputs)
-    forced = _expected(lowered, _Bounds(fused.values, fused.largest), model)
+    forced = _expected(lowered, Bounds(fused.values, fused.largest), model)
     result = Verification(nodes=len(forced))
     names = [i.name for i in model.graph.input]
     feeds = dict(zip(names, (x.numpy() for x in inputs), strict=True))
@@ -146,7 +125,7 @@ def verify(
 
 
 def _refuse_random(original: GraphModule, inputs: tuple[Tensor, ...], outputs: list[Tensor]) -> None:
-    again = _flat(Interpreter(original).run(*inputs))
+    again = tensors_of(Interpreter(original).run(*inputs))
     pairs = zip(outputs, again, strict=True)
     if not all(torch.equal(first.nan_to_num(), second.nan_to_num()) for first, second in pairs):
         raise UnsupportedModelError(
@@ -166,94 +145,6 @@ class _Expected:
     """For floats: allowed difference per channel. For bits: whether a value is too near to a threshold."""
 
 
-def _packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
-    """For every `pack` of the fused graph: what the trained model's conv reads instead, and its thresholds."""
-    convs = {node.name: node for node in lowered.original.graph.nodes}
-    packs = [node for node in lowered.fused.graph.nodes if node.target is PACK]
-    sources = {pack.name: convs[pack.meta["reader"]].args[:2] for pack in packs}
-    return {name: (x, constant(threshold)) for name, (x, threshold) in sources.items()}
-
-
-class _Recorder(Interpreter):
-    """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB."""
-
-    def __init__(self, graph_module: GraphModule, wanted: set[str]) -> None:
-        super().__init__(graph_module)
-        self.wanted = wanted
-        self.values: dict[str, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = self.compute(n)
-        if n.name in self.wanted:
-            self.values[n.name] = value
-        return value
-
-    def compute(self, n: Node) -> Any:
-        return super().run_node(n)
-
-
-class _Forced(_Recorder):
-    """Runs the fused graph, where each of our operators gives what the trained model has at its place.
-
-    A float16 stream is not rounded here: the trained model's bits come from its own values. Of every float tensor the
-    largest size is kept, and the values of what is compared.
-    """
-
-    def __init__(
-        self, graph_module: GraphModule, truth: dict[str, Any], packed: dict[str, tuple[Node, Tensor]]
-    ) -> None:
-        nodes = graph_module.graph.nodes
-        packs = [n for n in nodes if n.target is PACK]
-        wanted = {*filter(is_forced, nodes), *packs, *(n.args[0] for n in packs)}
-        super().__init__(copy.deepcopy(graph_module).float(), {n.name for n in wanted})
-        self.truth = truth
-        self.packed = packed
-        self.largest: dict[str, float] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            size = torch.linalg.vector_norm(value, torch.inf)
-            if size.isinf():  # the padding of a max pool, which is exact
-                size = value.where(value.isfinite(), 0).abs().max()
-            lacks = _maker(n).meta.get("offset", torch.zeros(1))
-            self.largest[n.name] = float(size + lacks.abs().max())
-        return value
-
-    def compute(self, n: Node) -> Any:
-        """Bits are those of the trained model's values: others round otherwise, in another layout or without a shift.
-
-        One bit that is different for that reason is another accumulator in the conv that reads it.
-        """
-        if n.target is PACK:
-            x, threshold = self.packed[n.name]
-            return pack(self.true_value(x.name), threshold)
-        if not is_forced(n):
-            return super().compute(n)
-        value = self.true_value(n.meta["origin"])
-        if n.target is POOL:
-            return value
-        threshold = n.meta["threshold"] if "threshold" in n.meta else Fused(n).value("next_threshold")
-        return value - n.meta.get("offset", 0), pack(value, threshold)
-
-    def true_value(self, origin: str) -> Tensor:
-        """What the trained model's node of that name gives, channels last."""
-        value: Tensor = self.truth[origin]
-        value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
-        return value.permute(TO_NHWC).contiguous()
-
-
-def _maker(value: Any) -> Node:
-    """The operator of ours whose floats `value` is, or `value`."""
-    maker = producer_of(value)
-    return value if maker is None else maker.node
-
-
-def is_forced(node: Node) -> bool:
-    """Whether the trained model has a value for this operator; a pool that changed places with its input has none."""
-    return "origin" in node.meta and node.target in {*ARGUMENTS, POOL}
-
-
 _KINDS = (
     (("BinaryConv2d",), PACKED_CONV),
     (("Activate",), ACTIVATE),
@@ -263,7 +154,7 @@ _KINDS = (
 """Names of nodes in the file, and the target of their twins in the fused graph."""
 
 
-def _expected(lowered: Lowered, bounds: _Bounds, model: onnx.ModelProto) -> list[_Expected]:
+def _expected(lowered: Lowered, bounds: Bounds, model: onnx.ModelProto) -> list[_Expected]:
     """What every output of every node of ours must be."""
     values = bounds.values
     expected: list[_Expected] = []
@@ -278,7 +169,7 @@ def _expected(lowered: Lowered, bounds: _Bounds, model: onnx.ModelProto) -> list
     return expected
 
 
-def _expected_outputs(own: onnx.NodeProto, node: Node, bounds: _Bounds) -> list[_Expected]:
+def _expected_outputs(own: onnx.NodeProto, node: Node, bounds: Bounds) -> list[_Expected]:
     """What a node that gives floats, and perhaps their bits, must give."""
     if node.target is POOL:
         value = bounds.values[node.name]
@@ -307,88 +198,6 @@ def _stored(value: Tensor, node: Node, layer: str) -> np.ndarray:
             hint="export with the float32 stream (--stream float32, the default)",
         )
     return stored.numpy()
-
-
-@dataclass(frozen=True)
-class _Bounds:
-    """How far apart equal computations may be.
-
-    Attributes:
-        values: of the fused graph's compared nodes on forced values.
-        sizes: the largest size in each of its float tensors.
-    """
-
-    values: dict[str, Any]
-    sizes: dict[str, float]
-
-    def near(self, value: Tensor, threshold: Node, tolerance: Any) -> np.ndarray:
-        """Where a bit may be either, `[..., planes, C]`."""
-        thresholds = constant(threshold)
-        by_plane = value.unsqueeze(-2) - thresholds.view(-1, thresholds.shape[-1])
-        return (by_plane.abs().numpy() <= tolerance) & (np.asarray(tolerance) > 0)
-
-    def drift(self, node: Node) -> float:
-        """How far `node`'s value may be off in the cut model: not at all where forced values are only moved about."""
-        if node.op in ("placeholder", "get_attr") or is_forced(node):
-            return 0.0
-        source = node.args[0] if node.target is operator.getitem else None
-        if isinstance(source, Node) and source.target in ARGUMENTS and not is_forced(source):
-            return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)  # a part of a sum, without a twin
-        if node.target in MOVES or node.name not in self.sizes:
-            return max((self.drift(i) for i in node.all_input_nodes), default=0.0)
-        return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)
-
-    def off(self, node: Any) -> float:
-        """How far it may be from the trained model's value: a float16 stream rounds that on top."""
-        return self.drift(node) + _unit(node) * self.largest(node)
-
-    def largest(self, node: Any) -> float:
-        return self.sizes[node.name]
-
-    def of_pack(self, pack: Node) -> np.ndarray:
-        """A map that lacks a shift was rounded when that was taken from it, and so was its threshold."""
-        x, threshold = pack.args
-        assert isinstance(threshold, Node)
-        lacks = _maker(x).meta.get("offset", torch.zeros(1)).abs()
-        moved = constant(threshold).abs() + 2 * lacks
-        return (self.off(x) + 4 * ULP * torch.where(lacks > 0, moved, 0)).numpy()
-
-    def of_pool(self, pool: Node) -> float:
-        return self.off(pool.args[0]) + (ROUNDINGS * ULP + 2 * _unit(pool)) * self.largest(pool.args[0])
-
-    def of_epilogue(self, fused: Fused, value: Tensor) -> np.ndarray:
-        """Per output channel: the sum of the terms' sizes times `ROUNDINGS` ulp, and what their inputs may be off.
-
-        A float16 stream rounds twice: what the node gives, and what it is compared with.
-        """
-        size, off, summed = fused.value("bias").abs(), torch.zeros(1), 1
-        if fused.has("geometry"):
-            g = geometry_from_ints(fused["geometry"])
-            summed = max(1, -(-g.in_channels // g.out_channels))
-            counts = g.in_channels // g.groups * g.kernel[0] * g.kernel[1]
-            scale = counts * fused.value("scale").abs().view(-1, fused.value("scale").shape[-1]).sum(0)
-            factors = "gate", "factor"
-        else:
-            scale, factors = fused.value("scale").abs(), ("x", "gate")
-        first, second = (self.largest(fused[name]) for name in factors)
-        size = size + scale * first * second
-        off = off + scale * (second * self.off(fused[factors[0]]) + first * self.off(fused[factors[1]]))
-        if not fused.absent("link"):
-            gamma = fused.value("gamma").abs() * summed
-            size = size + gamma * self.largest(fused["link"])
-            off = off + gamma * self.off(fused["link"])
-        if not fused.absent("residual"):
-            size = size + self.largest(fused["residual"])
-            off = off + self.off(fused["residual"])
-        steepest = fused.value("slope").abs().clamp_min(1.0)
-        size = size * steepest + fused.value("shift").abs() + fused.node.meta.get("offset", torch.zeros(1)).abs()
-        rounded = 2 * _unit(fused.node) * value.abs().amax((0, 1, 2))
-        return (ROUNDINGS * ULP * size + off * steepest + rounded).expand(value.shape[-1]).numpy()
-
-
-def _unit(node: Node) -> float:
-    """Relative rounding error of what a float16 stream stores; a float32 one rounds in `ROUNDINGS`."""
-    return 2.0**-11 if node.meta.get("stream") == torch.float16 else 0.0
 
 
 def _run_forced(
@@ -445,7 +254,3 @@ def _cut(model: onnx.ModelProto, forced: Sequence[_Expected]) -> onnx.ModelProto
         cut.graph.input.append(helper.make_tensor_value_info(item.output, kind, item.value.shape))
         cut.graph.output.append(helper.make_tensor_value_info(own[item.output], kind, None))
     return cut
-
-
-def _flat(output: Any) -> list[Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor)]

@@ -1,0 +1,106 @@
+"""The trained model's values, and the fused graph run on them: what the proof of equality compares a file with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from binarize.lowering import Lowered
+from binarize.nn.ops import pack
+from binarize.passes.lower_tools import ARGUMENTS, PACK, POOL, TO_NHWC, Fused, constant, producer_of
+
+
+def packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
+    """For every `pack` of the fused graph: what the trained model's conv reads instead, and its thresholds."""
+    convs = {node.name: node for node in lowered.original.graph.nodes}
+    packs = [node for node in lowered.fused.graph.nodes if node.target is PACK]
+    sources = {pack.name: convs[pack.meta["reader"]].args[:2] for pack in packs}
+    return {name: (x, constant(threshold)) for name, (x, threshold) in sources.items()}
+
+
+class Recorder(Interpreter):
+    """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB."""
+
+    def __init__(self, graph_module: GraphModule, wanted: set[str]) -> None:
+        super().__init__(graph_module)
+        self.wanted = wanted
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = self.compute(n)
+        if n.name in self.wanted:
+            self.values[n.name] = value
+        return value
+
+    def compute(self, n: Node) -> Any:
+        return super().run_node(n)
+
+
+class Forced(Recorder):
+    """Runs the fused graph, where each of our operators gives what the trained model has at its place.
+
+    A float16 stream is not rounded here: the trained model's bits come from its own values. Of every float tensor the
+    largest size is kept, and the values of what is compared.
+    """
+
+    def __init__(
+        self, graph_module: GraphModule, truth: dict[str, Any], packed: dict[str, tuple[Node, Tensor]]
+    ) -> None:
+        nodes = graph_module.graph.nodes
+        packs = [n for n in nodes if n.target is PACK]
+        wanted = {*filter(is_forced, nodes), *packs, *(n.args[0] for n in packs)}
+        super().__init__(copy.deepcopy(graph_module).float(), {n.name for n in wanted})
+        self.truth = truth
+        self.packed = packed
+        self.largest: dict[str, float] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            size = torch.linalg.vector_norm(value, torch.inf)
+            if size.isinf():  # the padding of a max pool, which is exact
+                size = value.where(value.isfinite(), 0).abs().max()
+            lacks = maker_of(n).meta.get("offset", torch.zeros(1))
+            self.largest[n.name] = float(size + lacks.abs().max())
+        return value
+
+    def compute(self, n: Node) -> Any:
+        """Bits are those of the trained model's values: others round otherwise, in another layout or without a shift.
+
+        One bit that is different for that reason is another accumulator in the conv that reads it.
+        """
+        if n.target is PACK:
+            x, threshold = self.packed[n.name]
+            return pack(self.true_value(x.name), threshold)
+        if not is_forced(n):
+            return super().compute(n)
+        value = self.true_value(n.meta["origin"])
+        if n.target is POOL:
+            return value
+        threshold = n.meta["threshold"] if "threshold" in n.meta else Fused(n).value("next_threshold")
+        return value - n.meta.get("offset", 0), pack(value, threshold)
+
+    def true_value(self, origin: str) -> Tensor:
+        """What the trained model's node of that name gives, channels last."""
+        value: Tensor = self.truth[origin]
+        value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
+        return value.permute(TO_NHWC).contiguous()
+
+
+def maker_of(value: Any) -> Node:
+    """The operator of ours whose floats `value` is, or `value`."""
+    maker = producer_of(value)
+    return value if maker is None else maker.node
+
+
+def is_forced(node: Node) -> bool:
+    """Whether the trained model has a value for this operator; a pool that changed places with its input has none."""
+    return "origin" in node.meta and node.target in {*ARGUMENTS, POOL}
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor)]
