@@ -88,13 +88,7 @@ def _show(output: Output, conversion: Conversion, data: Path | None) -> None:
     report, results = conversion.report, conversion.report.results
     follow = next_command(conversion.path, data)
     render.show_notes(output, results.get("source"))
-    render.show_summary(output, report)
-    render.show_accuracy(output, results)
-    render.show_size(output, results["size"], conversion.path)
-    render.show_parts(output, results.get("parts"))
-    render.show_verification(output, results["verification"])
-    render.show_fixed_batch(output, results.get("fixed_batch"))
-    render.show_int8(output, results.get("int8"))
+    render.show_file(output, report, conversion.path)
     output.text(f"wrote {conversion.path} in {results['seconds']:.1f} s; run folder {conversion.run}", style="bold")
     output.text(f"next: {follow}")
     document: dict[str, Any] = {"out": conversion.path, "run": conversion.run, "next": follow}

@@ -20,7 +20,6 @@ EVAL_EXAMPLES = (
     "binarize eval resnet18.pth --data test.parquet",
     "binarize eval net.pth --arch my.models:net --data test.parquet --config net.run/config.toml",
 )
-BATCH = 128
 
 
 def evaluate(
@@ -114,18 +113,6 @@ def _config(toml: str | None, changes: tuple[Path | None, list[str]], source: st
 
 
 def _batches(dataset: ImageDataset, size: Any, config: Config) -> Any:
-    from binarize.training.data import make_loader
-    from binarize.training.finetune import fit_channels
+    from binarize.training.finetune import Feed
 
-    training = config.training
-    return make_loader(
-        dataset,
-        input_size=tuple(size),
-        batch_size=BATCH,
-        train=False,
-        seed=config.seed,
-        epoch=0,
-        mean=fit_channels(training.mean, size[0], "training.mean"),
-        std=fit_channels(training.std, size[0], "training.std"),
-        workers=training.workers,
-    )
+    return Feed(dataset, tuple(size), config).eval_batches()

@@ -85,6 +85,18 @@ def show_accuracy(output: Output, results: dict[str, Any]) -> None:
         output.table("accuracy", ("model", "top-1"), measured)
 
 
+def show_file(output: Output, report: Report, file: Path) -> None:
+    """What became an ONNX `file` or folder: decisions, accuracy as far as it is known, size, and what was proved."""
+    results = report.results
+    show_summary(output, report)
+    show_accuracy(output, results)
+    show_size(output, results["size"], file)
+    _show_parts(output, results.get("parts"))
+    _show_verification(output, results["verification"])
+    _show_fixed_batch(output, results.get("fixed_batch"))
+    _show_int8(output, results.get("int8"))
+
+
 def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
     """Where the bytes of the ONNX `file` go, or of the files in that folder."""
     files = file.glob("*.onnx") if file.is_dir() else (file,)
@@ -99,13 +111,13 @@ def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
         output.text(f"The packed weights replace {replaced} of float32: 1/{ratio:.1f} of it.")
 
 
-def show_parts(output: Output, parts: dict[str, Any] | None) -> None:
+def _show_parts(output: Output, parts: dict[str, Any] | None) -> None:
     if parts:
         rows = [(part["path"], name, f"{part['bytes']:,}") for name, part in parts.items()]
         output.table("parts", ("module", "file", "bytes"), rows)
 
 
-def show_verification(output: Output, found: dict[str, Any]) -> None:
+def _show_verification(output: Output, found: dict[str, Any]) -> None:
     """What the proof of equality compared."""
     output.text(
         f"verified: {found['nodes']} outputs of binary layers equal the trained model's "
@@ -113,13 +125,13 @@ def show_verification(output: Output, found: dict[str, Any]) -> None:
     )
 
 
-def show_fixed_batch(output: Output, size: int | None) -> None:
+def _show_fixed_batch(output: Output, size: int | None) -> None:
     """That a file takes one batch size only, if so."""
     if size is not None:
         output.warning(f"the model's code does not hold for every batch: the file takes {size} at a time")
 
 
-def show_int8(output: Output, found: dict[str, Any] | None) -> None:
+def _show_int8(output: Output, found: dict[str, Any] | None) -> None:
     """Which layers became int8 after the proof, and what that did to the answers."""
     if found is None:
         return

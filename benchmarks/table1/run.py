@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import binarize
+from benchmarks.records import revision
 from benchmarks.table1.nets import NETS
 from benchmarks.table1.plan import FLOAT, Cell
 from benchmarks.table1.results import Row
@@ -85,7 +85,7 @@ def run_cell(cell: Cell, bench: Bench, progress: Listener) -> Row:
         changes=" ".join(cell.changes),
         device=_device(),
         torch=torch.__version__,
-        commit=_commit(),
+        commit=revision(),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         **bench.facts,  # type: ignore[arg-type]
     )
@@ -160,16 +160,3 @@ def _device() -> str:
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true":
         return torch.cuda.get_device_name()
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
-
-
-def _commit() -> str:
-    """The commit of this checkout, with a plus sign if files differ from it; `unknown` outside of one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

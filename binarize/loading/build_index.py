@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from binarize.files import write_text
 from binarize.loading.architecture import resolve, timm_names, torchvision_names
 from binarize.loading.recognise import INDEX_PATH, Sketch, fingerprint
 
@@ -29,7 +30,7 @@ def build_index() -> dict[str, dict[str, str]]:
 
 def write_index(path: Path = INDEX_PATH) -> None:
     """Write the index as one line per model, so that a new version of a library gives a readable diff."""
-    path.write_text(json.dumps(build_index(), indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(build_index(), indent=1) + "\n")
 
 
 def _sketches(library: str, names: Iterable[str], min_convs: int) -> Iterable[tuple[str, str]]:

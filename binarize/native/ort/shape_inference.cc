@@ -7,22 +7,20 @@ namespace binarize {
 namespace ort {
 namespace {
 
-struct Info {
-  const OrtApi& api;
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  ~Info() {
-    if (info != nullptr) api.ReleaseTensorTypeAndShapeInfo(info);
-  }
-};
-
 // What is known of an input, or null. It stays the context's: releasing it is a double free.
 const OrtTensorTypeAndShapeInfo* InputInfo(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
-  if (OrtStatus* status = api.ShapeInferContext_GetInputTypeShape(context, index, &info)) {
-    api.ReleaseStatus(status);
-    return nullptr;
-  }
-  return info;
+  return Succeeded(api, api.ShapeInferContext_GetInputTypeShape(context, index, &info)) ? info : nullptr;
+}
+
+// Whether the node has that attribute with exactly so many bytes of that type: what is wrong, kernel creation says.
+bool ReadAttribute(const OrtApi& api, const OrtShapeInferContext* context, const char* name, int32_t type,
+                   void* data, size_t size) {
+  const OrtOpAttr* attribute = nullptr;
+  if (!Succeeded(api, api.ShapeInferContext_GetAttribute(context, name, &attribute))) return false;
+  if (attribute == nullptr) return false;
+  size_t bytes = 0;
+  return Succeeded(api, api.ReadOpAttr(attribute, type, data, size, &bytes)) && bytes == size;
 }
 
 }  // namespace
@@ -56,7 +54,7 @@ void SetOutput(const OrtApi& api, const OrtShapeInferContext* context, size_t in
   for (const Dim& d : dims) {
     if (!d.known() && d.name.empty()) return;  // the runtime would take it for an extent of -1
   }
-  Info shape{api};
+  TypeAndShape shape{api};
   Check(api, api.CreateTensorTypeAndShapeInfo(&shape.info));
   Check(api, api.SetTensorElementType(shape.info, type));
   std::vector<int64_t> values;
@@ -67,44 +65,18 @@ void SetOutput(const OrtApi& api, const OrtShapeInferContext* context, size_t in
   }
   Check(api, api.SetDimensions(shape.info, values.data(), values.size()));
   Check(api, api.SetSymbolicDimensions(shape.info, names.data(), names.size()));
-  if (OrtStatus* status = api.ShapeInferContext_SetOutputTypeShape(context, index, shape.info)) {
-    api.ReleaseStatus(status);
-  }
+  Succeeded(api, api.ShapeInferContext_SetOutputTypeShape(context, index, shape.info));  // without it, none is known
 }
 
 void ReadInts(const OrtApi& api, const OrtShapeInferContext* context, const char* name,
               std::vector<int64_t>* values) {
-  const OrtOpAttr* attribute = nullptr;
-  if (OrtStatus* status = api.ShapeInferContext_GetAttribute(context, name, &attribute)) {
-    api.ReleaseStatus(status);
-    return;
-  }
-  if (attribute == nullptr) return;
-  size_t bytes = 0;
   std::vector<int64_t> read(values->size());
-  OrtStatus* status =
-      api.ReadOpAttr(attribute, kAttributeInts, read.data(), read.size() * sizeof(int64_t), &bytes);
-  if (status != nullptr) {
-    api.ReleaseStatus(status);  // wrong type or number of values: kernel creation says so
-    return;
-  }
-  if (bytes == read.size() * sizeof(int64_t)) *values = read;
+  if (ReadAttribute(api, context, name, kAttributeInts, read.data(), read.size() * sizeof(int64_t))) *values = read;
 }
 
 int64_t ReadInt(const OrtApi& api, const OrtShapeInferContext* context, const char* name, int64_t fallback) {
-  const OrtOpAttr* attribute = nullptr;
-  if (OrtStatus* status = api.ShapeInferContext_GetAttribute(context, name, &attribute)) {
-    api.ReleaseStatus(status);
-    return fallback;
-  }
-  if (attribute == nullptr) return fallback;
-  int64_t value = fallback;
-  size_t bytes = 0;
-  if (OrtStatus* status = api.ReadOpAttr(attribute, kAttributeInt, &value, sizeof value, &bytes)) {
-    api.ReleaseStatus(status);
-    return fallback;
-  }
-  return value;
+  int64_t value = 0;
+  return ReadAttribute(api, context, name, kAttributeInt, &value, sizeof value) ? value : fallback;
 }
 
 }  // namespace ort

@@ -9,21 +9,6 @@ namespace binarize {
 namespace ort {
 namespace {
 
-struct ShapeInfo {
-  const OrtApi& api;
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  ~ShapeInfo() {
-    if (info != nullptr) api.ReleaseTensorTypeAndShapeInfo(info);
-  }
-};
-
-// Drops the status of a question whose answer "no" is fine.
-bool Succeeded(const OrtApi& api, OrtStatus* status) {
-  if (status == nullptr) return true;
-  api.ReleaseStatus(status);
-  return false;
-}
-
 // Whether the node has the attribute, and how many integers are in it: 0 if it is of another type. Asking for the size
 // succeeds or fails with "buffer too small" when the attribute exists.
 bool HasAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, size_t* integers) {
@@ -41,7 +26,7 @@ std::string ShapeText(const std::vector<int64_t>& dims) {
 
 Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
   Tensor tensor;
-  ShapeInfo shape{api};
+  TypeAndShape shape{api};
   Check(api, api.GetTensorTypeAndShape(value, &shape.info));
   Check(api, api.GetTensorElementType(shape.info, &tensor.type));
   size_t rank = 0;

@@ -26,6 +26,22 @@ inline void Check(const OrtApi& api, OrtStatus* status) {
   throw RuntimeFailure(message);
 }
 
+// Drops the status of a question whose answer "no" is fine.
+inline bool Succeeded(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return true;
+  api.ReleaseStatus(status);
+  return false;
+}
+
+// Type and shape of a tensor, for a scope.
+struct TypeAndShape {
+  const OrtApi& api;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  ~TypeAndShape() {
+    if (info != nullptr) api.ReleaseTensorTypeAndShapeInfo(info);
+  }
+};
+
 // Runs `body` and turns whatever it throws into a status that starts with `where`.
 template <typename Body>
 OrtStatus* Guard(const OrtApi& api, const std::string& where, Body body) noexcept {
