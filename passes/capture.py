@@ -93,6 +93,7 @@ class _Capturing:
             with torch.no_grad(), self.recording.watch(), mock.patch.object(nn.Module, "__call__", intercepted):
                 self.captured.model(*inputs)
         except Exception as error:
+            _check_number(self.captured.model, example_inputs)
             shapes = ", ".join(str(list(x.shape)) for x in tree_leaves(example_inputs) if isinstance(x, Tensor))
             raise UsageError(
                 f"the model does not run on example inputs of shape {shapes}: {first_line(error)}",
@@ -151,6 +152,20 @@ class _Capturing:
             raise error if isinstance(error, Untraceable) else Untraceable(first_line(error)) from error
         self.captured.regions[path] = region
         return result
+
+
+def _check_number(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """Raise UsageError if `model` takes more or fewer inputs than there are."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*example_inputs)
+    except TypeError as error:
+        takes = ", ".join(signature.parameters)
+        raise UsageError(
+            f"{type(model).__name__}.forward({takes}) cannot be called with {len(example_inputs)} inputs: {error}",
+            hint="in Python, binarize.apply(model, (first, second, ...)) and binarize.export take any number of them; "
+            "the command line and data sets give one",
+        ) from error
 
 
 class _RegionRun(Interpreter):

@@ -231,6 +231,9 @@ def test_clear_refusals():
         binarize.apply(binarize.apply(EveryConv(), X), X)
     with pytest.raises(UsageError, match="does not run on example inputs"):
         binarize.apply(EveryConv(), torch.randn(2, 7, 32, 32))
+    with pytest.raises(UsageError, match=r"EveryConv.forward\(x\) cannot be called with 2 inputs") as caught:
+        binarize.apply(EveryConv(), (X, X))
+    assert "binarize.apply(model, (first, second" in caught.value.hint
     with pytest.raises(UsageError, match=r"near names.*basic"):
         binarize.apply(EveryConv(), X, config=settings("surgery.keep=basci.0.conv1"))
     model = EveryConv()
