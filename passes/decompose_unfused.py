@@ -1,14 +1,10 @@
-"""Links and activations that no conv could take in become standard operators again, and views reshapes.
-
-The export that follows runs the graph: a view of what was contiguous before may meet a permuted tensor now.
-"""
+"""Links and activations that no conv could take in become standard operators again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -26,7 +22,6 @@ def elastic_link(x: Tensor, gamma: Tensor, geometry: list[int]) -> Tensor:
 PLAIN: dict[Any, Callable[..., Tensor]] = {
     OPS.elastic_link.default: elastic_link,
     OPS.rprelu.default: functional.rprelu,
-    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
 }
 
 

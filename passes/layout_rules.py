@@ -179,11 +179,11 @@ def _transpose(node: Node) -> list[Call]:
     return [(node.target, (args[0], [_moved(rank, dims[axis]) for axis in channels_last(rank)]), {})]
 
 
-# ------------------------------------------------------------------------------------------ views
+# ------------------------------------------------------------------------------------------ shapes
 
 
 def _keeps_pixels(node: Node) -> bool:
-    """A view that splits or joins channel axes only, or one between `[N, C, 1, 1]` and `[N, C]`."""
+    """A new shape that splits or joins channel axes only, or one between `[N, C, 1, 1]` and `[N, C]`."""
     if rank_of(node) == 0 or rank_of(node.args[0]) == 0:
         return False
     before, after = shape_of(node.args[0]), shape_of(node)
@@ -195,13 +195,13 @@ def _keeps_pixels(node: Node) -> bool:
     return len(full) == 4 and len(flat) == 2 and full[2:] == (1, 1)
 
 
-def _view(node: Node) -> list[Call]:
+def _reshape(node: Node) -> list[Call]:
     after = shape_of(node)
     args: Any = node.args
     extents = [-1, *after[1:]] if is_fixed(node) else list(args[1])
     if len(after) >= 4:
         extents = [extents[axis] for axis in channels_last(len(after))]
-    return [(ATEN.view.default, (node.args[0], extents), {})]
+    return [(ATEN.reshape.default, (node.args[0], extents), {})]
 
 
 # ------------------------------------------------------------------------------------------ pooling
@@ -294,7 +294,7 @@ def _pooling(describe: Callable[[Node], _Pool | None]) -> Rule:
         calls = [] if nothing else [pool.call(node)]
         if rank_of(node) == 2:  # a mean that drops the axes
             pooled = Previous if calls else node.args[0]
-            calls.append((ATEN.view.default, (pooled, [-1, shape_of(node)[1]]), {}))
+            calls.append((ATEN.reshape.default, (pooled, [-1, shape_of(node)[1]]), {}))
         return calls
 
     return Rule(fits, rewrite)
@@ -315,10 +315,10 @@ def _zoom(node: Node) -> list[Call]:
     channels, height, width = shape_of(node.args[0])[1:]
     rows, columns = shape_of(node)[2:]
     return [
-        (ATEN.view.default, (node.args[0], [-1, height, 1, width, 1, channels]), {}),
+        (ATEN.reshape.default, (node.args[0], [-1, height, 1, width, 1, channels]), {}),
         (ATEN.expand.default, (Previous, [-1, height, rows // height, width, columns // width, channels]), {}),
         (ATEN.clone.default, (Previous,), {}),
-        (ATEN.view.default, (Previous, [-1, rows, columns, channels]), {}),
+        (ATEN.reshape.default, (Previous, [-1, rows, columns, channels]), {}),
     ]
 
 
@@ -345,7 +345,6 @@ def _first(*rules: Rule) -> Rule:
 
 SPLITS = {ATEN.split.Tensor, ATEN.split_with_sizes.default, ATEN.chunk.default}
 """Operators with a list of maps as result; their rule speaks for each of its items."""
-_VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default)
 _TRANSPOSES = (ATEN.transpose.int, ATEN.permute.default)
 _RULES: dict[Any, Rule] = {
     ATEN.clone.default: Rule(_is_elementwise, _same_call),
@@ -354,7 +353,7 @@ _RULES: dict[Any, Rule] = {
     ATEN.index_select.default: Rule(lambda node: is_map(node.args[0]), _with_axis(1).rewrite),
     **dict.fromkeys(SPLITS, _with_axis(2)),
     **dict.fromkeys(_TRANSPOSES, Rule(_moves_channels_only, _transpose)),
-    **dict.fromkeys(_VIEWS, Rule(_keeps_pixels, _view)),
+    ATEN.reshape.default: Rule(_keeps_pixels, _reshape),
     **dict.fromkeys((ATEN.max_pool2d.default, ATEN.avg_pool2d.default), _pooling(_window_pool)),
     ATEN.adaptive_avg_pool2d.default: _pooling(_adaptive_pool),
     ATEN.mean.dim: _first(_pooling(_mean_over_map), _REDUCTION),
@@ -366,7 +365,14 @@ _RULES: dict[Any, Rule] = {
 _POINTWISE = Rule(_is_elementwise, _same_call)
 
 
-MOVES = {*SPLITS, *_VIEWS, *_TRANSPOSES, ATEN.cat.default, ATEN.slice.Tensor, ATEN.index_select.default} | {
+MOVES = {
+    *SPLITS,
+    *_TRANSPOSES,
+    ATEN.reshape.default,
+    ATEN.cat.default,
+    ATEN.slice.Tensor,
+    ATEN.index_select.default,
+} | {
     ATEN.clone.default,
     ATEN.expand.default,
     operator.getitem,

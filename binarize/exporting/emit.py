@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import onnx
 import torch
@@ -21,6 +19,7 @@ from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
 from binarize.files import atomic_output
 from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
+from binarize.lowering.quiet import quiet
 from binarize.nn.ops import Terms, geometry_from_ints
 from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, packed_convs
 
@@ -80,7 +79,7 @@ def to_onnx(
     inputs = float_inputs(example_inputs)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
-        with _quiet():
+        with quiet(), _signatures_read_once():
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -200,18 +199,19 @@ _TRANSLATIONS = {
 }
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter talks on stdout and warns about its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _signatures_read_once() -> contextlib.AbstractContextManager[Any]:
+    """The exporter asks 500 functions for their signatures at every call, and each parses its source again to tell."""
+    remembered = _remembered_signature()
+    if remembered is None:
+        return contextlib.nullcontext()
+    return mock.patch.object(values.TracedOnnxFunction, "function_ir", remembered)
+
+
+@cache
+def _remembered_signature() -> property | None:
+    """What tells a function's signature from the second time on; None if this onnxscript has another way."""
+    told = getattr(getattr(values, "TracedOnnxFunction", None), "function_ir", None)
+    return property(cache(told.fget)) if isinstance(told, property) and told.fget is not None else None
 
 
 def _strip(model: onnx.ModelProto) -> None:

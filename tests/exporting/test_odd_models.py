@@ -208,3 +208,23 @@ def test_a_leaky_activation_of_the_usual_slope_before_a_max_pool(tmp_path: Path)
     config = binarize.Config().with_settings(["surgery.activation=keep"])
     found, wanted, _ = exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12), config=config)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_what_no_export_can_hold_is_refused_in_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's exporter prints the graph it has until then."""
+
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = conv_bn(3, 8), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            return self.head(-y if float(y.sum()) > 1e9 else y)
+
+    module = binarize.apply(Moody().eval(), torch.randn(2, 3, 16, 16))
+    with pytest.raises(UnsupportedModelError, match=r"torch\.export cannot represent the model"):
+        binarize.export(module, tmp_path / "moody.onnx")
+    said = capfd.readouterr()
+    assert not said.out and not said.err
+    assert not list(tmp_path.iterdir())

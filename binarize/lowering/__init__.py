@@ -1,0 +1,6 @@
+"""Lowering: a trained binary module becomes a functional graph of a few fused, bit-packed operators."""
+
+from binarize.lowering.functional import Shapes
+from binarize.lowering.lower import LOWERING_PASSES, Lowered, dynamic_batch, float_inputs, lower
+
+__all__ = ["LOWERING_PASSES", "Lowered", "Shapes", "dynamic_batch", "float_inputs", "lower"]

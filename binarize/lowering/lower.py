@@ -1,0 +1,151 @@
+"""Lowering: a trained binary module becomes a functional graph of a few fused, bit-packed operators."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from binarize.config import Config
+from binarize.errors import UnsupportedModelError
+from binarize.lowering.functional import IN_PARTS, Shapes, functional_graph
+from binarize.nn.materialise import let_go_of_history
+from binarize.passes.absorb_shifts import AbsorbShifts
+from binarize.passes.base import Pass, PassContext, run_passes
+from binarize.passes.cancel_transposes import CancelTransposes
+from binarize.passes.choose_layout import ChooseLayout
+from binarize.passes.decompose_unfused import DecomposeUnfused
+from binarize.passes.drop_aliases import DropAliases
+from binarize.passes.drop_expands import DropExpands
+from binarize.passes.fuse_epilogue import FuseEpilogue
+from binarize.passes.fuse_packs import FusePacks
+from binarize.passes.lower_activations import LowerActivations
+from binarize.passes.lower_convs import LowerConvs
+from binarize.passes.lower_layers import lower_layers
+from binarize.passes.lower_maps import LowerMaps
+from binarize.passes.merge_equal import MergeEqual
+from binarize.passes.narrow_stream import NarrowStream
+from binarize.passes.swap_max_pool import SwapMaxPool
+
+LOWERING_PASSES: tuple[Pass, ...] = (
+    DropAliases(),
+    LowerConvs(),
+    FuseEpilogue(),
+    SwapMaxPool(),
+    DropExpands(),
+    ChooseLayout(),
+    LowerActivations(),
+    LowerMaps(),
+    CancelTransposes(),
+    MergeEqual(),
+    FusePacks(),
+    AbsorbShifts(),
+    NarrowStream(),
+    DecomposeUnfused(),
+)
+
+SMALL = 1 << 14
+"""Elements of a tensor that is compared with others, to be stored once: thresholds, scales, biases."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The two functional graphs of a trained model.
+
+    Attributes:
+        original: one node per layer, plain floats; every value of the trained model can be read off it.
+        fused: packed and fused; a packed conv's `meta["origin"]` names the node of `original` it computes.
+        passes: a line per lowering pass.
+        shapes: `torch.export`'s description of which dimensions of the inputs may differ.
+    """
+
+    original: GraphModule
+    fused: GraphModule
+    passes: list[str]
+    shapes: Shapes
+
+    @property
+    def takes_one_batch_size(self) -> bool:
+        """Whether the model's code left no other than that of the example."""
+        return not any(self.shapes)
+
+
+def lower(
+    module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config | None = None, *, any_size: bool = False
+) -> Lowered:
+    """Lower `module` (eval mode) for inputs shaped like `example_inputs`, with any batch where its code allows that.
+
+    Args:
+        config: its table [export] counts.
+        any_size: let maps have any size, too, where the model does.
+
+    Raises:
+        UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
+    """
+    let_go_of_history(module)
+    module = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+    lower_layers(module)
+    example_inputs = float_inputs(example_inputs)
+    shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
+    try:
+        original = functional_graph(module, example_inputs, shapes)
+    except UnsupportedModelError as error:
+        if any_size or not _batch_is_constrained(error):
+            raise
+        shapes = tuple({} for _ in example_inputs)
+        original = functional_graph(module, example_inputs, shapes)
+    context = PassContext(config or Config())
+    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), context)
+    return Lowered(
+        original, _lean(fused, context).eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes
+    )
+
+
+def _lean(graph_module: GraphModule, context: PassContext) -> GraphModule:
+    """Without tensors that the graph does not use, with one of all equal small ones, and what became equal by that.
+
+    `torch.export` makes an input of every tensor that a module holds, and takes its time for each.
+    """
+    graph_module.graph.eliminate_dead_code()
+    first_of: dict[Any, str] = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(node.target)(graph_module)
+        if value.numel() <= SMALL:
+            key = (value.dtype, value.shape, value.numpy(force=True).tobytes())
+            node.target = first_of.setdefault(key, node.target)
+    MergeEqual().run(graph_module, context)
+    return GraphModule(graph_module, graph_module.graph)
+
+
+def float_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`inputs` on the CPU and, where floating, in float32: what the kernels compute in."""
+    other = next((x for x in inputs if not isinstance(x, Tensor)), None)
+    if other is not None:
+        raise UnsupportedModelError(
+            f"a model in one file takes tensors, and this one a {type(other).__name__}", hint=IN_PARTS
+        )
+    return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in inputs)
+
+
+def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> Shapes:
+    """`torch.export`'s description of a common dynamic first dimension."""
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    return tuple({0: batch} for _ in example_inputs)
+
+
+def _batch_is_constrained(error: UnsupportedModelError) -> bool:
+    """Whether `torch.export` cannot show that the code is good for every batch, as where it chunks along it (RAFT)."""
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    cause = error.__cause__
+    return isinstance(cause, UserError) and cause.error_type is UserErrorType.CONSTRAINT_VIOLATION
+
+
+def _any_size(example_inputs: tuple[Tensor, ...]) -> Shapes:
+    """Every dimension but the channels may differ where the model lets it."""
+    return tuple({d: torch.export.Dim.AUTO for d in range(x.dim()) if d != 1} for x in example_inputs)
