@@ -81,7 +81,8 @@ def revision() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        results = ("benchmarks/results", "benchmarks/table1/results.*", "docs")
+        tables = [f"benchmarks/table1/results.{kind}" for kind in ("csv", "md", "svg")]
+        results = ("benchmarks/results", *tables, "docs")
         source = [f":(exclude){path}" for path in results]
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", *source], check=False).returncode
     except (OSError, subprocess.CalledProcessError):

@@ -156,13 +156,16 @@ class _Capturing:
 
 def _check_number(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     """Raise UsageError if `model` takes more or fewer inputs than there are."""
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # compiled code has none
+        return
     try:
         signature.bind(*example_inputs)
     except TypeError as error:
         takes = ", ".join(signature.parameters)
         raise UsageError(
-            f"{type(model).__name__}.forward({takes}) cannot be called with {len(example_inputs)} inputs: {error}",
+            f"{type(model).__name__}.forward({takes}) cannot be called with {len(example_inputs)} input(s): {error}",
             hint="in Python, binarize.apply(model, (first, second, ...)) and binarize.export take any number of them; "
             "the command line and data sets give one",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -79,7 +80,7 @@ def to_onnx(
     inputs = float_inputs(example_inputs)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
-        with quiet(), _signatures_read_once():
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), _signatures_read_once():
             program = torch.onnx.export(
                 module,
                 inputs,

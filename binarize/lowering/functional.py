@@ -67,7 +67,7 @@ def functional_graph(module: nn.Module, example_inputs: tuple[Tensor, ...], shap
 
 
 def _without_writes(program: ExportedProgram) -> GraphModule:
-    """`program` with no operator that writes to its input or may give it back.
+    """`program` in operators that the passes know, none of which writes to its input.
 
     `run_decompositions` does that for every model and traces it twice more, which takes longer than all passes and
     `torch.export` together. Most CNNs hold nothing to be undone, or just what `_REWRITES` knows.
@@ -76,6 +76,7 @@ def _without_writes(program: ExportedProgram) -> GraphModule:
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     if all(_REWRITES.get(node.target, _stays)(node) for node in calls):
         return graph_module
+    # What is rewritten by now is a copy; the program is as it was.
     return program.run_decompositions({}).module(check_guards=False)  # type: ignore[return-value]
 
 
@@ -114,7 +115,7 @@ def _freeze_norm(node: Node) -> bool:
 def _as_reshape(node: Node) -> bool:
     """A flattening with its shape in numbers, where no more than one extent may differ."""
     shape = node.meta["val"].shape
-    if sum(not isinstance(extent, int) for extent in shape) > 1:
+    if sum(not isinstance(extent, int) for extent in shape) > 1 or 0 in shape:
         return False
     node.target = _ATEN.reshape.default
     node.args = (node.args[0], [extent if isinstance(extent, int) else -1 for extent in shape])
@@ -142,7 +143,7 @@ _REWRITES: dict[Any, Callable[[Node], bool]] = {
     _ATEN.feature_dropout.default: _drop_dropout,
     _ATEN.flatten.using_ints: _as_reshape,
 }
-"""What makes an operator one that neither writes nor gives its input back; False where only decomposing does."""
+"""What makes an operator one that the passes know and that does not write; False where only decomposing does."""
 _PLAIN = {
     operator.getitem,
     _ATEN.sym_size.int,

@@ -1,4 +1,4 @@
-"""Lowering: a trained binary module becomes a functional graph of a few fused, bit-packed operators."""
+"""The lowering passes in their order, and what they make of a module."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_clear_refusals():
         binarize.apply(binarize.apply(EveryConv(), X), X)
     with pytest.raises(UsageError, match="does not run on example inputs"):
         binarize.apply(EveryConv(), torch.randn(2, 7, 32, 32))
-    with pytest.raises(UsageError, match=r"EveryConv.forward\(x\) cannot be called with 2 inputs") as caught:
+    with pytest.raises(UsageError, match=r"EveryConv.forward\(x\) cannot be called with 2 input") as caught:
         binarize.apply(EveryConv(), (X, X))
     assert "binarize.apply(model, (first, second" in caught.value.hint
     with pytest.raises(UsageError, match=r"near names.*basic"):
