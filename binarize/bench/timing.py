@@ -31,9 +31,7 @@ class Spread:
     @classmethod
     def of(cls, times: Sequence[float]) -> Spread:
         """The times of at least one run."""
-        several = times if len(times) > 1 else [*times, *times]
-        p90 = statistics.quantiles(several, n=10, method="inclusive")[-1]
-        return cls(statistics.median(times), min(times), p90, len(times))
+        return cls(statistics.median(times), min(times), float(np.quantile(times, 0.9)), len(times))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from binarize.bench import latency
+from binarize.bench.timing import Spread
 from binarize.progress import ProgressEvent
 
 
@@ -18,6 +19,14 @@ class Machine:
     def turn(self, name: str, milliseconds: float) -> float:
         self.calls.append(name)
         return milliseconds
+
+
+@pytest.mark.parametrize("runs", [1, 2, 20])
+def test_a_percentile_of_equal_times_is_that_time(runs: int) -> None:
+    """A profiler counts microseconds, so that runs of a short layer are often equal to the last digit."""
+    for microseconds in range(1, 400):
+        time = microseconds / 1000
+        assert Spread.of([time] * runs) == Spread(time, time, time, runs)
 
 
 def test_contenders_take_turns_after_warming_up() -> None:
