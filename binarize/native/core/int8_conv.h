@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/aligned.h"
 #include "core/kernels.h"
 #include "core/plan.h"
 
@@ -41,8 +42,8 @@ class Int8Plan {
   Int8Const constant_{};
   Epilogue epilogue_;
   std::vector<Block> blocks_;
-  std::vector<int8_t> weights_;
-  std::vector<int32_t> base_;
+  AlignedVector<int8_t> weights_;
+  AlignedVector<int32_t> base_;
 };
 
 struct Int8Tensors {

@@ -40,7 +40,7 @@ bool AllEqual(const std::vector<float>& values, float neutral) {
 
 // `rows` rows of a value per channel, from one for all, one per channel, or all of them, and `padding` up to whole blocks.
 const float* Expand(const std::vector<float>& values, int64_t rows, int64_t channels, float padding,
-                    std::vector<float>* storage) {
+                    AlignedVector<float>* storage) {
   const size_t padded = static_cast<size_t>(RoundUp(channels, kLanes)), count = static_cast<size_t>(channels);
   const size_t row_step = values.size() > count ? count : 0, step = values.size() == 1 ? 0 : 1;
   storage->assign(static_cast<size_t>(rows) * padded, padding);
@@ -76,7 +76,7 @@ Epilogue::Epilogue(const ConvParameters& p, int64_t channels_out, ConvConst* con
   constant->element = p.element;
   constant->channels_out = static_cast<size_t>(channels_out);
   constant->words_out = static_cast<size_t>(WordsFor(channels_out));
-  const auto expand = [&](const std::vector<float>& values, float padding, std::vector<float>* storage) {
+  const auto expand = [&](const std::vector<float>& values, float padding, AlignedVector<float>* storage) {
     return Expand(values, 1, channels_out, padding, storage);
   };
   constant->scale = Expand(p.scale, terms, channels_out, 0.0f, &scale_);

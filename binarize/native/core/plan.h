@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/aligned.h"
 #include "core/kernels.h"
 
 namespace binarize {
@@ -43,7 +44,7 @@ class Epilogue {
   Epilogue& operator=(const Epilogue&) = delete;
 
  private:
-  std::vector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
+  AlignedVector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
 };
 
 // Throws InvalidModel unless `value` is within [lowest, highest].
@@ -107,9 +108,9 @@ class ConvPlan {
   ConvConst constant_{};
   Epilogue epilogue_;
   std::vector<Block> blocks_;
-  std::vector<uint32_t> weights_, masks_;
-  std::vector<uint8_t> nibbles_;
-  std::vector<uint64_t> depthwise_;
+  AlignedVector<uint32_t> weights_, masks_;
+  AlignedVector<uint8_t> nibbles_;
+  AlignedVector<uint64_t> depthwise_;
   std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][bases][padded O]: weight bits in taps above and left
   std::vector<int32_t> link_first_, link_count_;
 };

@@ -103,11 +103,18 @@ __attribute__((noinline)) void LookUpWords(const uint32_t* bits, size_t pixel_st
       }
       BINARIZE_UNROLL
       for (int n = 0; n < PANELS; ++n) {
-        const typename V::Panel low = V::LoadPanel(weights + n * panel_step);
-        const typename V::Panel high = V::LoadPanel(weights + n * panel_step + kLine);
+        typename V::Panel low = V::LoadPanel(weights + n * panel_step);
+        V::PinPanel(low);
         BINARIZE_UNROLL
         for (int m = 0; m < PIXELS; ++m) {
-          count[m][n] = V::LookUp(V::LookUp(count[m][n], low_table[m], low), high_table[m], high);
+          count[m][n] = V::LookUp(count[m][n], low_table[m], low);
+          V::PinPanel(count[m][n]);
+        }
+        typename V::Panel high = V::LoadPanel(weights + n * panel_step + kLine);
+        V::PinPanel(high);
+        BINARIZE_UNROLL
+        for (int m = 0; m < PIXELS; ++m) {
+          count[m][n] = V::LookUp(count[m][n], high_table[m], high);
           V::PinPanel(count[m][n]);
         }
       }
