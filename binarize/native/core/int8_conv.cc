@@ -13,7 +13,7 @@ namespace binarize {
 namespace {
 
 constexpr int64_t kMaxTerms = int64_t{1} << 16;  // of 255 * 128 each: sums stay inside int32
-constexpr int64_t kQuad = 4;                     // bytes of an int8 dot product's lane
+constexpr int64_t kStepBytes = 4;                // of a lane
 constexpr int64_t kTasks = 8;  // more balance more threads, but strips quantize and convolve their common rows twice
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMostPoolRows = 64;
@@ -41,6 +41,8 @@ void Validate(const Int8Spec& s) {
   RequireRange("number of terms of a dot product", CheckedProduct(taps, s.channels_in, "kernel"), 1, kMaxTerms);
 }
 
+int64_t TapsPerStep(const Kernels& kernels) { return static_cast<int64_t>(kernels.taps_per_step); }
+
 }  // namespace
 
 Int8Plan::Int8Plan(const Int8Spec& spec, const ConvParameters& parameters, const int8_t* weight,
@@ -55,7 +57,7 @@ Int8Plan::Int8Plan(const Int8Spec& spec, const ConvParameters& parameters, const
   }
   constant_.channels = static_cast<size_t>(spec.channels_in);
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
-  constant_.quads = static_cast<size_t>(CeilDiv(spec.kernel_w, kQuad));
+  constant_.steps = static_cast<size_t>(CeilDiv(spec.kernel_w, TapsPerStep(kernels)));
   Interleave(weight);
   constant_.weights = weights_.data();
   constant_.base = base_.data();
@@ -65,9 +67,10 @@ Int8Plan::Int8Plan(const Int8Spec& spec, const ConvParameters& parameters, const
 
 // The padding of the map holds the zero point too, so that its share of the sum is the same for every pixel.
 void Int8Plan::Interleave(const int8_t* weight) {
-  const int64_t rows = spec_.channels_in * spec_.kernel_h, quads = static_cast<int64_t>(constant_.quads);
+  const int64_t rows = spec_.channels_in * spec_.kernel_h, steps = static_cast<int64_t>(constant_.steps);
   const int64_t lanes = static_cast<int64_t>(blocks_.size()) * kLanes;
-  const int64_t bytes = CheckedProduct(CheckedProduct(rows, quads * kQuad, "weight"), lanes, "weight");
+  const int64_t taps = TapsPerStep(kernels_), tap_bytes = kStepBytes / taps;
+  const int64_t bytes = CheckedProduct(CheckedProduct(rows, steps * kStepBytes, "weight"), lanes, "weight");
   weights_.assign(static_cast<size_t>(bytes), 0);
   base_.assign(static_cast<size_t>(lanes), 0);
   for (int64_t o = 0; o < spec_.channels_out; ++o) {
@@ -75,8 +78,11 @@ void Int8Plan::Interleave(const int8_t* weight) {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < spec_.kernel_w; ++column) {
         const int8_t w = weight[(o * rows + row) * spec_.kernel_w + column];
-        const int64_t step = (o / kLanes * rows + row) * quads + column / kQuad;
-        weights_[static_cast<size_t>((step * kLanes + o % kLanes) * kQuad + column % kQuad)] = w;
+        const int64_t step = (o / kLanes * rows + row) * steps + column / taps;
+        const int64_t tap = (step * kLanes + o % kLanes) * taps + column % taps;
+        const int16_t wide = w;
+        std::memcpy(&weights_[static_cast<size_t>(tap * tap_bytes)], taps == kStepBytes ? static_cast<const void*>(&w) : &wide,
+                    static_cast<size_t>(tap_bytes));
         sum += w;
       }
     }
@@ -102,12 +108,14 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
 
   rows_per_task_ = CeilDiv(out_h_, kTasks);
   task_count_ = CeilDiv(out_h_, rows_per_task_);
-  const int64_t last_quad = (sums_w_ - 1) * s.stride_w + static_cast<int64_t>(plan.constant().quads) * kQuad;
-  padded_w_ = std::max(s.pad_left + width + s.pad_right, last_quad);
+  const int64_t taps = TapsPerStep(plan.kernels());
+  const int64_t last_step = (sums_w_ - 1) * s.stride_w + static_cast<int64_t>(plan.constant().steps) * taps;
+  padded_w_ = std::max(s.pad_left + width + s.pad_right, last_step);
   const int64_t sums_rows = std::min((rows_per_task_ - 1) * s.pool_stride_h + s.pool_h, sums_h_);
   strip_rows_ = (sums_rows - 1) * s.stride_h + s.kernel_h;
   const int64_t plane = CheckedProduct(strip_rows_, padded_w_, "padded image");
-  strip_bytes_ = RoundUp(CheckedProduct(plane, s.channels_in, "padded image"), kAlignment);
+  const int64_t strip_taps = CheckedProduct(plane, s.channels_in, "padded image");
+  strip_bytes_ = RoundUp(CheckedProduct(strip_taps, kStepBytes / taps, "padded image"), kAlignment);
   const int64_t lanes = static_cast<int64_t>(plan.constant().epilogue.block_count) * kLanes;
   const int64_t row_bytes = CheckedProduct(sums_w_, lanes * static_cast<int64_t>(sizeof(int32_t)), "row of sums");
   sums_bytes_ = RoundUp(CheckedProduct(row_bytes, s.pool_h, "rows of sums"), kAlignment);
@@ -117,11 +125,16 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
 // Rows [first_row, first_row + rows) of the image, of each channel, with the padding around them.
 void Int8Run::Quantize(const float* x, int64_t first_row, int64_t rows, uint8_t* strip) const noexcept {
   const Int8Spec& s = plan_.spec();
-  std::memset(strip, static_cast<int>(s.zero_point), static_cast<size_t>(strip_bytes_));
+  const int64_t tap_bytes = kStepBytes / TapsPerStep(plan_.kernels());
+  if (tap_bytes == 1) {
+    std::memset(strip, static_cast<int>(s.zero_point), static_cast<size_t>(strip_bytes_));
+  } else {
+    std::fill_n(reinterpret_cast<int16_t*>(strip), strip_bytes_ / tap_bytes, static_cast<int16_t>(s.zero_point));
+  }
   for (int64_t channel = 0; channel < s.channels_in; ++channel) {
     for (int64_t i = std::max<int64_t>(0, -first_row); i < std::min(rows, height_ - first_row); ++i) {
       const float* row = x + (channel * height_ + first_row + i) * width_;
-      uint8_t* q = strip + (channel * strip_rows_ + i) * padded_w_ + s.pad_left;
+      uint8_t* q = strip + ((channel * strip_rows_ + i) * padded_w_ + s.pad_left) * tap_bytes;
       plan_.kernels().quantize({row, q, static_cast<size_t>(width_), s.factor, static_cast<int32_t>(s.zero_point)});
     }
   }
@@ -149,7 +162,7 @@ void Int8Run::RunTask(const Int8Tensors& tensors, void* scratch, size_t task) co
     const int64_t last = last_of(row);
     for (done = std::max(done, first_of(row)); done < last; ++done) {
       Int8SumsJob job{};
-      job.map = strip + (done - first_sums) * s.stride_h * padded_w_;
+      job.map = strip + (done - first_sums) * s.stride_h * padded_w_ * kStepBytes / TapsPerStep(kernels);
       job.channel_step = static_cast<size_t>(strip_rows_ * padded_w_);
       job.row_step = static_cast<size_t>(padded_w_);
       job.pixel_step = static_cast<size_t>(s.stride_w);

@@ -149,16 +149,16 @@ struct PoolJob {
 // The int8 convolution (docs/ops.md, "Int8Conv2d"). Constant for the life of a kernel.
 struct Int8Const {
   ConvConst epilogue;      // what follows the sums; of its blocks only the lanes count
-  const int8_t* weights;   // [block][channels * kernel_h][quads][16][4]
+  const void* weights;     // [block][channels * kernel_h][steps][16][Kernels::taps_per_step], taps of the kernels' type
   const int32_t* base;     // [16 * block_count]: the accumulator is base + sum
   size_t channels, kernel_h;
-  size_t quads;            // groups of four taps in a row of the kernel; the taps that fill the last one weigh 0
+  size_t steps;            // groups of taps in a row of the kernel; the taps that fill the last one weigh 0
 };
 
 // A run of floats of the image: q = zero_point + round(clamp(x * factor)), in [0, 255]. NaN gives 0.
 struct QuantizeJob {
   const float* x;
-  uint8_t* q;
+  void* q;              // taps of the kernels' type
   size_t count;
   float factor;
   int32_t zero_point;
@@ -166,8 +166,8 @@ struct QuantizeJob {
 
 // The sums of products of one row of output pixels.
 struct Int8SumsJob {
-  const uint8_t* map;      // first row of channel 0 under the kernel, padding included; readable up to the last quad
-  size_t channel_step, row_step, pixel_step;  // bytes
+  const void* map;         // first row of channel 0 under the kernel, padding included; readable up to the last step
+  size_t channel_step, row_step, pixel_step;  // taps
   size_t pixels;
   int32_t* sums;           // [pixels][16 * block_count]
 };
@@ -183,6 +183,7 @@ struct Int8FinishJob {
 // What an instruction set provides.
 struct Kernels {
   size_t panel_blocks;  // 0: `conv` reads ConvConst::weights; else, for blocks without masks, panels of so many blocks
+  size_t taps_per_step;  // of an int8 convolution, in 4 bytes: 4 taps of one byte, or 2 of an int16
   void (*pack)(const PackJob& job);
   void (*conv)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);
   void (*depthwise)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);

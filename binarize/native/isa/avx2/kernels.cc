@@ -121,11 +121,6 @@ struct Avx2 {
     _mm256_storeu_si256(at, x.low);
     _mm256_storeu_si256(at + 1, x.high);
   }
-  BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.low, x.high), 0xD8);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
-  }
   BINARIZE_INLINE Ints LoadBytes(const uint8_t* p) {
     const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     const __m128i high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8));
@@ -139,15 +134,16 @@ struct Avx2 {
   }
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) { return And(Xor(a, b), mask); }
 
-  // Bytes 0 and 2, then 1 and 3, as pairs of int16; vpmaddubsw would saturate.
+  // Pairs of int16: vpmaddubsw, of bytes, would saturate, and to widen bytes for each product costs as much as two of them.
+  using Tap = int16_t;
   static constexpr int kDotPixels = 2, kDotBlocks = 2;
-  BINARIZE_INLINE __m256i Dot(__m256i sum, __m256i a, __m256i w) {
-    const __m256i low = _mm256_and_si256(a, _mm256_set1_epi16(255)), high = _mm256_srli_epi16(a, 8);
-    const __m256i low_w = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), high_w = _mm256_srai_epi16(w, 8);
-    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(low, low_w)), _mm256_madd_epi16(high, high_w));
+  BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
+    const __m256i taps = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.low, x.high), 0xD8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), taps);
   }
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
-    return {Dot(sum.low, a.low, w.low), Dot(sum.high, a.high, w.high)};
+    return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, w.low)),
+            _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, w.high))};
   }
 
   // Counters of bytes: a step adds at most 8.
@@ -243,7 +239,7 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, generic::Pack<Avx2>, generic::LookupConv<Avx2>,
+const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, 2, generic::Pack<Avx2>, generic::LookupConv<Avx2>,
                               generic::Depthwise<Avx2>,
   generic::Activate<Avx2>, generic::MaxPool<Avx2>, generic::AveragePool<Avx2>,
   generic::Quantize<Avx2>, generic::Int8Sums<Avx2>, generic::Int8Finish<Avx2>};

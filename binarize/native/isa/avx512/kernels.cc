@@ -22,13 +22,17 @@ struct Avx512 : generic::Zmm {
   static constexpr size_t kCounterSteps = 0;
   BINARIZE_INLINE Counter Count(Counter c, Ints x) { return SubInts(c, _mm512_popcnt_epi32(x)); }
 
+  using Tap = uint8_t;
   static constexpr int kDotPixels = 6, kDotBlocks = 4;
+  BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  }
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) { return _mm512_dpbusd_epi32(sum, a, w); }
 };
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {0, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
+const Kernels kAvx512Kernels = {0, 4, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
   generic::Activate<Avx512>, generic::MaxPool<Avx512>, generic::AveragePool<Avx512>,
   generic::Quantize<Avx512>, generic::Int8Sums<Avx512>, generic::Int8Finish<Avx512>};
 

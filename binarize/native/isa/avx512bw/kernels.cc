@@ -34,13 +34,13 @@ struct Avx512Bw : generic::Zmm {
     return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
   }
 
-  // Bytes 0 and 2, then 1 and 3, as pairs of int16; vpmaddubsw would saturate.
+  // Pairs of int16: vpmaddubsw, of bytes, would saturate, and to widen bytes for each product costs as much as two of them.
+  using Tap = int16_t;
   static constexpr int kDotPixels = 4, kDotBlocks = 2;
-  BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
-    const __m512i low = _mm512_and_si512(a, _mm512_set1_epi16(255)), high = _mm512_srli_epi16(a, 8);
-    const __m512i low_w = _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), high_w = _mm512_srai_epi16(w, 8);
-    return AddInts(AddInts(sum, _mm512_madd_epi16(low, low_w)), _mm512_madd_epi16(high, high_w));
+  BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
   }
+  BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) { return AddInts(sum, _mm512_madd_epi16(a, w)); }
 
   // Tables: 6 pixels x 128 channels in bytes.
   using Panel = __m512i;
@@ -72,7 +72,7 @@ struct Avx512Bw : generic::Zmm {
 
 }  // namespace
 
-const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
+const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, 2, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
                                   generic::Depthwise<Avx512Bw>,
   generic::Activate<Avx512Bw>, generic::MaxPool<Avx512Bw>, generic::AveragePool<Avx512Bw>,
   generic::Quantize<Avx512Bw>, generic::Int8Sums<Avx512Bw>, generic::Int8Finish<Avx512Bw>};

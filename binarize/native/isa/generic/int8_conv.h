@@ -1,4 +1,5 @@
-// The int8 convolution of an image: docs/ops.md, "Int8Conv2d". Four taps of a row of the kernel are one lane's step.
+// The int8 convolution of an image: docs/ops.md, "Int8Conv2d". Four taps of a row of the kernel are one lane's step, or two
+// where an instruction set multiplies no bytes and V::Tap is an int16_t.
 #pragma once
 
 #include "isa/generic/epilogue.h"
@@ -6,23 +7,26 @@
 namespace binarize {
 namespace generic {
 
+constexpr size_t kStepBytes = 4;  // of a lane
+
 template <class V>
 void Quantize(const QuantizeJob& job) {
   const typename V::Floats factor = V::Set(job.factor);
   const typename V::Floats low = V::Set(static_cast<float>(-job.zero_point));
   const typename V::Floats high = V::Set(static_cast<float>(255 - job.zero_point));
   const uint32_t zero = static_cast<uint32_t>(job.zero_point);
+  typename V::Tap* to = static_cast<typename V::Tap*>(job.q);
   for (size_t i = 0; i < job.count; i += kLanes) {
     const size_t lanes = Min(kLanes, job.count - i);
     const typename V::Floats x = lanes == kLanes ? V::Load(job.x + i) : V::LoadFirst(job.x + i, lanes);
     const typename V::Floats clamped = V::Min(V::Max(V::Mul(x, factor), low), high);
     const typename V::Ints q = V::AddInts(V::Round(clamped), V::Broadcast(&zero));
     if (lanes == kLanes) {
-      V::StoreBytes(job.q + i, q);
+      V::StoreTaps(to + i, q);
     } else {
-      uint8_t bytes[kLanes];
-      V::StoreBytes(bytes, q);
-      for (size_t lane = 0; lane < lanes; ++lane) job.q[i + lane] = bytes[lane];
+      typename V::Tap taps[kLanes];
+      V::StoreTaps(taps, q);
+      for (size_t lane = 0; lane < lanes; ++lane) to[i + lane] = taps[lane];
     }
   }
 }
@@ -35,20 +39,21 @@ BINARIZE_INLINE void SumsTile(const Int8Const& k, const Int8SumsJob& job, size_t
     BINARIZE_UNROLL
     for (int n = 0; n < BLOCKS; ++n) sums[m][n] = V::ZeroInts();
   }
-  constexpr size_t kStep = kLanes * 4;
-  const size_t block_step = k.channels * k.kernel_h * k.quads * kStep;
-  const int8_t* weights = k.weights + block * block_step;
+  constexpr size_t kTaps = kStepBytes / sizeof(typename V::Tap), kStep = kLanes * kStepBytes;
+  const size_t block_step = k.channels * k.kernel_h * k.steps * kStep;
+  const char* weights = static_cast<const char*>(k.weights) + block * block_step;
+  const typename V::Tap* map = static_cast<const typename V::Tap*>(job.map);
   for (size_t channel = 0; channel < k.channels; ++channel) {
-    const uint8_t* row = job.map + channel * job.channel_step + column * job.pixel_step;
+    const typename V::Tap* row = map + channel * job.channel_step + column * job.pixel_step;
     for (size_t r = 0; r < k.kernel_h; ++r, row += job.row_step) {
-      for (size_t quad = 0; quad < k.quads; ++quad, weights += kStep) {
+      for (size_t step = 0; step < k.steps; ++step, weights += kStep) {
         typename V::Ints w[BLOCKS];
         BINARIZE_UNROLL
-        for (int n = 0; n < BLOCKS; ++n) w[n] = V::LoadInts(weights + n * block_step);
+        for (int n = 0; n < BLOCKS; ++n) w[n] = V::LoadInts(weights + n * block_step), V::Pin(w[n]);
         BINARIZE_UNROLL
         for (int m = 0; m < PIXELS; ++m) {
           uint32_t taps;  // at any address
-          __builtin_memcpy(&taps, row + m * job.pixel_step + quad * 4, sizeof taps);
+          __builtin_memcpy(&taps, row + m * job.pixel_step + step * kTaps, sizeof taps);
           const typename V::Ints a = V::Broadcast(&taps);
           BINARIZE_UNROLL
           for (int n = 0; n < BLOCKS; ++n) sums[m][n] = V::Dot(sums[m][n], a, w[n]);

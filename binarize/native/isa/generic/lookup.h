@@ -53,19 +53,10 @@ constexpr TernaryTables MakeTernaryTables() {
 
 static constexpr TernaryTables kTernaryTables = MakeTernaryTables();
 
-// The tables of two nibbles that follow each other.
-struct TwoTables {
-  const uint8_t *low, *high;
-};
-
-// Of eight channels, at byte `map` of a word or of the first of a pair.
+// Of nibble `nibble` of two that follow each other, at byte `map` of a word or of the first of a pair.
 template <bool TERNARY>
-BINARIZE_INLINE TwoTables FindTables(const uint8_t* map) {
-  if constexpr (TERNARY) {
-    return {kTernaryTables.mismatches[map[0]], kTernaryTables.mismatches[map[4]]};
-  } else {
-    return {kTables.mismatches[map[0]][0], kTables.mismatches[map[0]][1]};
-  }
+BINARIZE_INLINE const uint8_t* FindTable(const uint8_t* map, size_t nibble) {
+  return TERNARY ? kTernaryTables.mismatches[map[4 * nibble]] : kTables.mismatches[map[0]][nibble];
 }
 
 constexpr size_t kNibbles = 8;        // of a word
@@ -94,27 +85,20 @@ __attribute__((noinline)) void LookUpWords(const uint32_t* bits, size_t pixel_st
   for (size_t word = 0; word < words; ++word, bits += TERNARY ? 2 : 1) {
     const uint8_t* map = reinterpret_cast<const uint8_t*>(bits);
     BINARIZE_UNROLL
-    for (int byte = 0; byte < 4; ++byte, weights += 2 * kLine) {
-      typename V::Panel low_table[PIXELS], high_table[PIXELS];
+    for (size_t nibble = 0; nibble < kNibbles; ++nibble, weights += kLine) {
+      typename V::Panel table[PIXELS];
       BINARIZE_UNROLL
       for (int m = 0; m < PIXELS; ++m) {
-        const TwoTables tables = FindTables<TERNARY>(map + 4 * m * pixel_step + byte);
-        low_table[m] = V::LoadTable(tables.low), high_table[m] = V::LoadTable(tables.high);
+        table[m] = V::LoadTable(FindTable<TERNARY>(map + 4 * m * pixel_step + nibble / 2, nibble % 2));
+        V::PinPanel(table[m]);
       }
       BINARIZE_UNROLL
       for (int n = 0; n < PANELS; ++n) {
-        typename V::Panel low = V::LoadPanel(weights + n * panel_step);
-        V::PinPanel(low);
+        typename V::Panel nibbles = V::LoadPanel(weights + n * panel_step);
+        V::PinPanel(nibbles);  // else GCC loads it again for each pixel
         BINARIZE_UNROLL
         for (int m = 0; m < PIXELS; ++m) {
-          count[m][n] = V::LookUp(count[m][n], low_table[m], low);
-          V::PinPanel(count[m][n]);
-        }
-        typename V::Panel high = V::LoadPanel(weights + n * panel_step + kLine);
-        V::PinPanel(high);
-        BINARIZE_UNROLL
-        for (int m = 0; m < PIXELS; ++m) {
-          count[m][n] = V::LookUp(count[m][n], high_table[m], high);
+          count[m][n] = V::LookUp(count[m][n], table[m], nibbles);
           V::PinPanel(count[m][n]);
         }
       }

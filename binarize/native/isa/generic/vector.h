@@ -14,7 +14,8 @@
 //   Leak(t, slope)                  t > 0 ? t : slope * t
 //   Above(a, b)                     bit i: a[i] > b[i]
 //   ToFloats(x)                     of int32
-//   Pin(c)                          a counter is final here: the compiler may not move its arithmetic past this point
+//   Pin(x)                          counters or ints are final here: the compiler may not move their arithmetic past it,
+//                                   and holds them in registers
 //   Xor(a, b), And(a, b), XorAnd(a, b, mask)   (a ^ b) & mask
 //
 //   Counter, kCounterSteps          counts of ones by lane, for at most so many steps
@@ -22,9 +23,10 @@
 //   ... or kCounterSteps is 0, a Counter is Ints that may start anywhere, and Count(c, x) subtracts the ones
 //
 //   MaxInts, SubInts                of int32
-//   StoreInts(p, x), StoreBytes(p, x), LoadBytes(p)  sixteen int32; sixteen bytes, of values in [0, 255]
+//   StoreInts(p, x), LoadBytes(p)   sixteen int32; from sixteen bytes
 //   Round(x)                        to the nearest int32, ties to even
-//   Dot(sum, a, w)                  sum + the products of the four bytes of a lane, unsigned in a and signed in w
+//   Tap, StoreTaps(p, x)            what an int8 convolution multiplies: uint8_t, or int16_t; values in [0, 255] to taps
+//   Dot(sum, a, w)                  sum + the products of a lane's taps in a and its weights, int8_t or int16_t, in w
 //   kDotPixels, kDotBlocks          the tile of sums that fits the registers
 //
 //   kLinkSums                       how many vectors fit the registers beside one more

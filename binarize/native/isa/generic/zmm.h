@@ -63,9 +63,6 @@ struct Zmm {
   BINARIZE_INLINE Ints MaxInts(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
   BINARIZE_INLINE Ints Round(Floats x) { return _mm512_cvtps_epi32(x); }
   BINARIZE_INLINE void StoreInts(void* p, Ints x) { _mm512_storeu_si512(p, x); }
-  BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
-  }
   BINARIZE_INLINE Ints LoadBytes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

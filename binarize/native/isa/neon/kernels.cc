@@ -134,7 +134,7 @@ struct Neon {
     BINARIZE_UNROLL
     for (int i = 0; i < 4; ++i) vst1q_u32(at + 4 * i, x.q[i]);
   }
-  BINARIZE_INLINE void StoreBytes(uint8_t* p, Ints x) {
+  BINARIZE_INLINE void StoreTaps(uint8_t* p, Ints x) {
     const uint16x8_t low = vcombine_u16(vmovn_u32(x.q[0]), vmovn_u32(x.q[1]));
     const uint16x8_t high = vcombine_u16(vmovn_u32(x.q[2]), vmovn_u32(x.q[3]));
     vst1q_u8(p, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
@@ -154,6 +154,7 @@ struct Neon {
   BINARIZE_INLINE Ints XorAnd(Ints a, Ints b, Ints mask) { return And(Xor(a, b), mask); }
 
   // A product of a byte and a signed byte fits int16.
+  using Tap = uint8_t;
   static constexpr int kDotPixels = 3, kDotBlocks = 1;
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
     return EachInt([&](int i) {
@@ -176,7 +177,8 @@ struct Neon {
     const uint8x16_t zero = vdupq_n_u8(0);
     return {{zero, zero, zero, zero}};
   }
-  BINARIZE_INLINE void Pin(Counter& c) { __asm__ volatile("" : "+w"(c.q[0]), "+w"(c.q[1]), "+w"(c.q[2]), "+w"(c.q[3])); }
+  template <class T>
+  BINARIZE_INLINE void Pin(T& c) { __asm__ volatile("" : "+w"(c.q[0]), "+w"(c.q[1]), "+w"(c.q[2]), "+w"(c.q[3])); }
   BINARIZE_INLINE Counter Count(Counter c, Ints x) {
     BINARIZE_UNROLL
     for (int i = 0; i < 4; ++i) c.q[i] = vaddq_u8(c.q[i], vcntq_u8(vreinterpretq_u8_u32(x.q[i])));
@@ -225,7 +227,7 @@ struct Neon {
 
 }  // namespace
 
-const Kernels kNeonKernels = {0, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
+const Kernels kNeonKernels = {0, 4, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
   generic::Activate<Neon>, generic::MaxPool<Neon>, generic::AveragePool<Neon>,
   generic::Quantize<Neon>, generic::Int8Sums<Neon>, generic::Int8Finish<Neon>};
 

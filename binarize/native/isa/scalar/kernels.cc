@@ -302,20 +302,21 @@ void Quantize(const QuantizeJob& job) {
     float x = job.x[i] * job.factor;
     x = x > low ? x : low;  // NaN becomes low
     x = x < high ? x : high;
-    job.q[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
+    static_cast<uint8_t*>(job.q)[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
   }
 }
 
 void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
   const size_t lanes = k.epilogue.block_count * kLanes, rows = k.channels * k.kernel_h;
+  const int8_t* weights = static_cast<const int8_t*>(k.weights);
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
     for (size_t o = 0; o < lanes; ++o) {
       int32_t sum = 0;
       for (size_t row = 0; row < rows; ++row) {
-        const uint8_t* taps = job.map + row / k.kernel_h * job.channel_step + row % k.kernel_h * job.row_step;
-        for (size_t tap = 0; tap < k.quads * 4; ++tap) {
-          const size_t quad = (o / kLanes * rows + row) * k.quads + tap / 4;
-          sum += taps[pixel * job.pixel_step + tap] * k.weights[(quad * kLanes + o % kLanes) * 4 + tap % 4];
+        const uint8_t* taps = static_cast<const uint8_t*>(job.map) + row / k.kernel_h * job.channel_step + row % k.kernel_h * job.row_step;
+        for (size_t tap = 0; tap < k.steps * 4; ++tap) {
+          const size_t step = (o / kLanes * rows + row) * k.steps + tap / 4;
+          sum += taps[pixel * job.pixel_step + tap] * weights[(step * kLanes + o % kLanes) * 4 + tap % 4];
         }
       }
       job.sums[pixel * lanes + o] = sum;
@@ -346,7 +347,7 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {0,          Pack,     Conv,     Depthwise, Activate, Pool<false>, Pool<true>,
-                                Quantize, Int8Sums, Int8Finish};
+const Kernels kScalarKernels = {0,           4,          Pack,     Conv,     Depthwise, Activate,
+                                Pool<false>, Pool<true>, Quantize, Int8Sums, Int8Finish};
 
 }  // namespace binarize
