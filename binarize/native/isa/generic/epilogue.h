@@ -353,7 +353,8 @@ BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t colum
   using Floats = typename V::Floats;
   const size_t channel = block * kLanes;
   const size_t lanes = k.blocks[block].lanes;
-  const size_t first = column * k.channels_out + channel;
+  const size_t pixel_step = k.channels_out;  // a copy, as stores might change `k` for all the compiler knows
+  const size_t first = column * pixel_step + channel;
   Floats t[TOGETHER][PIXELS];
   BINARIZE_UNROLL
   for (int b = 0; b < TOGETHER; ++b) {
@@ -377,7 +378,7 @@ BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t colum
     for (int b = 0; b < TOGETHER; ++b) {
       BINARIZE_UNROLL
       for (int m = 0; m < PIXELS; ++m) {
-        t[b][m] = V::Add(t[b][m], Read<V, FULL>(residual + m * k.channels_out + b * kLanes, lanes));
+        t[b][m] = V::Add(t[b][m], Read<V, FULL>(residual + m * pixel_step + b * kLanes, lanes));
       }
     }
   }
@@ -398,7 +399,7 @@ BINARIZE_INLINE void Finish(const ConvConst& k, const ConvRow& row, size_t colum
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
       BINARIZE_UNROLL
-      for (int b = 0; b < TOGETHER; ++b) Write<V, FULL>(y + m * k.channels_out + b * kLanes, t[b][m], lanes);
+      for (int b = 0; b < TOGETHER; ++b) Write<V, FULL>(y + m * pixel_step + b * kLanes, t[b][m], lanes);
     }
   }
   if (row.next_bits != nullptr) {
