@@ -131,10 +131,12 @@ BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const 
   typename V::Ints accumulators[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
+    const typename V::Ints base = V::LoadInts(tile.base[0] + (block + n) * kLanes);
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
+      const typename V::Ints own = tile.one_base ? base : V::LoadInts(tile.base[m] + (block + n) * kLanes);
       const typename V::Ints doubled = V::LoadBytes(mismatches.doubled[position + m * step] + (first + n) * kLanes);
-      accumulators[n][m] = V::SubInts(V::LoadInts(tile.base[m] + (block + n) * kLanes), doubled);
+      accumulators[n][m] = V::SubInts(own, doubled);
     }
     if (BINARIZE_UNLIKELY(mismatches.has_above)) {
       BINARIZE_UNROLL
