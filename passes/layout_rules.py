@@ -343,7 +343,7 @@ def _first(*rules: Rule) -> Rule:
     )
 
 
-SPLITS = {ATEN.split.Tensor, ATEN.split_with_sizes.default, ATEN.chunk.default}
+SPLITS = {ATEN.split.Tensor, ATEN.split_with_sizes.default}
 """Operators with a list of maps as result; their rule speaks for each of its items."""
 _TRANSPOSES = (ATEN.transpose.int, ATEN.permute.default)
 _RULES: dict[Any, Rule] = {
