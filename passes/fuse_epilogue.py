@@ -214,7 +214,10 @@ def _fold_scale(graph_module: GraphModule, fused: Fused, value: Node, user: Node
 
 def _is_linear(fused: Fused) -> bool:
     """Whether a factor can still go into every part of the sum."""
-    return fused.absent("residual") or _own_residual(fused) is not None
+    if fused.absent("residual"):
+        return True
+    own = _own_residual(fused)
+    return own is not None and _is_linear(own)
 
 
 def _own_residual(fused: Fused) -> Fused | None:

@@ -89,6 +89,7 @@ def interacting(module):
         ("conv.scale=spatial",),
         ("conv.gate=true",),
         ("conv.interactions=4", "link.kind=none"),
+        ("conv.interactions=4", "link.pool=max"),  # a link that stays a map is added to the edges' conv
     ],
     ids=str,
 )
