@@ -137,6 +137,13 @@ class LinkConfig(_Checked):
     """A block's identity shortcut that the links span: keep it with the closing link at 0, or drop it, so that a basic
     block becomes two blocks of one conv as in Bi-Real Net."""
 
+    def named(self, kind: str) -> dict[str, Any]:
+        """What `link=KIND` changes. Links that become elastic get what makes them so, a weight each, and leave a block
+        its own shortcut; `link.kind=elastic` changes the reach alone."""
+        if kind != "elastic" or self.kind == "elastic":
+            return {"kind": kind}
+        return {"kind": kind, "gamma": "channel" if self.gamma == "one" else self.gamma, "residual": "keep"}
+
 
 @dataclass(frozen=True)
 class StageConfig(_Checked):
@@ -309,8 +316,8 @@ def _build(current: Any, values: dict[str, Any], source: str, prefix: str) -> An
         if key not in hints:
             raise UsageError(f"unknown key {name!r}", layer=source, hint=_suggest(key, hints, prefix))
         if dataclasses.is_dataclass(hints[key]):
-            if isinstance(value, str) and "kind" in get_type_hints(hints[key]):
-                value = {"kind": value}  # link=elastic
+            if isinstance(value, str) and hints[key] is LinkConfig:
+                value = getattr(current, key).named(value)
             if not isinstance(value, dict):
                 raise UsageError(f"{name!r} is a table, not a value", layer=source)
             changes[key] = _build(getattr(current, key), value, source, f"{name}.")

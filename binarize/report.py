@@ -153,7 +153,12 @@ class Report:
         kind = self.config.get("link", {}).get("kind")
         bare = [d.layer for d in self.binarized if d.link == "none" and d.residual != "projection"]
         if kind not in (None, "none") and bare:
-            lines.append(f"no {kind} link fits around {len(bare)}, which go without one: {_some(bare)}")
+            why = (  # elastic links fit everywhere
+                "a weightless link that would start at 0 is none (link.gamma=one)"
+                if kind == "elastic"
+                else f"no {kind} link fits"
+            )
+            lines.append(f"{why}: {len(bare)} go without one: {_some(bare)}")
         for departure in dict.fromkeys(text for d in self.binarized for text in d.departures):
             layers = [d.layer for d in self.binarized if departure in d.departures]
             lines.append(f"{departure}: {len(layers)}: {_some(layers)}")

@@ -11,6 +11,7 @@ import binarize
 from binarize import api
 from binarize.nn import BinaryConv2d, ElasticLink, RPReLU
 from binarize.recipes import TABLE1_NETS, all_recipes
+from binarize.training import calibrate
 from tests.models import BasicBlock, Bottleneck, conv_bn, randomized
 from tests.training.test_finetune import SIZE, images
 
@@ -75,11 +76,23 @@ def test_it_trains_exports_and_runs(name, tmp_path):
 @pytest.mark.parametrize("name", [n for n in RECIPES if n not in ELASTIC])
 def test_elastic_link_is_a_part_that_any_recipe_can_switch_on(name):
     module = applied(name, "link=elastic")
-    linked = {d.layer for d in module.report.binarized if d.link != "none"}
-    closed = {n for n in convs(module) if n not in linked}
-    assert len(closed) <= 1  # a weightless link that would start at 0 is left out
-    module(torch.randn(4, *SIZE)).sum().backward()
+    assert all(d.link != "none" for d in module.report.binarized)
+    assert "go without" not in module.report.summary()
+    module(torch.randn(4, *SIZE)).square().sum().backward()
     assert all(c.weight.grad.abs().sum() > 0 for c in convs(module).values())
+    gammas = {n: m.gamma for n, m in module.named_modules() if isinstance(m, ElasticLink)}
+    assert len(gammas) == len(convs(module))
+    assert all(gamma.grad.abs().sum() > 0 for gamma in gammas.values())  # learned, as the paper's are
+
+
+def test_a_closing_link_without_weight_is_none_and_the_report_says_so():
+    """Of the kind alone: the recipe's links have no weight."""
+    module = applied("bireal", "link.kind=elastic", "link.residual=keep")
+    bare = [d.layer for d in module.report.binarized if d.link == "none"]
+    assert bare == ["1.conv2", "3.body.6"]
+    assert (
+        "a weightless link that would start at 0 is none (link.gamma=one): 2 go without one" in module.report.summary()
+    )
 
 
 def test_links_and_projections_are_where_the_papers_have_them():
@@ -151,6 +164,29 @@ def test_mobinet_widens_depthwise_convs_and_keeps_their_weights():
     assert module.get_submodule("1.0").groups == 5  # 10 is no multiple of 4 or 3
     assert "outputs see 2 channels, not 4, which does not divide all of them: 1: 1.0" in module.report.summary()
     assert "outputs see" not in applied("mobinet").report.summary()
+
+
+@pytest.mark.parametrize("threshold", ["none", "median"])
+def test_calibration_spreads_abcnets_bases_over_the_deviation_of_what_each_conv_meets(threshold):
+    model = net()
+    module = applied("abcnet", f"conv.threshold={threshold}", model=model)
+    inputs = {name: [] for name in convs(module)}
+    for name, conv in convs(module).items():
+        conv.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0].numpy().astype(float)))
+    calibrate(module, model, [scale * torch.randn(8, *SIZE) for scale in (1.0, 3.0, 0.5)], threshold=threshold)
+    for name, conv in convs(module).items():
+        medians, deviation = [], 0.0
+        for x in inputs[name]:
+            ordered = np.sort(np.moveaxis(x, 1, 0).reshape(x.shape[1], -1), axis=1)
+            medians.append(ordered[:, (ordered.shape[1] - 1) // 2])  # the lower one, as torch has it
+            centre = np.mean(medians, axis=0) if threshold == "median" else np.zeros(x.shape[1])
+            z = x - centre[:, None, None]
+            deviation = max(deviation, (((z - z.mean()) ** 2).sum() / (z.size - 1)) ** 0.5)
+        assert len(medians) == 3
+        np.testing.assert_allclose(conv.threshold.detach().numpy(), centre, rtol=1e-4, atol=1e-5)
+        part = conv.binarize_input  # three bases: thresholds a deviation apart
+        np.testing.assert_allclose(0.5 - part.shift.detach().numpy(), deviation * np.array([-1, 0, 1]), atol=1e-4)
+        np.testing.assert_allclose(part.factor.detach().numpy(), deviation / 2, rtol=1e-4)
 
 
 def test_conversion_is_the_same_in_every_process():
@@ -233,11 +269,12 @@ def test_a_recipe_says_what_it_is(name):
 
 def test_the_report_says_where_a_recipe_has_no_answer():
     assert (
-        "no identity link fits around 3, which go without one: 3.body.0, 3.body.6, 5.0"
+        "no identity link fits: 3 go without one: 3.body.0, 3.body.6, 5.0"
         in applied("bireal", model=net()[:6].append(nn.Flatten()).append(nn.Linear(512, 2))).report.summary()
     )
     assert "link fits" not in applied("el").report.summary()
     assert "link fits" not in applied("xnor").report.summary()
+    assert "fix the size of the images" in applied("xnor++", "conv.scale=spatial").report.summary()
     found = applied("xnor", "conv.box_scale=true").report.summary()
     assert "weights of one input channel stay uncentred: 1: 4.0" in found
     assert "K is left out of grouped convs: 1: 4.0" in found
