@@ -54,6 +54,8 @@ def _departures(conv: _ConvNd, config: Config, inputs: int) -> tuple[str, ...]:
         found.append(f"outputs see {width} channels, not {inputs}, which does not divide all of them")
     if config.link.kind != "none" and config.link.position == "pre_bn" and config.conv.scale == "none":
         found.append("a link before the batch norm is small beside sums without a scale (conv.scale)")
+    if config.conv.scale == "spatial":
+        found.append("factors per row and column fix the size of the images (conv.scale)")
     return tuple(found)
 
 

@@ -55,6 +55,9 @@ class SpatialScale(nn.Module):
     """Multiplies by learned factors per row and per column of the output, starting at 1; they fix the input's size.
 
     Shapes: `[N, O, Ho, Wo] -> [N, O, Ho, Wo]`. Source: XNOR-Net++, case 4 (with `LearnedScale` as its first factor).
+
+    Raises:
+        UsageError: the map has another size.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -63,6 +66,13 @@ class SpatialScale(nn.Module):
         self.columns = nn.Parameter(torch.ones(1, columns))
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
+        size = (len(self.rows), self.columns.shape[1])
+        if tuple(out.shape[2:]) != size:
+            raise UsageError(
+                f'conv.scale = "spatial" was made for maps of {size[0]} x {size[1]}, and this one has '
+                f"{' x '.join(map(str, out.shape[2:]))}",
+                hint="give images of the size of the example, or convert with --set conv.scale=learned",
+            )
         return out * self.rows * self.columns
 
 

@@ -31,28 +31,45 @@ def convs(draw):
     return conv, size
 
 
-def by_definition(x, g):
-    """docs/ops.md, one output value at a time."""
-    batch, _, height, width = x.shape
+def windows(g, height, width):
+    """docs/ops.md: each output's place `(o, i, k)`, its source channels, its window's rows and columns in the map."""
     group_in, group_out = g.in_channels // g.groups, g.out_channels // g.groups
     rows, columns = g.output_size(height, width)
-    out = np.zeros((batch, g.out_channels, rows, columns))
     for o in range(g.out_channels):
         group, j = divmod(o, group_out)
         sources = [j % group_in] if group_out >= group_in else range(j, group_in, group_out)
         for i in range(rows):
             for k in range(columns):
                 top, left = i * g.stride[0] + g.link_offset(0), k * g.stride[1] + g.link_offset(1)
-                window = x[
-                    :,
-                    [group * group_in + s for s in sources],
-                    max(top, 0) : max(top + g.stride[0], 0),
-                    max(left, 0) : max(left + g.stride[1], 0),
-                ]
-                count = window.shape[2] * window.shape[3]
-                if count:
-                    out[:, o, i, k] = window.sum((1, 2, 3)) / count
+                across = slice(max(left, 0), max(left + g.stride[1], 0))
+                down = slice(max(top, 0), max(top + g.stride[0], 0))
+                yield (o, i, k), [group * group_in + s for s in sources], down, across
+
+
+def by_definition(x, g):
+    """The mean of each window, one output value at a time."""
+    out = np.zeros((len(x), g.out_channels, *g.output_size(*x.shape[2:])))
+    for place, channels, down, across in windows(g, *x.shape[2:]):
+        window = x[:, channels, down, across]
+        count = window.shape[2] * window.shape[3]
+        if count:
+            out[:, *place] = window.sum((1, 2, 3)) / count
     return out
+
+
+def largest_by_definition(x, gamma, upstream, g):
+    """The largest value of each window, summed over the source channels, times gamma; the gradients of x and gamma."""
+    out, of_x, of_gamma = np.zeros(upstream.shape), np.zeros(x.shape), np.zeros(gamma.shape)
+    for (o, i, k), channels, down, across in windows(g, *x.shape[2:]):
+        for n in range(len(x)):
+            for c in channels:
+                window = x[n, c, down, across]
+                if window.size:
+                    row, column = np.unravel_index(window.argmax(), window.shape)
+                    out[n, o, i, k] += gamma[o] * window[row, column]
+                    of_x[n, c, down, across][row, column] += gamma[o] * upstream[n, o, i, k]
+                    of_gamma[o] += window[row, column] * upstream[n, o, i, k]
+    return out, of_x, of_gamma
 
 
 @settings(max_examples=150, deadline=None)
@@ -74,6 +91,38 @@ def test_max_pooling_keeps_the_shape(drawn):
     link = ElasticLink(conv_geometry(conv), pool="max")
     assert link(x).shape == conv(x).shape
     assert torch.isfinite(link(x)).all()
+
+
+@pytest.mark.parametrize("signs", ["negative", "mixed"])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, 2, 1),  # rows: the last window is cut
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.Conv2d(8, 3, 3, 2, 1),
+        nn.Conv2d(4, 10, 3, (2, 3), 1, groups=2),
+        nn.Conv2d(10, 4, 3, (1, 2), 1, groups=2),
+        nn.Conv2d(5, 2, 1, 2, 1),  # the first window is cut
+        nn.Conv2d(2, 5, 1, 2, 3),  # the first window is off the map
+        nn.Conv2d(3, 3, 5, 2),  # the map's border is in no window
+        nn.Conv2d(3, 6, 2, 3, 0, 2),
+    ],
+    ids=str,
+)
+def test_max_pooling_is_each_windows_largest_value_and_passes_the_gradient_to_it(conv, signs):
+    geometry = conv_geometry(conv)
+    x = torch.randn(2, conv.in_channels, 7, 6).double()
+    x = (-x.abs() - 0.1 if signs == "negative" else x).requires_grad_()
+    link = ElasticLink(geometry, pool="max").double()
+    link.gamma.data += torch.randn(conv.out_channels)
+    out = link(x)
+    upstream = torch.randn_like(out)
+    (out * upstream).sum().backward()
+    parts = (x.detach(), link.gamma.detach(), upstream)
+    expected, of_x, of_gamma = largest_by_definition(*(part.numpy() for part in parts), geometry)
+    np.testing.assert_allclose(out.detach().numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(x.grad.numpy(), of_x, atol=1e-12)
+    np.testing.assert_allclose(link.gamma.grad.numpy(), of_gamma, atol=1e-12)
 
 
 @pytest.mark.parametrize(

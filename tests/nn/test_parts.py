@@ -1,5 +1,7 @@
 """Each part of a binary conv against its paper's formula, written out slowly in NumPy: values and gradients."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -158,9 +160,40 @@ def test_one_activation_base_starts_as_sign():
     assert torch.equal(ActivationBases(1)(z), torch.where(z > 0, 1.0, -1.0))
 
 
+@pytest.mark.parametrize("bases", [1, 2, 3, 5])
+def test_calibrated_activation_bases_spread_over_the_largest_deviation_met(bases):
+    """Thresholds `2 / sqrt(N + 1)` deviations apart around 0; what each adds when crossed is their distance."""
+    part = ActivationBases(bases)
+    batches = [spread * torch.randn(4, 3, 5, 5) + mean for spread, mean in [(0.5, 0.3), (2.5, -1.0), (1.2, 0.0)]]
+    for batch in batches:
+        part.observe(batch)
+    deviation = 0.0
+    for batch in batches:
+        values = batch.numpy().astype(float).ravel()
+        deviation = max(deviation, (((values - values.mean()) ** 2).sum() / (len(values) - 1)) ** 0.5)
+    distance = 2 / (bases + 1) ** 0.5 * deviation
+    places = [distance * (n - (bases - 1) / 2) for n in range(bases)]
+    beta = distance / 2 if bases > 1 else 1.0
+    assert [offset for plane in part.planes() for offset in plane.offsets] == pytest.approx(places, abs=1e-5)
+
+    z = (3 * torch.randn(200)).requires_grad_()
+    out = part(z)
+    upstream = torch.randn(200)
+    (out * upstream).sum().backward()
+    values, g = z.detach().numpy(), upstream.numpy()
+    planes = [sign(values - place) for place in places]
+    insides = [np.abs(values - place) <= 0.5 for place in places]
+    np.testing.assert_allclose(out.detach().numpy(), sum(beta * plane for plane in planes), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(z.grad.numpy(), g * sum(beta * inside for inside in insides), rtol=1e-5, atol=1e-6)
+    for n in range(bases):
+        np.testing.assert_allclose(part.shift.grad[n], (g * beta * insides[n]).sum(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(part.factor.grad[n], (g * planes[n]).sum(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_weight_bases_are_the_least_squares_fit(count):
-    weight = torch.randn(4, 6, 3, 3, requires_grad=True)
+def test_weight_bases_are_the_least_squares_fit(count, spread):
+    weight = (spread * (torch.randn(4, 6, 3, 3) + 0.2)).requires_grad_()
     part = WeightBases(count)
     shifts = [0.0] if count == 1 else [-1 + 2 * m / (count - 1) for m in range(count)]
     expected = np.zeros((4, 54))
@@ -170,11 +203,11 @@ def test_weight_bases_are_the_least_squares_fit(count):
         alphas[:, o] = np.linalg.lstsq(basis, row, rcond=None)[0]
         expected[o] = basis @ alphas[:, o]
     out = part(weight)
-    np.testing.assert_allclose(out.detach().flatten(1).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(out.detach().flatten(1).numpy(), expected, atol=1e-4 * spread)
     upstream = torch.randn_like(out)
     (out * upstream).sum().backward()
     np.testing.assert_allclose(
-        weight.grad.numpy(), upstream.numpy() * alphas.sum(0)[:, None, None, None], rtol=1e-3, atol=1e-4
+        weight.grad.numpy(), upstream.numpy() * alphas.sum(0)[:, None, None, None], rtol=1e-3, atol=1e-4 * spread
     )
     rebuilt = sum(alpha.view(-1, 1, 1, 1) * torch.where(latent > 0, 1.0, -1.0) for latent, alpha in part.bases(weight))
     torch.testing.assert_close(rebuilt, out.detach())
@@ -234,6 +267,8 @@ def test_spatial_scale_is_an_outer_product():
     part.rows.data.copy_(torch.tensor([[1.0], [2.0]]))
     part.columns.data.copy_(torch.tensor([[1.0, 3.0, 5.0]]))
     assert part(torch.ones(1, 4, 2, 3), torch.empty(0))[0, 0].tolist() == [[1, 3, 5], [2, 6, 10]]
+    with pytest.raises(UsageError, match="made for maps of 2 x 3, and this one has 2 x 4"):
+        part(torch.ones(1, 4, 2, 4), torch.empty(0))
     with pytest.raises(UsageError, match="size"):
         BinaryConv2d(3, 3, 3, parts=ConvConfig(scale="spatial"))
 
@@ -253,6 +288,71 @@ def test_interactions_equal_the_released_sequential_code():
     assert not np.array_equal(expected, acc.detach().numpy())
     out.sum().backward()
     assert torch.equal(acc.grad, torch.ones_like(acc))
+
+
+def of_fan_in(constant, fan_in):
+    """The released code's constant, made for 64 x 3 x 3 terms, at another fan-in: the nearest integer, at least 1."""
+    return max(1, int(Fraction(constant * fan_in, 64 * 3 * 3) + Fraction(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "groups", "fan_in"),
+    [
+        (1, 1, 1, 1),
+        (16, 1, 1, 16),
+        (64, 1, 1, 64),
+        (64, 1, 2, 32),
+        (16, 3, 1, 144),
+        (64, 3, 1, 576),
+        (8, 3, 4, 18),
+        (4, 3, 4, 9),
+        (12, (1, 3), 2, 18),
+    ],
+)
+def test_interactions_of_a_conv_have_their_limit_and_step_from_its_fan_in(channels, kernel, groups, fan_in):
+    """Maps of the kernel's size, so that an output is one accumulator; a source's passes through all of its values."""
+    parts = ConvConfig(interactions=4, activation_gradient="clip", scale="none")
+    conv = BinaryConv2d(channels, 4, kernel, groups=groups, bias=False, parts=parts)
+    limit, step = of_fan_in(200, fan_in), of_fan_in(100, fan_in)
+    assert (conv.interaction.limit, conv.interaction.step) == (limit, step)
+    edges = [(0, 3, 1), (1, 3, -1), (0, 2, -1)]
+    for slot, (source, target, s) in enumerate(edges):
+        conv.interaction.source[slot], conv.interaction.target[slot] = source, target
+        conv.interaction.sign[slot] = s
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=conv.weight.shape).astype(np.float32)
+    conv.weight.data.copy_(torch.from_numpy(weight))
+
+    group_in, group_out = channels // groups, 4 // groups
+    seen = [slice(o // group_out * group_in, (o // group_out + 1) * group_in) for o in range(4)]
+    signs = sign(rng.normal(size=(2 * (fan_in + 1), channels, *weight.shape[2:])))
+    for n in range(len(signs)):
+        source, wrong = n % 2, n // 2
+        terms = sign(weight[source]).ravel()
+        terms[rng.permutation(fan_in)[:wrong]] *= -1
+        signs[n, seen[source]] = terms.reshape(weight.shape[1:])
+    values = (signs * rng.uniform(0.1, 1.5, signs.shape)).astype(np.float32)
+    x = torch.from_numpy(values).requires_grad_()
+    out = conv(x)
+    upstream = rng.normal(size=(len(signs), 4)).astype(np.float32)
+    (out[:, :, 0, 0] * torch.from_numpy(upstream)).sum().backward()
+
+    acc = np.stack([(signs[:, seen[o]] * sign(weight[o])).sum((1, 2, 3)) for o in range(4)], axis=1)
+    assert {-fan_in, fan_in} <= set(acc[:, 0]) & set(acc[:, 1])
+    expected = acc.copy()
+    for source, target, s in edges:
+        for n in range(len(acc)):
+            if expected[n, source] >= limit:
+                expected[n, target] += s * step
+            if expected[n, source] <= -limit:
+                expected[n, target] -= s * step
+    assert np.array_equal(out[:, :, 0, 0].detach().numpy(), expected)
+    of_signs, of_weight = np.zeros(values.shape), np.zeros(weight.shape)
+    for o in range(4):  # each accumulator's own, as if no other had corrected it
+        of_signs[:, seen[o]] += upstream[:, o, None, None, None] * sign(weight[o])
+        of_weight[o] = (upstream[:, o, None, None, None] * signs[:, seen[o]]).sum(0)
+    np.testing.assert_allclose(x.grad.numpy(), of_signs * (np.abs(values) <= 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(conv.weight.grad.numpy(), of_weight * (np.abs(weight) <= 1), rtol=1e-4, atol=1e-3)
 
 
 def test_interactions_need_integers():
