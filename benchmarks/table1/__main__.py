@@ -15,7 +15,9 @@ from binarize.progress import ProgressEvent
 
 if TYPE_CHECKING:
     from benchmarks.table1.plan import Cell
+    from benchmarks.table1.results import Row
     from benchmarks.table1.run import Bench
+    from binarize.training.data import ImageDataset
 
 HERE = Path(__file__).parent
 
@@ -105,25 +107,46 @@ def _run(options: argparse.Namespace) -> None:
     cells = list(wanted.cells())
     missing = _missing(cells, bench, options.results)
     print(f"{len(cells)} cells, {len(missing)} to run", flush=True)
+    _tell_diverged(cells, bench, options.results)
     for number, cell in enumerate(missing, start=1):
+        if not options.dry_run and cell not in _missing(missing, bench, options.results):
+            continue  # another process was faster, or its float net has diverged
         print(f"[{number}/{len(missing)}] {cell.name}", flush=True)
-        if options.dry_run or cell not in _missing(missing, bench, options.results):
-            continue  # another process was faster
+        if options.dry_run:
+            continue
         row = run_cell(cell, bench, _say)
         results.append(options.results, row)
         print(f"    top-1 {row.top1 or 'none'} % in {row.seconds:.0f} s; {row.note}", flush=True)
+        _tell_diverged([c for c in cells if c.float_cell == cell], bench, options.results)
         for checkpoint in bench.work.glob(f"{cell.name}-{row.key}*.ckpt"):
             checkpoint.unlink()
 
 
 def _missing(cells: Sequence[Cell], bench: Bench, path: Path) -> list[Cell]:
-    """Cells without a row, and float cells whose weights are gone and wanted by one of these."""
+    """Cells without a row, but for those whose float net diverged; and float cells of these whose weights are gone."""
     from benchmarks.table1 import results
 
-    keys = {row.key for row in results.read(path)}
-    new = [cell for cell in cells if cell.key(bench.facts) not in keys]
+    keys, diverged = {row.key for row in results.read(path)}, _diverged(cells, bench, path)
+    new = [cell for cell in cells if cell.key(bench.facts) not in keys and cell.float_cell not in diverged]
     wanted = {cell.float_cell for cell in new if not bench.float_file(cell).exists()}
     return [cell for cell in cells if cell in new or cell in wanted]
+
+
+def _diverged(cells: Sequence[Cell], bench: Bench, path: Path) -> dict[Cell, Row]:
+    """The float cells of `cells` that have given no net; their rows say why."""
+    from benchmarks.table1 import results
+
+    rows = {row.key: row for row in results.read(path) if not row.top1}
+    keys = {cell: cell.key(bench.facts) for cell in dict.fromkeys(cell.float_cell for cell in cells)}
+    return {cell: rows[key] for cell, key in keys.items() if key in rows}
+
+
+def _tell_diverged(cells: Sequence[Cell], bench: Bench, path: Path) -> None:
+    """A line for each float net that diverged and would have taught binary ones."""
+    for cell, row in _diverged(cells, bench, path).items():
+        why = row.note.partition("\n")[0]
+        if count := sum(other.float_cell == cell != other for other in cells):
+            print(f"{cell.net}, seed {cell.seed}: the float net {why}; binary cells not run: {count}", flush=True)
 
 
 def _bench(options: argparse.Namespace, size: int, limit: int | None) -> Bench:
@@ -132,10 +155,10 @@ def _bench(options: argparse.Namespace, size: int, limit: int | None) -> Bench:
 
     if options.val is None and options.data[0].is_file():
         raise UsageError("a file has no split of its own to validate on", layer=str(options.data[0]), hint="name --val")
-    train_set = _open(options.data, "train")
+    train_set = _open(options.data, "train", "--data")
     if limit and limit < len(train_set):
         _, train_set = split_train_val(train_set, limit / len(train_set), seed=0)
-    val_set = _open(options.val, "val") if options.val else open_dataset(options.data[0], split="val")
+    val_set = _open(options.val, "val", "--val") if options.val else open_dataset(options.data[0], split="val")
     options.work.mkdir(parents=True, exist_ok=True)
     return Bench(train_set, val_set, size, options.work, _name(options.data), export=not options.no_export)
 
@@ -146,13 +169,26 @@ def _name(paths: list[Path]) -> str:
     return first.name if len(paths) == 1 else f"{first.parent.name}: {', '.join(sorted(p.name for p in paths))}"
 
 
-def _open(paths: list[Path], split: str):  # type: ignore[no-untyped-def]
-    """One data set from a folder, a file, or several parquet files."""
+def _open(paths: Sequence[Path], split: str, option: str) -> ImageDataset:
+    """One data set from a folder, a file, or several parquet files, as `option` names them."""
     from binarize.training.data import ParquetImages, available_splits, open_dataset
 
-    if len(paths) > 1:
+    paths = [path.expanduser() for path in paths]
+    for path in paths:
+        if not path.exists():
+            raise UsageError("there is no such file or directory", layer=str(path), hint=f"check {option}")
+        if path.is_dir() and len(paths) > 1:
+            raise UsageError(
+                f"a folder among {len(paths)} paths; only parquet files are joined to one data set",
+                layer=str(path),
+                hint=f"give {option} one folder, with all images in its class folders, or parquet files alone",
+            )
+    if len(paths) == 1:
+        return open_dataset(paths[0], split=split if paths[0].is_dir() and available_splits(paths[0]) else None)
+    try:
         return ParquetImages(paths)
-    return open_dataset(paths[0], split=split if paths[0].is_dir() and available_splits(paths[0]) else None)
+    except OSError as error:
+        raise UsageError(f"the data cannot be read: {error}", layer=option, hint="are all of them readable?") from error
 
 
 def _say(event: ProgressEvent) -> None:

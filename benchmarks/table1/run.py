@@ -17,7 +17,7 @@ from benchmarks.table1.nets import NETS
 from benchmarks.table1.plan import FLOAT, Cell
 from benchmarks.table1.results import Row
 from binarize.bench.machine import cpu_name
-from binarize.errors import BinarizeError
+from binarize.errors import BinarizeError, UsageError
 from binarize.files import atomic_output
 from binarize.progress import Listener
 from binarize.surgery import report_of
@@ -131,7 +131,12 @@ def _train_binary(cell: Cell, bench: Bench, progress: Listener) -> dict[str, Any
 
 
 def _load_float(cell: Cell, bench: Bench) -> tuple[nn.Module, float]:
-    saved = torch.load(bench.float_file(cell), weights_only=True)
+    file = bench.float_file(cell)
+    if not file.exists():
+        raise UsageError(
+            "the weights of the float net are gone", layer=str(file), hint="the same command trains it again"
+        )
+    saved = torch.load(file, weights_only=True)
     net = NETS[cell.net](len(bench.train_set.classes))
     net.load_state_dict(saved["state"])
     return net.eval(), saved["top1"]

@@ -21,7 +21,7 @@ from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import ImageDataset, Subset, check_classes, make_loader, split_train_val
 from binarize.training.evaluate import evaluate, logits_of
 from binarize.training.stages import Stage, binary_stages, float_stages
-from binarize.training.trainer import Trainer
+from binarize.training.trainer import Trainer, TrainingDiverged
 
 FLOAT_SETTINGS = [
     "float_epochs",
@@ -143,14 +143,7 @@ def finetune(
         TrainingDiverged: the loss is no longer finite.
     """
     torch.manual_seed(config.seed)
-    holdout, feed = _prepare(teacher, train_set, config, input_size)
-    if val_set is not None and list(val_set.classes) != list(train_set.classes):
-        raise UsageError(
-            f"the validation data's classes {_first(val_set.classes)} are not the training data's "
-            f"{_first(train_set.classes)}",
-            layer=val_set.source,
-            hint="labels count classes in order, so both need the same class folders or names",
-        )
+    holdout, feed = _prepare(teacher, train_set, val_set, config, input_size)
     stages, guide = binary_stages(config.training), _frozen(teacher)
     fingerprint = _fingerprint(module, feed, "binary")
     trainer = _trainer(module, stages, feed, val_set, checkpoint, fingerprint, progress, teacher=guide)
@@ -177,26 +170,50 @@ def adapt_float(
     checkpoint: Path | None = None,
     progress: Listener = silent,
 ) -> TrainingResult:
-    """Train the float `model` in place for `training.float_epochs`, so that it knows the data it will teach."""
+    """Train the float `model` in place for `training.float_epochs`, so that it knows the data it will teach.
+
+    Raises:
+        UsageError: data and model do not fit, or the checkpoint belongs to another run.
+        TrainingDiverged: the loss is no longer finite.
+    """
     torch.manual_seed(config.seed)
-    _, feed = _prepare(model, train_set, config, input_size)
+    _, feed = _prepare(model, train_set, val_set, config, input_size)
     fingerprint = _fingerprint(model, feed, "float")
     trainer = _trainer(model, float_stages(config.training), feed, val_set, checkpoint, fingerprint, progress)
-    history = trainer.run()
+    try:
+        history = trainer.run()
+    except TrainingDiverged as error:
+        error.hint = "lower the rate: --set training.float_learning_rate=..."  # the others are of binary nets
+        raise
     model.eval()
     return TrainingResult(history, {"train_seconds": round(trainer.clock.seconds, 1)})
 
 
 def _prepare(
-    model: nn.Module, train_set: ImageDataset, config: Config, input_size: tuple[int, int, int]
+    model: nn.Module,
+    train_set: ImageDataset,
+    val_set: ImageDataset | None,
+    config: Config,
+    input_size: tuple[int, int, int],
 ) -> tuple[ImageDataset | None, Feed]:
     """The held-out part (None if there is none) and the feed of the rest; checks that data and model fit."""
     memory_format = _check_fits(model, train_set, input_size)
+    _check_same_classes(train_set, val_set)
     enough = config.training.holdout * len(train_set) >= 2 * len(train_set.classes)
     if enough and config.training.bn_images > 0:
         rest, holdout = split_train_val(train_set, config.training.holdout, config.seed)
         return holdout, Feed(rest, input_size, config, memory_format)
     return None, Feed(train_set, input_size, config, memory_format)
+
+
+def _check_same_classes(train_set: ImageDataset, val_set: ImageDataset | None) -> None:
+    if val_set is not None and list(val_set.classes) != list(train_set.classes):
+        raise UsageError(
+            f"the validation data's classes {_first(val_set.classes)} are not the training data's "
+            f"{_first(train_set.classes)}",
+            layer=val_set.source,
+            hint="labels count classes in order, so both need the same class folders or names",
+        )
 
 
 @torch.no_grad()

@@ -50,6 +50,8 @@ class GeneticSearch:
     @torch.no_grad()
     def propose(self, module: nn.Module, generator: torch.Generator) -> Undo | None:
         convs = [m for m in module.modules() if isinstance(m, BinaryConv)]
+        if not convs:
+            return None
         weight = convs[_draw(len(convs), generator)].weight
         rows = torch.randperm(len(weight), generator=generator)[: self.kernels].tolist()
         old = weight[rows].clone()

@@ -11,8 +11,10 @@ from benchmarks.table1.nets import NETS, PAPER_COLUMN
 from benchmarks.table1.plan import ABLATIONS, FLOAT, PRESETS, Cell, Wanted
 from binarize.errors import UsageError
 from binarize.progress import silent
+from binarize.training import data
 from binarize.training.trainer import TrainingDiverged
 from tests.models import conv_bn
+from tests.training.test_data import encoded, picture, write_folder, write_parquet
 from tests.training.test_finetune import images
 
 SETTINGS = (
@@ -170,6 +172,73 @@ def test_a_file_of_training_images_is_not_validated_on(tmp_path, capsys):
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1")
     assert cli.main(["run", "--data", str(tmp_path / "train-0.parquet")]) == 2
     assert "name --val" in capsys.readouterr().err
+
+
+def test_a_float_net_that_diverged_is_told_and_not_trained_again(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_bench", lambda options, size, limit: bench)
+    path = tmp_path / "r.csv"
+    arguments = ["run", "--data", "x", "--nets", "tiny", "--recipes", "el", "binarye", "--seeds", "1"]
+    arguments += ["--results", str(path), *(f"--set={s}" for s in SETTINGS), "--set=training.float_learning_rate=1e30"]
+    told = "tiny, seed 0: the float net diverged: the loss is nan at step 1 of stage float; binary cells not run: 2\n"
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count(told) == 1 and "] tiny-el-0" not in out and "float_learning_rate" in out
+    assert [row.recipe for row in results.read(path)] == [FLOAT]
+    monkeypatch.setattr(run, "adapt_float", None)
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"3 cells, 0 to run\n{told}"
+    assert cli.main([*arguments[:6], "float", *arguments[8:]]) == 0
+    assert capsys.readouterr().out == "1 cells, 0 to run\n"
+
+
+def test_lost_float_weights_are_told(bench):
+    with pytest.raises(UsageError, match=r"float\.pt: the weights of the float net are gone"):
+        run.run_cell(cells("el")[0], bench, silent)
+
+
+@pytest.mark.parametrize("option", ["--data", "--val"])
+@pytest.mark.parametrize(
+    ("names", "guilty", "message"),
+    [
+        (["nowhere"], "nowhere", "no such file or directory"),
+        (["p.parquet", "nowhere.parquet"], "nowhere.parquet", "no such file or directory"),
+        (["ab", "bc"], "ab", "a folder among 2 paths"),
+        (["p.parquet", "ab"], "ab", "a folder among 2 paths"),
+    ],
+)
+def test_paths_that_are_no_data_set_are_named(tmp_path, capsys, option, names, guilty, message):
+    for name in ("ab", "bc"):
+        write_folder(tmp_path / name, dict.fromkeys(name, 1))
+    write_parquet(tmp_path / "p.parquet", [encoded(picture(0))], [0])
+    paths = {"--data": [tmp_path / "ab"], "--val": [tmp_path / "ab"], option: [tmp_path / name for name in names]}
+    arguments = [str(word) for name, values in paths.items() for word in (name, *values)]
+    assert cli.main(["run", "--work", str(tmp_path / "work"), "--results", str(tmp_path / "r.csv"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / guilty}: " in error and message in error and f" {option}" in error.partition("hint")[2]
+
+
+def test_several_parquet_files_are_one_data_set(tmp_path, monkeypatch):
+    paths = [write_parquet(tmp_path / f"{n}.parquet", [encoded(picture(n))] * 2, [0, 1]) for n in range(2)]
+    assert len(cli._open(paths, "train", "--data")) == 4
+
+    def unreadable(files):
+        raise PermissionError(f"{files[1]}: permission denied")
+
+    monkeypatch.setattr(data, "ParquetImages", unreadable)
+    with pytest.raises(UsageError, match=r"--val: the data cannot be read: .*1\.parquet: permission denied"):
+        cli._open(paths, "val", "--val")
+
+
+@pytest.mark.parametrize("validation", ["abc", "bc", "a"])
+def test_validation_images_of_other_classes_leave_no_row(tmp_path, capsys, validation):
+    for name in ("ab", "val"):
+        write_folder(tmp_path / name, dict.fromkeys("ab" if name == "ab" else validation, 8), 32)
+    arguments = ["run", "--data", str(tmp_path / "ab"), "--val", str(tmp_path / "val"), "--preset", "cpu"]
+    arguments += ["--nets", "resnet20-cifar", "--recipes", "el", "--seeds", "1", "--set=training.batch_size=8"]
+    arguments += ["--epochs", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path / "r.csv")]
+    assert cli.main(arguments) == 2
+    assert f"classes {', '.join(validation)} are not the training data's a, b" in capsys.readouterr().err
+    assert not (tmp_path / "r.csv").exists() and not list((tmp_path / "work").iterdir())
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -165,6 +165,30 @@ def test_data_that_does_not_fit_is_told_before_training(teacher):
         binarize.finetune(binarized(config(), teacher), teacher, images(count=30))
 
 
+@pytest.mark.parametrize("classes", [("0", "1", "2"), ("1", "2", "3", "4"), ("0", "1", "2", "3", "4")])
+def test_validation_data_of_other_classes_is_refused_before_any_training(teacher, classes):
+    train_set = images(64)
+    val_set = TensorImages(train_set.images[: len(classes)], torch.arange(len(classes)), classes, "val")
+    model, settled = net(), config("training.float_epochs=1", "training.holdout=0")
+    module = binarized(settled, teacher)
+    before = copy.deepcopy((model.state_dict(), module.state_dict()))
+    for train in (
+        lambda: adapt_float(model, train_set, settled, input_size=SIZE, val_set=val_set),
+        lambda: binarize.finetune(module, teacher, train_set, val_data=val_set),
+    ):
+        with pytest.raises(UsageError, match=r"val: the validation data's classes .* are not the training data's 0, 1"):
+            train()
+    for trained, start in zip((model, module), before, strict=True):
+        assert all(torch.equal(value, start[name]) for name, value in trained.state_dict().items())
+
+
+def test_divergence_of_a_float_model_names_its_own_rate():
+    with pytest.raises(TrainingDiverged, match="float_learning_rate"):
+        adapt_float(
+            net(), images(), config("training.float_epochs=1", "training.float_learning_rate=1e30"), input_size=SIZE
+        )
+
+
 def test_calibration_sets_medians_and_inserted_norms():
     model = nn.Sequential(conv_bn(1, 8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     module = binarized(config(), model)

@@ -274,6 +274,20 @@ def test_a_searching_stage_trains_and_reports_what_it_adopted(values):
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+@pytest.mark.parametrize("search", [GeneticSearch(), InteractionSearch()], ids=["genetic", "interactions"])
+def test_nothing_binary_is_nothing_to_search(search):
+    assert search.propose(net(), torch.Generator()) is None
+
+
+def test_a_searching_recipe_trains_a_net_with_nothing_binary():
+    """Its only conv is the first one, which stays as it is."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    module = binarized(config("training.stages.binary.search=genetic", "training.stages.binary.search_every=1"), model)
+    assert not any(isinstance(m, BinaryConv2d) for m in module.modules())
+    binarize.finetune(module, model, images(64))
+    assert module.report.results["training"]["history"][-1]["adopted"] == 0
+
+
 def test_weight_decay_spares_signs():
     module = binarized(config())
     for weights, expected in (("float", 0.01), ("binary", 0.0)):
