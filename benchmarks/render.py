@@ -294,18 +294,19 @@ def _speeds(layer: dict[str, Any]) -> list[str]:
 
 
 def _recipes() -> str:
-    """Every recipe's latency against that of `el`, one thread."""
-    row = records.find("recipes", "resnet18", 1, records.main_cpu("recipes"))
-    assert row is not None
+    """Every recipe's latency against that of `el`, one thread, by CPU; times and nodes of the main one."""
+    found = [records.find("recipes", "resnet18", 1, cpu) for cpu in records.cpus("recipes")]
+    row, *others = [each for each in found if each is not None]
     names = sorted((name for name in row["contenders"] if name != FLOAT), key=lambda name: _time(row, name) or 0.0)
     rows = []
     for name in (*names, FLOAT):
         size = f"{row['bytes'][name] / 1e6:.1f} MB"
-        ratio = f"{_ratio(row, name, 'el') or 0:.2f}x"
+        ratios = [f"{_ratio(each, name, 'el') or 0:.2f}x" for each in (row, *others)]
         rows.append(
-            [f"`{name}`" if name != FLOAT else name, _ms(_time(row, name)), ratio, str(row["nodes"][name]), size]
+            [f"`{name}`" if name != FLOAT else name, _ms(_time(row, name)), str(row["nodes"][name]), size, *ratios]
         )
-    return _table(("recipe", "ms", "against `el`", "nodes", "file"), rows)
+    columns = [f"against `el`, {_cpu(each)}, `{each['source']}`" for each in (row, *others)]
+    return _table(("recipe", "ms", "nodes", "file", *columns), rows)
 
 
 def _us(milliseconds: float | None) -> str:
