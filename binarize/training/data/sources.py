@@ -32,7 +32,7 @@ def open_dataset(path: str | Path, *, split: str | None = None) -> ImageDataset:
     if split is not None and split not in _SPLITS:
         raise UsageError(f"There is no split '{split}'.", hint=f"use one of {', '.join(_SPLITS)}")
     if not root.exists():
-        raise UsageError("There is no such file or directory.", layer=str(path), hint="check --data")
+        raise UsageError("There is no such file or directory.", layer=str(path), hint="check --data and --val")
     try:
         if root.is_file():
             return ParquetImages([_parquet_file(root)])
