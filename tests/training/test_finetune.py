@@ -11,7 +11,7 @@ from torch import nn
 import binarize
 from binarize import api
 from binarize.errors import UnsupportedModelError, UsageError
-from binarize.nn import BinaryConv2d, ElasticLink
+from binarize.nn import BinaryConv2d, ElasticLink, binary_conv
 from binarize.training import adapt_float, evaluate
 from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import TensorImages, make_loader
@@ -94,6 +94,26 @@ def test_it_learns_from_the_float_model_which_stays_as_it_is(teacher):
     assert training["val_top1"] == score(module)
     assert {"stage", "loss", "train_top1", "val_top1", "images_per_second", "flips"} <= set(training["history"][0])
     assert training["history"][0]["flips"] > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_forward_passes_have_the_precision_asked_for_and_channels_last(teacher, precision, monkeypatch):
+    """What a GPU gets by `auto`, here on a CPU; it learns as well."""
+    settled = config("training.epochs=6", f"training.precision={precision}", "training.compile=off")
+    module, seen = binarized(settled, teacher), set()
+    convolve = binary_conv.convolve
+
+    def look(x, weight, *rest):
+        products = convolve(x, weight, *rest)
+        if torch.is_grad_enabled():
+            seen.add((products.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return products
+
+    monkeypatch.setattr(binary_conv, "convolve", look)
+    binarize.finetune(module, teacher, images())
+    assert seen == {(getattr(torch, precision), True)}
+    assert all(p.dtype is torch.float32 for p in module.parameters())
+    assert score(module) > 0.9
 
 
 def test_stage_one_trains_float_weights_behind_binary_activations(teacher):
