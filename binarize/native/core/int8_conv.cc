@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kMaxTerms = int64_t{1} << 16;  // of 255 * 128 each: sums stay inside int32
 constexpr int64_t kStepBytes = 4;                // of a lane
 constexpr int64_t kTasks = 8;  // more balance more threads, but strips quantize and convolve their common rows twice
-constexpr int64_t kAlignment = 64;
 constexpr int64_t kMostPoolRows = 64;
 
 void Validate(const Int8Spec& s) {
@@ -81,8 +80,8 @@ void Int8Plan::Interleave(const int8_t* weight) {
         const int64_t step = (o / kLanes * rows + row) * steps + column / taps;
         const int64_t tap = (step * kLanes + o % kLanes) * taps + column % taps;
         const int16_t wide = w;
-        std::memcpy(&weights_[static_cast<size_t>(tap * tap_bytes)], taps == kStepBytes ? static_cast<const void*>(&w) : &wide,
-                    static_cast<size_t>(tap_bytes));
+        const void* value = tap_bytes == 1 ? static_cast<const void*>(&w) : &wide;
+        std::memcpy(&weights_[static_cast<size_t>(tap * tap_bytes)], value, static_cast<size_t>(tap_bytes));
         sum += w;
       }
     }
@@ -115,10 +114,10 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
   strip_rows_ = (sums_rows - 1) * s.stride_h + s.kernel_h;
   const int64_t plane = CheckedProduct(strip_rows_, padded_w_, "padded image");
   const int64_t strip_taps = CheckedProduct(plane, s.channels_in, "padded image");
-  strip_bytes_ = RoundUp(CheckedProduct(strip_taps, kStepBytes / taps, "padded image"), kAlignment);
+  strip_bytes_ = RoundUp(CheckedProduct(strip_taps, kStepBytes / taps, "padded image"), int64_t{kCacheLine});
   const int64_t lanes = static_cast<int64_t>(plan.constant().epilogue.block_count) * kLanes;
   const int64_t row_bytes = CheckedProduct(sums_w_, lanes * static_cast<int64_t>(sizeof(int32_t)), "row of sums");
-  sums_bytes_ = RoundUp(CheckedProduct(row_bytes, s.pool_h, "rows of sums"), kAlignment);
+  sums_bytes_ = RoundUp(CheckedProduct(row_bytes, s.pool_h, "rows of sums"), int64_t{kCacheLine});
   CheckedProduct(task_count_, strip_bytes_ + sums_bytes_, "scratch memory");
 }
 

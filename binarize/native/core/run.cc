@@ -15,9 +15,8 @@ constexpr int64_t kRowsPerBatch = 8;        // rows handed to a kernel at once: 
 constexpr int64_t kTasks = 16;              // enough to balance a few threads; a task costs about 0.1 us
 constexpr int64_t kFlatBytes = 16 * 1024;   // activations of one flat task: half of the smallest L1
 constexpr int64_t kTaskBlocks = 4;          // blocks are split at multiples of this: the widest tile or panel
-constexpr size_t kAlignment = 64;
 
-size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kAlignment)); }
+size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kCacheLine)); }
 
 uint64_t LowNibbles(uint64_t bytes) { return bytes & 0x0f0f0f0f0f0f0f0fu; }
 

@@ -309,11 +309,12 @@ void Quantize(const QuantizeJob& job) {
 void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
   const size_t lanes = k.epilogue.block_count * kLanes, rows = k.channels * k.kernel_h;
   const int8_t* weights = static_cast<const int8_t*>(k.weights);
+  const uint8_t* map = static_cast<const uint8_t*>(job.map);
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
     for (size_t o = 0; o < lanes; ++o) {
       int32_t sum = 0;
       for (size_t row = 0; row < rows; ++row) {
-        const uint8_t* taps = static_cast<const uint8_t*>(job.map) + row / k.kernel_h * job.channel_step + row % k.kernel_h * job.row_step;
+        const uint8_t* taps = map + row / k.kernel_h * job.channel_step + row % k.kernel_h * job.row_step;
         for (size_t tap = 0; tap < k.steps * 4; ++tap) {
           const size_t step = (o / kLanes * rows + row) * k.steps + tap / 4;
           sum += taps[pixel * job.pixel_step + tap] * weights[(step * kLanes + o % kLanes) * 4 + tap % 4];
