@@ -1,9 +1,12 @@
 // The operator BinaryConv2d: reads and checks a node once, then turns each call into tasks of the core.
 #include <limits>
+#include <memory>
 
 #include "core/bits.h"
 #include "core/dispatch.h"
+#include "core/geometry.h"
 #include "core/half.h"
+#include "core/keep.h"
 #include "core/plan.h"
 #include "core/run.h"
 #include "ort/custom_op.h"
@@ -124,42 +127,52 @@ class BinaryConv2d {
     });
     const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2]};
     Require(map.h > 0 && map.w > 0, [&] { return "input bits has an empty map, shape " + ShapeText(bits.dims); });
-    ConvRun run(*plan_, map, has_gate_, has_factor_);
+    std::unique_ptr<const ConvGeometry> own;
+    const ConvGeometry& geometry = FindGeometry(map, own);
 
     ConvTensors tensors{};
     tensors.bits = bits.words();
-    tensors.factors = ReadFactors(context, run, map.n);
+    tensors.factors = ReadFactors(context, geometry);
     if (plan_->has_link()) {
       const std::vector<int64_t> dims = {map.n, map.h, map.w, spec.channels_in};
       tensors.link = ReadInput(api_, context, kLink, kInputNames[kLink], dims).data;
     }
     if (has_residual_) {
-      const std::vector<int64_t> dims = {map.n, run.out_h(), run.out_w(), spec.channels_out};
+      const std::vector<int64_t> dims = {map.n, geometry.out_h, geometry.out_w, spec.channels_out};
       tensors.residual = ReadInput(api_, context, kResidual, kInputNames[kResidual], dims).data;
     }
-    std::vector<int64_t> dims = {map.n, run.out_h(), run.out_w(), spec.channels_out};
+    std::vector<int64_t> dims = {map.n, geometry.out_h, geometry.out_w, spec.channels_out};
     tensors.y = MakeOutput(api_, context, kY, dims);
     dims[3] = WordsFor(spec.channels_out);
     tensors.next_bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, dims));
     if (map.n == 0 || (tensors.y == nullptr && tensors.next_bits == nullptr)) return;
 
-    const Scratch scratch(api_, context, memory_, run.scratch_bytes());
-    run.Prepare(tensors, scratch.data());
+    const Scratch scratch(api_, context, memory_, geometry.scratch_bytes);
+    ConvRun run(geometry, tensors, scratch.data());
     const auto task = [](void* user, size_t index) { static_cast<const ConvRun*>(user)->RunTask(index); };
-    RunTasks(api_, context, task, run.task_count(), &run);
+    RunTasks(api_, context, task, geometry.task_count, &run);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context);
 
  private:
-  ConvFactors ReadFactors(OrtKernelContext* context, const ConvRun& run, int64_t images) const {
+  const ConvGeometry& FindGeometry(const MapShape& map, std::unique_ptr<const ConvGeometry>& own) const {
+    const auto is_wanted = [&](const ConvGeometry& kept) { return kept.map == map; };
+    const auto make = [&] {
+      return std::make_unique<const ConvGeometry>(*plan_, map, HasFactors{has_gate_, has_factor_});
+    };
+    return geometries_.FindOrMake(is_wanted, make, own);
+  }
+
+  ConvFactors ReadFactors(OrtKernelContext* context, const ConvGeometry& geometry) const {
+    const int64_t images = geometry.map.n;
     ConvFactors factors{};
     if (has_gate_) {
       const std::vector<int64_t> dims = {images, 1, 1, plan_->spec().channels_out};
       factors.gate = ReadInput(api_, context, kGate, kInputNames[kGate], dims).floats();
     }
     if (has_factor_) {
-      std::vector<int64_t> dims = {images, run.out_h(), run.out_w(), 1};
+      std::vector<int64_t> dims = {images, geometry.out_h, geometry.out_w, 1};
       const Tensor pixels = ReadInput(api_, context, kFactor, kInputNames[kFactor]);
       factors.pixels_of_one_image = !pixels.dims.empty() && pixels.dims[0] == 1;
       if (factors.pixels_of_one_image) dims[0] = 1;
@@ -174,6 +187,7 @@ class BinaryConv2d {
   const OrtApi& api_;
   std::unique_ptr<const ConvPlan> plan_;
   bool has_residual_, has_gate_, has_factor_;
+  KeptValues<ConvGeometry> geometries_;
   OrtMemoryInfo* memory_ = nullptr;
 };
 

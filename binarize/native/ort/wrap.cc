@@ -107,6 +107,7 @@ void RunTasks(const OrtApi& api, const OrtKernelContext* context, Task* task, si
 
 Scratch::Scratch(const OrtApi& api, const OrtKernelContext* context, const OrtMemoryInfo* info, size_t bytes)
     : api_(api) {
+  if (bytes == 0) return;
   Check(api, api.KernelContext_GetAllocator(context, info, &allocator_));
   OrtStatus* status = api.AllocatorAlloc(allocator_, bytes, &data_);
   if (status == nullptr && data_ != nullptr) return;
@@ -116,6 +117,7 @@ Scratch::Scratch(const OrtApi& api, const OrtKernelContext* context, const OrtMe
 }
 
 Scratch::~Scratch() {
+  if (allocator_ == nullptr) return;
   if (OrtStatus* status = api_.AllocatorFree(allocator_, data_)) api_.ReleaseStatus(status);
   api_.ReleaseAllocator(allocator_);
 }

@@ -89,7 +89,7 @@ using Task = void(void* call, size_t index);
 // Runs `task(call, i)` for every i below `tasks`, on the session's threads if there are several, and waits for all.
 void RunTasks(const OrtApi& api, const OrtKernelContext* context, Task* task, size_t tasks, void* call);
 
-// A block of memory from the runtime's arena for the length of one call.
+// A block of memory from the runtime's arena for the length of one call; null if it has no bytes.
 class Scratch {
  public:
   Scratch(const OrtApi& api, const OrtKernelContext* context, const OrtMemoryInfo* info, size_t bytes);

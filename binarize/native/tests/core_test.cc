@@ -20,6 +20,7 @@
 #include "core/dispatch.h"
 #include "core/half.h"
 #include "core/int8_conv.h"
+#include "core/keep.h"
 #include "core/plan.h"
 #include "core/run.h"
 
@@ -262,16 +263,20 @@ std::unique_ptr<char[]> Dirty(size_t bytes) {
   return block;
 }
 
-// One call of a plan with memory of its own.
+std::unique_ptr<const ConvGeometry> MakeGeometry(const Case& c, const ConvPlan& plan, const MapShape& map) {
+  return std::make_unique<const ConvGeometry>(plan, map, HasFactors{!c.gate.empty(), !c.factor.empty()});
+}
+
+// One call of a geometry with memory of its own.
 class Call {
  public:
-  Call(const Case& c, const ConvPlan& plan) : case_(c), run_(plan, c.map, !c.gate.empty(), !c.factor.empty()) {
+  Call(const Case& c, const ConvGeometry& geometry) : case_(c) {
     const size_t pixels = static_cast<size_t>(c.map.n * c.out_h * c.out_w);
     y_size_ = pixels * static_cast<size_t>(c.spec.channels_out);
     bits_size_ = pixels * static_cast<size_t>(WordsFor(c.spec.channels_out));
     y_ = Dirty(y_size_ * (c.element == Element::kFloat16 ? sizeof(Half) : sizeof(float)));
     bits_ = Dirty(bits_size_ * sizeof(uint64_t));
-    scratch_ = Dirty(run_.scratch_bytes());
+    scratch_ = Dirty(geometry.scratch_bytes);
     link_ = Bytes(c.element, c.link);
     residual_ = Bytes(c.element, c.residual);
     ConvTensors tensors{};
@@ -281,10 +286,10 @@ class Call {
     tensors.factors = {c.gate.data(), c.factor.data(), c.one_factor};
     tensors.y = c.want_y ? y_.get() : nullptr;
     tensors.next_bits = c.want_bits ? reinterpret_cast<uint64_t*>(bits_.get()) : nullptr;
-    run_.Prepare(tensors, scratch_.get());
+    run_ = std::make_unique<const ConvRun>(geometry, tensors, scratch_.get());
   }
 
-  const ConvRun& run() const { return run_; }
+  const ConvRun& run() const { return *run_; }
 
   Result Read() const {
     Result result;
@@ -296,7 +301,7 @@ class Call {
 
  private:
   const Case& case_;
-  ConvRun run_;
+  std::unique_ptr<const ConvRun> run_;
   size_t y_size_, bits_size_;
   std::unique_ptr<char[]> y_, bits_, scratch_;
   std::vector<char> link_, residual_;
@@ -304,8 +309,9 @@ class Call {
 
 Result RunCore(const Case& c, const Kernels& kernels, Random& random) {
   const ConvPlan plan(c.spec, c.parameters, c.weight.data(), kernels);
-  const Call call(c, plan);
-  std::vector<size_t> order(call.run().task_count());
+  const auto geometry = MakeGeometry(c, plan, c.map);
+  const Call call(c, *geometry);
+  std::vector<size_t> order(geometry->task_count);
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random.engine);  // any order gives the same result
   for (size_t task : order) call.run().RunTask(task);
@@ -370,13 +376,14 @@ int CheckThreads(int64_t cases, uint64_t seed) {
     const Result expected = Naive(c);
     for (const Isa* isa : AvailableIsas()) {
       const ConvPlan plan(c.spec, c.parameters, c.weight.data(), *isa->kernels);
-      const Call calls[2] = {{c, plan}, {c, plan}};
+      const auto geometry = MakeGeometry(c, plan, c.map);
+      const Call calls[2] = {{c, *geometry}, {c, *geometry}};
       std::atomic<size_t> next[2] = {{0}, {0}};
       std::vector<std::thread> threads;
       for (int t = 0; t < 4; ++t) {
-        threads.emplace_back([&calls, &next, t] {
+        threads.emplace_back([&calls, &next, &geometry, t] {
           const ConvRun& run = calls[t % 2].run();
-          for (size_t task; (task = next[t % 2]++) < run.task_count();) run.RunTask(task);
+          for (size_t task; (task = next[t % 2]++) < geometry->task_count;) run.RunTask(task);
         });
       }
       for (std::thread& thread : threads) thread.join();
@@ -385,6 +392,45 @@ int CheckThreads(int64_t cases, uint64_t seed) {
                   static_cast<unsigned long long>(seed + static_cast<uint64_t>(i)), Describe(c).c_str());
       return 1;
     }
+  }
+  return 0;
+}
+
+// Threads that ask for more shapes than are kept: each gets what it asked for, and what is kept is made known once.
+int CheckKept(int64_t cases, uint64_t seed) {
+  constexpr int64_t kShapes = 6;
+  for (int64_t i = 0; i < cases; ++i) {
+    Random random(seed + static_cast<uint64_t>(i));
+    const Case c = MakeCase(random);
+    const ConvPlan plan(c.spec, c.parameters, c.weight.data(), *SelectIsa("scalar").kernels);
+    const KeptValues<ConvGeometry> kept;
+    std::atomic<bool> right{true};
+    const auto ask = [&](int64_t shape, const ConvGeometry** found) {
+      const MapShape map{c.map.n, c.map.h + shape, c.map.w};
+      std::unique_ptr<const ConvGeometry> own;
+      const ConvGeometry& geometry = kept.FindOrMake([&](const ConvGeometry& g) { return g.map == map; },
+                                                     [&] { return MakeGeometry(c, plan, map); }, own);
+      if (!(geometry.map == map)) right = false;
+      if (found != nullptr) *found = own.get() == &geometry ? nullptr : &geometry;
+    };
+    std::vector<std::thread> threads;
+    for (int64_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&ask, t] {
+        for (int64_t shape = 0; shape < kShapes; ++shape) ask((shape + t) % kShapes, nullptr);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    int64_t places = 0;
+    for (int64_t shape = 0; shape < kShapes; ++shape) {
+      const ConvGeometry *first = nullptr, *second = nullptr;
+      ask(shape, &first);
+      ask(shape, &second);
+      places += first != nullptr ? 1 : 0;
+      if (first != second) right = false;
+    }
+    if (right && places == 4) continue;
+    std::printf("FAILED: kept geometries with seed %llu\n", static_cast<unsigned long long>(seed + static_cast<uint64_t>(i)));
+    return 1;
   }
   return 0;
 }
@@ -637,15 +683,15 @@ int CheckHostile(int64_t cases, uint64_t seed) {
       const Kernels& kernels = *SelectIsa("scalar").kernels;
       const ConvPlan plan(s, {one, one, one, one, one, one}, random.Words(weight).data(), kernels);
       const MapShape map{1, random.Between(0, 4), random.Between(0, 4)};
-      ConvRun run(plan, map);
+      const ConvGeometry geometry(plan, map);
       if (map.h == 0 || map.w == 0) continue;  // the adapter refuses empty maps
-      const int64_t outputs = run.out_h() * run.out_w() * s.channels_out;
-      if (outputs > 100000 || run.scratch_bytes() > 10000000) continue;
+      const int64_t outputs = geometry.out_h * geometry.out_w * s.channels_out;
+      if (outputs > 100000 || geometry.scratch_bytes > 10000000) continue;
       const std::vector<uint64_t> bits = random.Words(map.h * map.w * s.bit_planes() * WordsFor(s.channels_in));
-      const auto scratch = Dirty(run.scratch_bytes());
+      const auto scratch = Dirty(geometry.scratch_bytes);
       std::vector<float> y(static_cast<size_t>(outputs));
-      run.Prepare({bits.data(), nullptr, nullptr, y.data(), nullptr, {}}, scratch.get());
-      for (size_t task = 0; task < run.task_count(); ++task) run.RunTask(task);
+      const ConvRun run(geometry, {bits.data(), nullptr, nullptr, y.data(), nullptr, {}}, scratch.get());
+      for (size_t task = 0; task < geometry.task_count; ++task) run.RunTask(task);
     } catch (const InvalidModel&) {
       ++refused;
     }
@@ -713,8 +759,8 @@ int main(int argc, char** argv) {
   for (const Isa* isa : AvailableIsas()) names += std::string(" ") + isa->name;
   std::printf("%lld cases from seed %llu on%s\n", static_cast<long long>(cases),
               static_cast<unsigned long long>(seed), names.c_str());
-  const int failures = CheckCases(cases, seed) + CheckThreads(cases / 10, seed) + CheckPack(cases, seed) +
-                       CheckHostile(10 * cases, seed) + CheckInt8(cases, seed) +
+  const int failures = CheckCases(cases, seed) + CheckThreads(cases / 10, seed) + CheckKept(cases / 10, seed) +
+                       CheckPack(cases, seed) + CheckHostile(10 * cases, seed) + CheckInt8(cases, seed) +
                        CheckHostileInt8(10 * cases, seed) + CheckHalf() + CheckDispatch();
   if (failures == 0) std::printf("all passed\n");
   return failures == 0 ? 0 : 1;
