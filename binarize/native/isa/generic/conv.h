@@ -442,7 +442,7 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
 template <class V>
 BINARIZE_INLINE size_t MostPixels(const ConvConst& k, size_t block, size_t pixels) {
   const bool flat = k.kernel_h * k.kernel_w == 1;
-  const bool wide = k.blocks[block].alike >= V::kWideBlocks && (flat || pixels % V::kPixels != 0);
+  const bool wide = k.blocks[block].alike >= V::kWideBlocks && (flat || pixels > V::kPixels);
   return wide ? V::kWidePixels : V::kPixels;
 }
 
