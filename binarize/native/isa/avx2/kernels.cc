@@ -26,6 +26,7 @@ struct Avx2 {
   };
 
   static constexpr int kLinkSums = 7;
+  static constexpr bool kSumsInEpilogue = false;
   static constexpr int kPixels = 3, kWidePixels = 3, kWideBlocks = 1;
 
   // Lanes [0, n) of eight.

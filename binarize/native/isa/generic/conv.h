@@ -8,6 +8,7 @@ namespace binarize {
 namespace generic {
 
 constexpr size_t kMostPixels = 7;     // of a tile
+constexpr size_t kStripTiles = 8;     // whose maps stay in an L1 while the blocks pass
 constexpr size_t kSharedBlocks = 64;  // whose sums of the link are kept for the tiles of the same pixels
 
 // What one tile has counted. Counters hold kCounterSteps steps, then their counts are taken from `sums`; where kCounterSteps
@@ -150,46 +151,64 @@ BINARIZE_INLINE void Accumulate(const uint32_t* bits, size_t pixel_step, const u
   }
 }
 
-// All taps of the rows inside the map. `bits` and `weights` are those of the first.
-template <class V, class INPUT, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void CountTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Block& b,
-                               const uint32_t* bits, const uint32_t* weights, bool ahead,
-                               Tally<V, PIXELS, BLOCKS>& tally) {
-  const size_t block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
-  const uint32_t* masks = INPUT::kMasked ? k.masks + b.masks : nullptr;
+// Where the taps of a row's tiles lie: those of the kernel's rows inside the map, in runs of neighbouring words of the map
+// and of the weights.
+struct Taps {
+  const uint32_t *bits, *weights, *masks;  // of the first run; bits of column 0
+  size_t pixel_step, block_step;
+  size_t words, runs;                      // of a run; runs
+  size_t runs_of_row, step, row_step;      // from one run's bits to the next in a kernel row, and to that of the next row
+};
+
+// Of `block`, for the input's plane `plane` and the weight's base `base`.
+template <class INPUT>
+BINARIZE_INLINE Taps FindTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t base,
+                              size_t plane) {
+  const Block& b = k.blocks[base * k.block_count + block];
   const bool one_run = !INPUT::kMasked && call.tap_step == b.span * INPUT::kWords;  // a kernel row is one run of words
-  const size_t runs = one_run ? 1 : k.kernel_w;
-  const size_t words = one_run ? k.kernel_w * b.span : b.span;
-  for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
-    const uint32_t* tap = bits;
-    for (size_t run = 0; run < runs; ++run) {
-      Accumulate<V, INPUT, PIXELS, BLOCKS>(tap, call.pixel_step, weights, block_step, masks, words, ahead, tally);
-      tap += call.tap_step;
-      weights += words * kLanes;
-    }
-    bits += call.row_step;
+  Taps taps;
+  taps.bits = row.bits + b.first * INPUT::kWords + plane * call.plane_step;
+  taps.weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
+  taps.masks = INPUT::kMasked ? k.masks + b.masks : nullptr;
+  taps.pixel_step = call.pixel_step;
+  taps.block_step = k.kernel_h * k.kernel_w * b.span * kLanes;
+  taps.words = one_run ? k.kernel_w * b.span : b.span;
+  taps.runs_of_row = one_run ? 1 : k.kernel_w;
+  taps.runs = (row.tap_end - row.tap_begin) * taps.runs_of_row;
+  taps.step = call.tap_step;
+  taps.row_step = call.row_step - (taps.runs_of_row - 1) * call.tap_step;
+  return taps;
+}
+
+template <class V, class INPUT, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void CountTaps(const Taps& taps, size_t column, bool ahead, Tally<V, PIXELS, BLOCKS>& tally) {
+  const uint32_t *bits = taps.bits + column * taps.pixel_step, *weights = taps.weights;
+  for (size_t run = 0, in_row = 0; run < taps.runs; ++run) {
+    Accumulate<V, INPUT, PIXELS, BLOCKS>(bits, taps.pixel_step, weights, taps.block_step, taps.masks, taps.words, ahead,
+                                         tally);
+    weights += taps.words * kLanes;
+    const bool last = ++in_row == taps.runs_of_row;
+    bits += last ? taps.row_step : taps.step;
+    in_row = last ? 0 : in_row;
   }
 }
 
-// `start` minus what INPUT counts in a tile, for the input's plane `plane` and the weight's base `base`. WORDS: their
-// number where there is one tap and it is known early, else 0. `ahead`: see Step.
+// `start` minus what INPUT counts in a tile. WORDS: their number where there is one tap and it is known early, else 0.
+// `ahead`: see Step.
 template <class V, class INPUT, int WORDS, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void CountDown(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                               size_t column, size_t base, size_t plane, bool ahead,
-                               const typename V::Ints (&start)[BLOCKS], typename V::Ints (&sums)[BLOCKS][PIXELS]) {
-  const Block& b = k.blocks[base * k.block_count + block];
+BINARIZE_INLINE void CountDown(const Taps& taps, size_t column, bool ahead, const typename V::Ints (&start)[BLOCKS],
+                               typename V::Ints (&sums)[BLOCKS][PIXELS]) {
   Tally<V, PIXELS, BLOCKS> tally;
   StartTally<V>(start, tally);
-  const uint32_t* bits = row.bits + column * call.pixel_step + b.first * INPUT::kWords + plane * call.plane_step;
-  const uint32_t* weights = k.weights + b.weights + row.tap_begin * k.kernel_w * b.span * kLanes;
   if constexpr (WORDS != 0) {  // of the only tap
+    const uint32_t* bits = taps.bits + column * taps.pixel_step;
     BINARIZE_UNROLL
     for (int i = 0; i < WORDS; ++i) {
-      Step<V, INPUT, PIXELS, BLOCKS, false>(bits + i * INPUT::kWords, call.pixel_step, weights + i * kLanes,
+      Step<V, INPUT, PIXELS, BLOCKS, false>(bits + i * INPUT::kWords, taps.pixel_step, taps.weights + i * kLanes,
                                             WORDS * kLanes, nullptr, tally.counters);
     }
   } else {
-    CountTaps<V, INPUT, PIXELS, BLOCKS>(k, call, row, b, bits, weights, ahead, tally);
+    CountTaps<V, INPUT, PIXELS, BLOCKS>(taps, column, ahead, tally);
   }
 
   BINARIZE_UNROLL
@@ -214,10 +233,11 @@ __attribute__((noinline)) void CountTernaryTile(const ConvConst& k, const ConvCa
   typename V::Ints zero[BLOCKS], sums[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) zero[n] = V::ZeroInts();
-  CountDown<V, Ternary<V, MASKED>, WORDS>(k, call, row, block, column, base, plane, ahead, zero, sums);
+  CountDown<V, Ternary<V, MASKED>, WORDS>(FindTaps<Ternary<V, MASKED>>(k, call, row, block, base, plane), column, ahead,
+                                          zero, sums);
   if constexpr (MASKED) {
     typename V::Ints nonzeros[BLOCKS][PIXELS];
-    CountDown<V, Nonzeros<V>, 0>(k, call, row, block, column, base, plane, false, zero, nonzeros);
+    CountDown<V, Nonzeros<V>, 0>(FindTaps<Nonzeros<V>>(k, call, row, block, base, plane), column, false, zero, nonzeros);
     for (int n = 0; n < BLOCKS; ++n) {
       BINARIZE_UNROLL
       for (int m = 0; m < PIXELS; ++m) sums[n][m] = V::SubInts(V::AddInts(sums[n][m], sums[n][m]), nonzeros[n][m]);
@@ -233,11 +253,11 @@ __attribute__((noinline)) void CountTernaryTile(const ConvConst& k, const ConvCa
   }
 }
 
-// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`. WORDS, `ahead`:
-// see CountDown.
+// Accumulators of a tile, or half of them, for the input's plane `plane` and the weight's base `base`. `taps` are those
+// of the signs. WORDS, `ahead`: see CountDown.
 template <class V, int PIXELS, int BLOCKS, bool MASKED, int WORDS>
-BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                               size_t column, size_t base, size_t plane, bool ahead,
+BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Taps& taps,
+                               size_t block, size_t column, size_t base, size_t plane, bool ahead,
                                typename V::Ints (&sums)[BLOCKS][PIXELS]) {
   if (BINARIZE_UNLIKELY(k.ternary)) {
     alignas(64) int32_t accumulators[BLOCKS][PIXELS][kLanes];
@@ -256,7 +276,7 @@ BINARIZE_INLINE void CountTile(const ConvConst& k, const ConvCall& call, const C
   for (int n = 0; n < BLOCKS; ++n) {
     start[n] = from_base ? V::LoadInts(tile.base[0] + (block + n) * kLanes) : V::ZeroInts();
   }
-  CountDown<V, Signs<V, MASKED>, WORDS>(k, call, row, block, column, base, plane, ahead, start, sums);
+  CountDown<V, Signs<V, MASKED>, WORDS>(taps, column, ahead, start, sums);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
     if (BINARIZE_UNLIKELY(!from_base)) AddBase<V>(k, tile, block + n, sums[n]);
@@ -278,8 +298,9 @@ __attribute__((noinline)) void CountTerms(const ConvConst& k, const ConvCall& ca
   }
   for (size_t term = 0; term < k.terms; ++term) {
     typename V::Ints accumulators[BLOCKS][PIXELS];
-    CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, block, column, term / k.planes, term % k.planes, false,
-                                            accumulators);
+    const size_t base = term / k.planes, plane = term % k.planes;
+    const Taps taps = FindTaps<Signs<V, MASKED>>(k, call, row, block, base, plane);
+    CountTile<V, PIXELS, BLOCKS, MASKED, 0>(k, call, row, taps, block, column, base, plane, false, accumulators);
     for (int n = 0; n < BLOCKS; ++n) {
       BINARIZE_UNROLL
       for (int m = 0; m < PIXELS; ++m) V::StoreInts(terms.accumulators[n][m], accumulators[n][m]);
@@ -300,9 +321,10 @@ __attribute__((noinline)) void CountTerms(const ConvConst& k, const ConvCall& ca
   }
 }
 
-// What the tiles of the same pixels share.
+// Tiles of a row, one beside the other.
 struct Strip {
   size_t column;     // of the first pixel
+  size_t tiles;
   bool cold;         // no pixels before these have used the weights; see Step
   bool shares_link;  // `values` has EL(link) of the blocks [first_block, first_block + link_period): [block][pixels][16]
   size_t first_block;
@@ -369,23 +391,32 @@ __attribute__((noinline)) void TermsTile(const ConvConst& k, const ConvCall& cal
   }
 }
 
+// The tiles of a strip, for the blocks from `block` on. What does not change from tile to tile is found once: between two
+// tiles a processor does as many instructions for that as it does for the counting of a short one.
 template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
-void ConvTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Strip& strip, size_t block) {
-  const size_t column = strip.column;
-  Link<E, BLOCKS> link;
+void ConvTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Strip& strip, size_t block) {
+  const Taps taps = FindTaps<Signs<V, MASKED>>(k, call, row, block, 0, 0);
   alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
-  if (BINARIZE_UNLIKELY(strip.shares_link)) {
-    UseSharedLink<E, PIXELS>(k, strip, block, link);
-  } else {
-    PrepareLink<V>(k, call, row, block, column, link_sums, link);
+  Link<E, BLOCKS> link;
+  size_t column = strip.column;
+  const bool in_map = FindMapOfAll<V>(k, call, row, block, column, strip.tiles * PIXELS, link);
+  for (size_t tile = 0; tile < strip.tiles; ++tile, column += PIXELS) {
+    if (BINARIZE_UNLIKELY(strip.shares_link)) {
+      UseSharedLink<E, PIXELS>(k, strip, block, link);
+    } else if (!in_map) {
+      PrepareLink<V>(k, call, row, block, column, link_sums, link);
+    }
+    FetchOutput<E, PIXELS, BLOCKS>(k, row, block, column);
+    if (BINARIZE_UNLIKELY(k.terms > 1)) {
+      TermsTile<V, E, PIXELS, BLOCKS, MASKED, FULL>(k, call, row, column, block, link);
+    } else {
+      const bool ahead = strip.cold && tile == 0;
+      typename V::Ints accumulators[BLOCKS][PIXELS];
+      CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, taps, block, column, 0, 0, ahead, accumulators);
+      FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
+    }
+    if (in_map) link.map += PIXELS * link.step;
   }
-  FetchOutput<E, PIXELS, BLOCKS>(k, row, block, column);
-  if (BINARIZE_UNLIKELY(k.terms > 1)) {
-    return TermsTile<V, E, PIXELS, BLOCKS, MASKED, FULL>(k, call, row, column, block, link);
-  }
-  typename V::Ints accumulators[BLOCKS][PIXELS];
-  CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, block, column, 0, 0, strip.cold, accumulators);
-  FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
 }
 
 using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Strip&, size_t block);
@@ -395,7 +426,7 @@ template <class V, class E, int MOST, int BLOCKS, bool MASKED, bool FULL>
 struct Tiles {
   template <int PIXELS>
   static constexpr TileFunction Make() {
-    return ConvTile<V, E, (PIXELS < MOST ? PIXELS : MOST), BLOCKS, MASKED, FULL, 0>;
+    return ConvTiles<V, E, (PIXELS < MOST ? PIXELS : MOST), BLOCKS, MASKED, FULL, 0>;
   }
   static constexpr TileFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
                                                               Make<4>(), Make<5>(), Make<6>(), Make<7>()};
@@ -410,7 +441,7 @@ struct SharedLinks {
 };
 
 struct Choice {
-  TileFunction tile;
+  TileFunction tiles;
   size_t blocks;
 };
 
@@ -429,8 +460,8 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
     const size_t full = Min(b.alike - tail, last - block);
     if (full >= kWideBlocks && pixels <= kWidePixels) {
       const bool one_tap = k.kernel_h * k.kernel_w == 1 && row.tap_begin < row.tap_end && pixels == kWidePixels;
-      if (one_tap && b.span == 2) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 2>, kWideBlocks};
-      if (one_tap && b.span == 4) return {ConvTile<V, E, kWidePixels, kWideBlocks, false, true, 4>, kWideBlocks};
+      if (one_tap && b.span == 2) return {ConvTiles<V, E, kWidePixels, kWideBlocks, false, true, 2>, kWideBlocks};
+      if (one_tap && b.span == 4) return {ConvTiles<V, E, kWidePixels, kWideBlocks, false, true, 4>, kWideBlocks};
       return {Tiles<V, E, kWidePixels, kWideBlocks, false, true>::kByPixels[pixels], kWideBlocks};
     }
     if (full >= 2) return {Tiles<V, E, kPixels, 2, false, true>::kByPixels[pixels], 2};
@@ -468,16 +499,19 @@ BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const 
   Strip strip;
   strip.shares_link = SharesLink(k, call, row);
   strip.first_block = first;
-  for (strip.column = row.begin; strip.column < row.end; --left) {
+  for (strip.column = row.begin; strip.column < row.end;) {
     const size_t size = (row.end - strip.column + left - 1) / left;
+    const size_t alike = row.end - strip.column - (size - 1) * left;  // tiles of that size; the others have one pixel less
+    strip.tiles = strip.shares_link ? 1 : Min(alike, kStripTiles);
     strip.cold = cold && strip.column == row.begin;
     if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, last, strip);
     for (size_t block = first; block < last;) {
       const Choice choice = ChooseTile<V, E, DENSE>(k, row, block, last, size);
-      choice.tile(k, call, row, strip, block);
+      choice.tiles(k, call, row, strip, block);
       block += choice.blocks;
     }
-    strip.column += size;
+    strip.column += strip.tiles * size;
+    left -= strip.tiles;
   }
 }
 

@@ -21,12 +21,15 @@ struct Tile {
 template <int PIXELS>
 BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, size_t column, size_t base = 0) {
   Tile<PIXELS> tile;
-  tile.one_base = true;
+  const uint32_t* border = row.column_class;
+  tile.one_base = border == nullptr || border[column] == border[column + PIXELS - 1];  // equal classes are neighbours
+  const auto base_of = [&](size_t of) { return row.base + (of * k.bases + base) * k.block_count * kLanes; };
+  const int32_t* first = base_of(border == nullptr ? 0 : border[column]);
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) {
-    const size_t border = row.column_class != nullptr ? row.column_class[column + m] : 0;
-    tile.base[m] = row.base + (border * k.bases + base) * k.block_count * kLanes;
-    tile.one_base = tile.one_base && tile.base[m] == tile.base[0];
+  for (int m = 0; m < PIXELS; ++m) tile.base[m] = first;
+  if (BINARIZE_UNLIKELY(!tile.one_base)) {
+    BINARIZE_UNROLL
+    for (int m = 1; m < PIXELS; ++m) tile.base[m] = base_of(border[column + m]);
   }
   return tile;
 }
@@ -250,20 +253,34 @@ struct Link {
   const float* values[BLOCKS];  // [pixels][16]
 };
 
-// Whether the lanes of a block are one or two runs of the map's channels.
-BINARIZE_INLINE bool ReadsMap(const Block& b) { return b.link_is_run || b.link_wrap != 0; }
+// Whether the epilogue adds the link of a block from the map itself, where that is of the output's size: its lanes are one
+// or two runs of channels, and sums of several are formed there if they do not crowd the registers.
+template <class V>
+BINARIZE_INLINE bool ReadsMap(const Block& b) {
+  return b.link_is_run ? b.link_terms == 1 || V::kSumsInEpilogue : b.link_wrap != 0;
+}
 
-// Where blocks alike in form to block `block` read single values of the map; elsewhere `map` is null.
-template <class E, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void FindMap(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column,
+// Finds the map under `pixels` pixels from `column` on; `map` stays null where it is of another size or ends.
+template <class E, int BLOCKS>
+BINARIZE_INLINE void FindMap(const ConvCall& call, const ConvRow& row, size_t column, size_t pixels,
                              Link<E, BLOCKS>& link) {
   link.map = nullptr;
-  if (call.link_stride != 1 || k.blocks[block].link_terms != 1) return;
-  const Windows<E> w = FindWindows<E>(call, row, column, PIXELS);
-  if (w.inside && w.rows == 1) {
-    link.map = w.first;
-    link.step = call.link_channels;
-  }
+  if (row.link == nullptr || call.link_stride != 1) return;
+  const Windows<E> w = FindWindows<E>(call, row, column, pixels);
+  if (!w.inside || w.rows != 1) return;
+  link.map = w.first;
+  link.step = call.link_channels;
+}
+
+// Finds the map under `pixels` pixels if all blocks of a tile read what they add there.
+template <class V, class E, int BLOCKS>
+BINARIZE_INLINE bool FindMapOfAll(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                  size_t column, size_t pixels, Link<E, BLOCKS>& link) {
+  FindMap(call, row, column, pixels, link);
+  bool all = link.map != nullptr;
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) all = all && ReadsMap<V>(k.blocks[block + n]);
+  return all;
 }
 
 // The link of one tile; `sums` is for what it does not read in the map.
@@ -272,36 +289,50 @@ BINARIZE_INLINE void PrepareLink(const ConvConst& k, const ConvCall& call, const
                                  size_t column, float (&sums)[BLOCKS][PIXELS][kLanes], Link<E, BLOCKS>& link) {
   link.map = nullptr;
   if (row.link == nullptr) return;
-  FindMap<E, PIXELS>(k, call, row, block, column, link);
+  if (ReadsMap<V>(k.blocks[block])) FindMap(call, row, column, PIXELS, link);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) link.values[n] = sums[n][0];
   if (link.map == nullptr) return LinkValues<V, E, PIXELS>(k, call, row, block, BLOCKS, column, sums[0][0]);
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    if (!ReadsMap(k.blocks[block + n])) LinkValues<V, E, PIXELS>(k, call, row, block + n, 1, column, sums[n][0]);
+    if (!ReadsMap<V>(k.blocks[block + n])) LinkValues<V, E, PIXELS>(k, call, row, block + n, 1, column, sums[n][0]);
   }
 }
 
 // ---------------------------------------------------------------------------------------------- Stages
+
+// The channels of a block that is a run, at the tile's pixels: single ones, or sums of several in ascending order.
+template <class V, bool FULL, class E, int PIXELS>
+BINARIZE_INLINE void ReadRun(const ConvConst& k, const E* channels, size_t step, const Block& b,
+                             typename V::Floats (&values)[PIXELS]) {
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) values[m] = Read<V, FULL>(channels + m * step, b.lanes);
+  if constexpr (V::kSumsInEpilogue) {
+    for (size_t i = 1; i < b.link_terms; ++i) {
+      channels += k.link_step;
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) values[m] = V::Add(values[m], Read<V, FULL>(channels + m * step, b.lanes));
+    }
+  }
+}
 
 // t = fma(gamma, EL(link), t) for block n of the tile
 template <class V, bool FULL, class E, int PIXELS, int BLOCKS>
 BINARIZE_INLINE void AddLink(const ConvConst& k, const Link<E, BLOCKS>& link, size_t block, int n,
                              typename V::Floats (&t)[PIXELS]) {
   const typename V::Floats gamma = V::Load(k.gamma + block * kLanes);
-  if (BINARIZE_LIKELY(link.map != nullptr && k.blocks[block].link_is_run)) {
-    const E* channels = link.map + k.link_first[block * kLanes];
+  const Block& b = k.blocks[block];
+  const int32_t* channel = k.link_first + block * kLanes;
+  if (BINARIZE_LIKELY(link.map != nullptr && b.link_is_run && ReadsMap<V>(b))) {
+    typename V::Floats values[PIXELS];
+    ReadRun<V, FULL>(k, link.map + channel[0], link.step, b, values);
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(gamma, values[m], t[m]);
+  } else if (link.map != nullptr && b.link_wrap != 0) {
+    const E *low = link.map + channel[0], *high = link.map + channel[b.link_wrap];
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) {
-      t[m] = V::Fma(gamma, Read<V, FULL>(channels + m * link.step, k.blocks[block].lanes), t[m]);
-    }
-  } else if (link.map != nullptr && k.blocks[block].link_wrap != 0) {
-    const size_t wrap = k.blocks[block].link_wrap, lanes = k.blocks[block].lanes;
-    const int32_t* channel = k.link_first + block * kLanes;
-    const E *low = link.map + channel[0], *high = link.map + channel[wrap];
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      t[m] = V::Fma(gamma, V::LoadTwo(low + m * link.step, wrap, high + m * link.step, lanes), t[m]);
+      t[m] = V::Fma(gamma, V::LoadTwo(low + m * link.step, b.link_wrap, high + m * link.step, b.lanes), t[m]);
     }
   } else {
     BINARIZE_UNROLL

@@ -218,7 +218,7 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   if (BINARIZE_UNLIKELY(k.terms > 1)) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
   Link<E, 1> link{};
   if (row.link != nullptr) {
-    FindMap<E, PIXELS>(k, call, row, block, column, link);
+    if (ReadsMap<V>(k.blocks[block])) FindMap(call, row, column, PIXELS, link);
     if (link.map == nullptr) LinkValues<V, E, PIXELS>(k, call, row, block, blocks, column, link_sums[0][0]);
   }
   FetchOutput<E, PIXELS, PANELS * V::kPanelBlocks>(k, row, block, column);
@@ -228,7 +228,7 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   for (size_t n = 0; n < blocks; ++n) {
     const Block& b = k.blocks[block + n];
     link.values[0] = link_sums[n][0];
-    if (link.map != nullptr && BINARIZE_UNLIKELY(!ReadsMap(b))) {
+    if (link.map != nullptr && BINARIZE_UNLIKELY(!ReadsMap<V>(b))) {
       LinkValues<V, E, PIXELS>(k, call, row, block + n, 1, column, link_sums[n][0]);
     }
     typename V::Ints accumulators[1][PIXELS];

@@ -30,6 +30,7 @@
 //   kDotPixels, kDotBlocks          the tile of sums that fits the registers
 //
 //   kLinkSums                       how many vectors fit the registers beside one more
+//   kSumsInEpilogue                 sums of the link's channels are formed by the epilogue: registers are left for them
 //
 //   Words                           registers for the bit-sliced counters of Depthwise; see depthwise.h
 #pragma once

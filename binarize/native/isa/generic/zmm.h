@@ -14,6 +14,7 @@ struct Zmm {
   using Floats = __m512;
   using Ints = __m512i;
   static constexpr int kLinkSums = 28;
+  static constexpr bool kSumsInEpilogue = true;
 
   BINARIZE_INLINE __mmask16 First(size_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 

@@ -22,6 +22,7 @@ struct Neon {
 
   // 4 pixels x 1 block: 16 counters, 4 weights and the broadcast words of 32 registers.
   static constexpr int kLinkSums = 7;
+  static constexpr bool kSumsInEpilogue = false;
   static constexpr int kPixels = 4, kWidePixels = 4, kWideBlocks = 1;
 
   template <class F>
