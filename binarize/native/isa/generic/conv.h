@@ -326,8 +326,8 @@ struct Strip {
   size_t column;     // of the first pixel
   size_t tiles;
   bool cold;         // no pixels before these have used the weights; see Step
-  bool shares_link;  // `values` has EL(link) of the blocks [first_block, first_block + link_period): [block][pixels][16]
-  size_t first_block;
+  bool shares_link;  // `values` has EL(link) of the blocks from first_block on: [tiles][shared_blocks][pixels][16]
+  size_t first_block, shared_blocks;
   alignas(64) float values[kSharedBlocks * kMostPixels * kLanes];
 };
 
@@ -339,18 +339,21 @@ BINARIZE_INLINE bool SharesLink(const ConvConst& k, const ConvCall& call, const 
 }
 
 template <class V, class E, int PIXELS>
-void SumSharedLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t last, Strip& strip) {
-  const size_t count = Min(k.link_period, last - strip.first_block);
-  LinkValues<V, E, PIXELS>(k, call, row, strip.first_block, count, strip.column, strip.values);
+void SumSharedLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, Strip& strip) {
+  float* values = strip.values;
+  for (size_t tile = 0; tile < strip.tiles; ++tile, values += strip.shared_blocks * PIXELS * kLanes) {
+    LinkValues<V, E, PIXELS>(k, call, row, strip.first_block, strip.shared_blocks, strip.column + tile * PIXELS, values);
+  }
 }
 
 template <class E, int PIXELS, int BLOCKS>
-BINARIZE_INLINE void UseSharedLink(const ConvConst& k, const Strip& strip, size_t block, Link<E, BLOCKS>& link) {
+BINARIZE_INLINE void UseSharedLink(const ConvConst& k, const Strip& strip, size_t tile, size_t block,
+                                   Link<E, BLOCKS>& link) {
   size_t own = (block - strip.first_block) % k.link_period;
   link.map = nullptr;
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    link.values[n] = strip.values + own * PIXELS * kLanes;
+    link.values[n] = strip.values + (tile * strip.shared_blocks + own) * PIXELS * kLanes;
     own = own + 1 == k.link_period ? 0 : own + 1;
   }
 }
@@ -402,7 +405,7 @@ void ConvTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, con
   const bool in_map = FindMapOfAll<V>(k, call, row, block, column, strip.tiles * PIXELS, link);
   for (size_t tile = 0; tile < strip.tiles; ++tile, column += PIXELS) {
     if (BINARIZE_UNLIKELY(strip.shares_link)) {
-      UseSharedLink<E, PIXELS>(k, strip, block, link);
+      UseSharedLink<E, PIXELS>(k, strip, tile, block, link);
     } else if (!in_map) {
       PrepareLink<V>(k, call, row, block, column, link_sums, link);
     }
@@ -434,7 +437,7 @@ struct Tiles {
 
 template <class V, class E>
 struct SharedLinks {
-  using Function = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t last, Strip&);
+  using Function = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, Strip&);
   template <int PIXELS>
   static constexpr Function kOf = SumSharedLink<V, E, PIXELS>;
   static constexpr Function kByPixels[kMostPixels + 1] = {nullptr, kOf<1>, kOf<2>, kOf<3>, kOf<4>, kOf<5>, kOf<6>, kOf<7>};
@@ -499,12 +502,14 @@ BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const 
   Strip strip;
   strip.shares_link = SharesLink(k, call, row);
   strip.first_block = first;
+  strip.shared_blocks = Min(k.link_period, last - first);
+  const size_t most_tiles = strip.shares_link ? Min(kStripTiles, kSharedBlocks / strip.shared_blocks) : kStripTiles;
   for (strip.column = row.begin; strip.column < row.end;) {
     const size_t size = (row.end - strip.column + left - 1) / left;
     const size_t alike = row.end - strip.column - (size - 1) * left;  // tiles of that size; the others have one pixel less
-    strip.tiles = strip.shares_link ? 1 : Min(alike, kStripTiles);
+    strip.tiles = Min(alike, most_tiles);
     strip.cold = cold && strip.column == row.begin;
-    if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, last, strip);
+    if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, strip);
     for (size_t block = first; block < last;) {
       const Choice choice = ChooseTile<V, E, DENSE>(k, row, block, last, size);
       choice.tiles(k, call, row, strip, block);
