@@ -414,6 +414,7 @@ void ConvTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, con
       TermsTile<V, E, PIXELS, BLOCKS, MASKED, FULL>(k, call, row, column, block, link);
     } else {
       const bool ahead = strip.cold && tile == 0;
+      if (ahead) FetchParameters<BLOCKS>(k, row, column, block + BLOCKS);
       typename V::Ints accumulators[BLOCKS][PIXELS];
       CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, taps, block, column, 0, 0, ahead, accumulators);
       FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);

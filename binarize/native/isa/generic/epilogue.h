@@ -10,6 +10,12 @@
 namespace binarize {
 namespace generic {
 
+// What accumulators of the pixel `column` count from, for the weight's base `base` and block 0.
+BINARIZE_INLINE const int32_t* BaseOf(const ConvConst& k, const ConvRow& row, size_t column, size_t base) {
+  const size_t border = row.column_class != nullptr ? row.column_class[column] : 0;
+  return row.base + (border * k.bases + base) * k.block_count * kLanes;
+}
+
 // The pixels [column, column + PIXELS) of a row: what their blocks share.
 template <int PIXELS>
 struct Tile {
@@ -54,6 +60,20 @@ BINARIZE_INLINE void AddNonzeros(const ConvCall& call, const ConvRow& row, size_
   for (int m = 0; m < PIXELS; ++m) {
     const typename V::Ints own = V::Broadcast(reinterpret_cast<const uint32_t*>(nonzeros + m));
     sums[m] = V::AddInts(own, V::AddInts(sums[m], sums[m]));
+  }
+}
+
+// Asks for what the epilogue of BLOCKS blocks from `block` on reads, however many there are: at first use it is far away,
+// as the weights are.
+template <int BLOCKS>
+BINARIZE_INLINE void FetchParameters(const ConvConst& k, const ConvRow& row, size_t column, size_t block) {
+  const void* const arrays[] = {k.bias, row.scale, k.gamma, k.slope, k.shift, k.next_threshold,
+                                k.ternary ? nullptr : BaseOf(k, row, column, 0)};
+  for (const void* array : arrays) {
+    if (array == nullptr) continue;
+    const float* first = static_cast<const float*>(array) + block * kLanes;
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) Prefetch(first + n * kLanes);
   }
 }
 
