@@ -67,7 +67,7 @@ struct Group {
 
 constexpr size_t kGroupWords = 64;  // positions of a group
 constexpr size_t kWordChannels = 64;
-constexpr size_t kTilePixels = 4;
+constexpr int kTilePixels = 4;
 
 // Twice the mismatches of a group's channels, by position: a byte of what kBytePlanes planes hold, and what kernels of
 // 128 taps and more have above that.
@@ -118,15 +118,12 @@ __attribute__((noinline)) void CountGroup(const ConvConst& k, const ConvCall& ca
   }
 }
 
-// BLOCKS blocks of a word from its block `first` on, all of 16 lanes if FULL, of PIXELS neighbouring pixels whose
+// BLOCKS blocks of a word from its block `first` on, all of 16 lanes if FULL, at PIXELS neighbouring pixels whose
 // mismatches are `step` positions apart.
 template <class V, class E, int PIXELS, int BLOCKS, bool FULL>
-BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t word,
-                                size_t first, const Mismatches& mismatches, size_t position, size_t step) {
-  const size_t block = word * 4 + first;
-  alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
-  Link<E, BLOCKS> link;
-  PrepareLink<V>(k, call, row, block, column, link_sums, link);
+BINARIZE_INLINE void FinishTile(const ConvConst& k, const ConvRow& row, size_t column, size_t block, size_t first,
+                                const Mismatches& mismatches, size_t position, size_t step,
+                                const Link<E, BLOCKS>& link) {
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
   typename V::Ints accumulators[BLOCKS][PIXELS];
   BINARIZE_UNROLL
@@ -149,41 +146,49 @@ BINARIZE_INLINE void FinishWord(const ConvConst& k, const ConvCall& call, const 
   FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
 }
 
-// All blocks of a word.
-template <class V, class E, int PIXELS>
-BINARIZE_INLINE void FinishPixels(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column,
-                                  size_t word, const Mismatches& mismatches, size_t position, size_t step) {
-  if (word * kWordChannels + kWordChannels <= k.channels_out) {
-    return FinishWord<V, E, PIXELS, 4, true>(k, call, row, column, word, 0, mismatches, position, step);
+// BLOCKS blocks of the group's word i, from the word's block `first` on, at all pixels of the group. The link is found
+// once, as by ConvTiles.
+template <class V, class E, int BLOCKS, bool FULL>
+BINARIZE_INLINE void FinishBlocksOfWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
+                                        size_t i, size_t first, const Mismatches& mismatches) {
+  const size_t block = (g.word + i) * 4 + first;
+  alignas(64) float link_sums[BLOCKS][kTilePixels][kLanes];
+  Link<E, BLOCKS> link;
+  const bool in_map = FindMapOfAll<V>(k, call, row, block, g.column, g.pixels, link);
+  size_t m = 0;
+  for (; m + kTilePixels <= g.pixels; m += kTilePixels) {
+    if (!in_map) PrepareLink<V>(k, call, row, block, g.column + m, link_sums, link);
+    FinishTile<V, E, kTilePixels, BLOCKS, FULL>(k, row, g.column + m, block, first, mismatches, m * g.step + i, g.step,
+                                                link);
+    if (in_map) link.map += kTilePixels * link.step;
   }
-  const size_t full = (k.channels_out - word * kWordChannels) / kLanes;
-  size_t n = 0;
-  if (full >= 2) {
-    FinishWord<V, E, PIXELS, 2, true>(k, call, row, column, word, 0, mismatches, position, step);
-    n = 2;
-  }
-  for (; n < full; ++n) {
-    FinishWord<V, E, PIXELS, 1, true>(k, call, row, column, word, n, mismatches, position, step);
-  }
-  if (word * 4 + n < k.block_count) {
-    FinishWord<V, E, PIXELS, 1, false>(k, call, row, column, word, n, mismatches, position, step);
+  for (; m < g.pixels; ++m) {
+    alignas(64) float single_sums[BLOCKS][1][kLanes];
+    if (!in_map) PrepareLink<V>(k, call, row, block, g.column + m, single_sums, link);
+    FinishTile<V, E, 1, BLOCKS, FULL>(k, row, g.column + m, block, first, mismatches, m * g.step + i, 0, link);
+    if (in_map) link.map += link.step;
   }
 }
 
 template <class V, class E>
 BINARIZE_INLINE void FinishGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
                                  const Mismatches& mismatches) {
-  for (size_t m = 0; m < g.pixels;) {
-    const bool several = m + kTilePixels <= g.pixels;
-    for (size_t i = 0; i < g.words; ++i) {
-      const size_t column = g.column + m, word = g.word + i, position = m * g.step + i;
-      if (several) {
-        FinishPixels<V, E, kTilePixels>(k, call, row, column, word, mismatches, position, g.step);
-      } else {
-        FinishPixels<V, E, 1>(k, call, row, column, word, mismatches, position, 0);
-      }
+  for (size_t i = 0; i < g.words; ++i) {
+    const size_t channels = k.channels_out - (g.word + i) * kWordChannels, full = Min(channels / kLanes, 4);
+    if (full == 4) {
+      FinishBlocksOfWord<V, E, 4, true>(k, call, row, g, i, 0, mismatches);
+      continue;
     }
-    m += several ? kTilePixels : 1;
+    size_t n = 0;
+    if (full >= 2) {
+      FinishBlocksOfWord<V, E, 2, true>(k, call, row, g, i, 0, mismatches);
+      n = 2;
+    }
+    if (n < full) {
+      FinishBlocksOfWord<V, E, 1, true>(k, call, row, g, i, n, mismatches);
+      ++n;
+    }
+    if (n * kLanes < channels) FinishBlocksOfWord<V, E, 1, false>(k, call, row, g, i, n, mismatches);
   }
 }
 
