@@ -29,13 +29,11 @@ BINARIZE_INLINE Tile<PIXELS> MakeTile(const ConvConst& k, const ConvRow& row, si
   Tile<PIXELS> tile;
   const uint32_t* border = row.column_class;
   tile.one_base = border == nullptr || border[column] == border[column + PIXELS - 1];  // equal classes are neighbours
-  const auto base_of = [&](size_t of) { return row.base + (of * k.bases + base) * k.block_count * kLanes; };
-  const int32_t* first = base_of(border == nullptr ? 0 : border[column]);
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) tile.base[m] = first;
+  for (int m = 0; m < PIXELS; ++m) tile.base[m] = BaseOf(k, row, column, base);
   if (BINARIZE_UNLIKELY(!tile.one_base)) {
     BINARIZE_UNROLL
-    for (int m = 1; m < PIXELS; ++m) tile.base[m] = base_of(border[column + m]);
+    for (int m = 1; m < PIXELS; ++m) tile.base[m] = BaseOf(k, row, column + m, base);
   }
   return tile;
 }
