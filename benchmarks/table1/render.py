@@ -25,10 +25,18 @@ def conditions(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows that may be compared: same data, size, budget and settings."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        title = f"{row.data}, {row.size}x{row.size}, {row.train_images} images, {row.epochs:g} epochs"
+        title = f"{row.data}, {row.size}x{row.size}, {row.train_images} images, {_epochs(row):g} epochs"
         _, own = _preset_of(row)
         groups[title + (f", {own}" if own else "")].append(row)
     return dict(groups)
+
+
+_EPOCHS = re.compile(r"\btraining\.epochs=(\S+)")
+
+
+def _epochs(row: Row) -> float:
+    """Of the binary nets that a row may be compared with: a float net may train longer."""
+    return float([str(row.epochs), *_EPOCHS.findall(row.settings)][-1])
 
 
 def _preset_of(row: Row) -> tuple[str, str]:

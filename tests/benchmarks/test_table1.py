@@ -278,6 +278,16 @@ def test_combined_changes_have_a_table_of_their_own():
     assert "| box-scale | open | 42.0 (n=1) [60.0 %] | open |" in rest
 
 
+def test_a_float_net_that_trained_longer_stands_beside_the_nets_it_taught():
+    row = next(row for row in results.read(results.FILE) if row.recipe == "el" and row.epochs == 8)
+    settings = row.settings + " training.float_epochs=30"
+    el = dataclasses.replace(row, settings=settings)
+    teacher = dataclasses.replace(row, recipe="float", settings=settings, epochs=30.0, float_top1="")
+    ((title, group),) = render.conditions([teacher, el]).items()
+    assert "8 epochs, training.float_epochs=30" in title and group == [teacher, el]
+    assert len(render.conditions([teacher, el, row])) == 2
+
+
 def test_cells_with_another_teacher_or_one_seed_are_named():
     rows = [row for row in results.read(results.FILE) if row.net == "resnet20-cifar" and row.seed == 0]
     el = next(row for row in rows if row.recipe == "el")
