@@ -18,15 +18,6 @@ size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kCache
 
 }  // namespace
 
-// The taps t of [0, kernel) with 0 <= index * stride - pad + t * dilation < size.
-ConvGeometry::Interval ConvGeometry::TapsInside(int64_t index, int64_t stride, int64_t pad, int64_t dilation,
-                                                int64_t kernel, int64_t size) {
-  const int64_t start = index * stride - pad;
-  const int64_t begin = std::min(start < 0 ? CeilDiv(-start, dilation) : 0, kernel);
-  const int64_t end = start < size ? std::min((size - 1 - start) / dilation + 1, kernel) : 0;
-  return {begin, std::max(begin, end)};
-}
-
 ConvGeometry::ConvGeometry(const ConvPlan& plan_of, const MapShape& map_shape, HasFactors has_factors)
     : plan(plan_of), map(map_shape), factors(has_factors) {
   const ConvSpec& s = plan.spec();
@@ -39,8 +30,7 @@ ConvGeometry::ConvGeometry(const ConvPlan& plan_of, const MapShape& map_shape, H
   const int64_t pixels = CheckedProduct(map.n, CheckedProduct(out_h, out_w, "output map"), "output map");
   CheckedProduct(pixels, RoundUp(s.channels_out, kWordBits), "output");
   Flatten();
-  PlanRows();
-  PlanColumns();
+  PlanBorders();
   PlanBase();
   PlanTasks();
   PlanScratch();
@@ -76,29 +66,34 @@ void ConvGeometry::Flatten() {
   call.link_offset = LinkOffset(s.kernel_w, s.stride_w, s.pad_left, s.dilation_w);
 }
 
-// Tap intervals shrink monotonically from both ends, so equal intervals are neighbours.
-void ConvGeometry::PlanRows() {
-  const ConvSpec& s = plan.spec();
-  const int64_t count = flat ? 1 : out_h;
-  class_of_row.resize(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    const Interval taps = TapsInside(i, s.stride_h, s.pad_top, s.dilation_h, s.kernel_h, map_h);
-    if (row_classes.empty() || !(row_classes.back() == taps)) row_classes.push_back(taps);
-    class_of_row[static_cast<size_t>(i)] = static_cast<uint32_t>(row_classes.size() - 1);
-  }
+// The taps t of [0, kernel) with 0 <= index * stride - pad + t * dilation < size.
+ConvGeometry::Interval ConvGeometry::TapsInside(const Axis& a, int64_t index) {
+  const int64_t start = index * a.stride - a.pad;
+  const int64_t begin = std::min(start < 0 ? CeilDiv(-start, a.dilation) : 0, a.kernel);
+  const int64_t end = start < a.size ? std::min((a.size - 1 - start) / a.dilation + 1, a.kernel) : 0;
+  return {begin, std::max(begin, end)};
 }
 
-void ConvGeometry::PlanColumns() {
-  const ConvSpec& s = plan.spec();
-  if (!padded || s.ternary) {  // padding counts nothing in a ternary conv
-    column_classes.push_back({0, s.kernel_w});
-    return;
+// Tap intervals shrink monotonically from both ends, so equal intervals are neighbours.
+std::vector<uint32_t> ConvGeometry::Classify(const Axis& axis, int64_t count, std::vector<Interval>* classes) {
+  std::vector<uint32_t> class_of(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const Interval taps = TapsInside(axis, i);
+    if (classes->empty() || !(classes->back() == taps)) classes->push_back(taps);
+    class_of[static_cast<size_t>(i)] = static_cast<uint32_t>(classes->size() - 1);
   }
-  class_of_column.resize(static_cast<size_t>(out_w));
-  for (int64_t i = 0; i < out_w; ++i) {
-    const Interval taps = TapsInside(i, s.stride_w, s.pad_left, s.dilation_w, s.kernel_w, map_w);
-    if (column_classes.empty() || !(column_classes.back() == taps)) column_classes.push_back(taps);
-    class_of_column[static_cast<size_t>(i)] = static_cast<uint32_t>(column_classes.size() - 1);
+  return class_of;
+}
+
+void ConvGeometry::PlanBorders() {
+  const ConvSpec& s = plan.spec();
+  const Axis row_axis{s.stride_h, s.pad_top, s.dilation_h, s.kernel_h, map_h};
+  const Axis column_axis{s.stride_w, s.pad_left, s.dilation_w, s.kernel_w, map_w};
+  class_of_row = Classify(row_axis, flat ? 1 : out_h, &row_classes);
+  if (padded && !s.ternary) {  // padding counts nothing in a ternary conv
+    class_of_column = Classify(column_axis, out_w, &column_classes);
+  } else {
+    column_classes.push_back({0, s.kernel_w});
   }
 }
 

@@ -59,11 +59,14 @@ struct ConvGeometry {
   size_t map_bytes = 0, scale_bytes = 0, nonzeros_bytes = 0, scratch_bytes = 0;
 
  private:
-  static Interval TapsInside(int64_t index, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel, int64_t size);
+  struct Axis {
+    int64_t stride, pad, dilation, kernel, size;
+  };
+  static Interval TapsInside(const Axis& axis, int64_t index);
+  static std::vector<uint32_t> Classify(const Axis& axis, int64_t count, std::vector<Interval>* classes);
 
   void Flatten();
-  void PlanRows();
-  void PlanColumns();
+  void PlanBorders();
   void PlanBase();
   void PlanTasks();
   void PlanScratch();

@@ -15,7 +15,7 @@ namespace binarize {
 namespace {
 
 struct Avx512 : generic::Zmm {
-  // 7 x 2 sums divide rows of 7, 14, 28, 56; 6 x 4 are the most that does not spill.
+  // 6 x 4 sums are the most that does not spill; 7 x 2 are for rows of 7.
   static constexpr int kPixels = 7, kWidePixels = 6, kWideBlocks = 4;
 
   using Counter = __m512i;

@@ -473,7 +473,8 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
   }
 }
 
-// Pixels of a tile: those of wide tiles where a row is long and flat, else those that divide rows of 7, 14, 28, 56.
+// Pixels of a tile: those of wide tiles, but of the narrow ones where a row of them is a single tile (and its weights pass
+// once).
 template <class V>
 BINARIZE_INLINE size_t MostPixels(const ConvConst& k, size_t block, size_t pixels) {
   const bool flat = k.kernel_h * k.kernel_w == 1;

@@ -118,32 +118,44 @@ __attribute__((noinline)) void CountGroup(const ConvConst& k, const ConvCall& ca
   }
 }
 
-// BLOCKS blocks of a word from its block `first` on, all of 16 lanes if FULL, at PIXELS neighbouring pixels whose
-// mismatches are `step` positions apart.
-template <class V, class E, int PIXELS, int BLOCKS, bool FULL>
-BINARIZE_INLINE void FinishTile(const ConvConst& k, const ConvRow& row, size_t column, size_t block, size_t first,
-                                const Mismatches& mismatches, size_t position, size_t step,
-                                const Link<E, BLOCKS>& link) {
+// BLOCKS blocks of a word, from its block `first` on, which is `block` of the conv: all of 16 lanes if FULL. Their link is
+// in the map at `link`, if `in_map`, and moves on with the pixels.
+template <class E, int BLOCKS>
+struct WordBlocks {
+  size_t block, first, word;  // the word's number in the group
+  bool in_map;
+  Link<E, BLOCKS> link;
+};
+
+// The pixels [m, m + PIXELS) of a group.
+template <class V, bool FULL, int PIXELS, class E, int BLOCKS>
+BINARIZE_INLINE void FinishTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g, size_t m,
+                                const Mismatches& mismatches, WordBlocks<E, BLOCKS>& w) {
+  const size_t column = g.column + m, position = m * g.step + w.word;
+  alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
+  if (!w.in_map) PrepareLink<V>(k, call, row, w.block, column, link_sums, w.link);
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
   typename V::Ints accumulators[BLOCKS][PIXELS];
   BINARIZE_UNROLL
   for (int n = 0; n < BLOCKS; ++n) {
-    const typename V::Ints base = V::LoadInts(tile.base[0] + (block + n) * kLanes);
+    const size_t lane = (w.first + n) * kLanes;
+    const typename V::Ints base = V::LoadInts(tile.base[0] + (w.block + n) * kLanes);
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) {
-      const typename V::Ints own = tile.one_base ? base : V::LoadInts(tile.base[m] + (block + n) * kLanes);
-      const typename V::Ints doubled = V::LoadBytes(mismatches.doubled[position + m * step] + (first + n) * kLanes);
-      accumulators[n][m] = V::SubInts(own, doubled);
+    for (int i = 0; i < PIXELS; ++i) {
+      const typename V::Ints own = tile.one_base ? base : V::LoadInts(tile.base[i] + (w.block + n) * kLanes);
+      const typename V::Ints doubled = V::LoadBytes(mismatches.doubled[position + i * g.step] + lane);
+      accumulators[n][i] = V::SubInts(own, doubled);
     }
     if (BINARIZE_UNLIKELY(mismatches.has_above)) {
       BINARIZE_UNROLL
-      for (int m = 0; m < PIXELS; ++m) {
-        const typename V::Ints above = V::LoadInts(mismatches.above[position + m * step] + (first + n) * kLanes);
-        accumulators[n][m] = V::SubInts(accumulators[n][m], above);
+      for (int i = 0; i < PIXELS; ++i) {
+        const typename V::Ints above = V::LoadInts(mismatches.above[position + i * g.step] + lane);
+        accumulators[n][i] = V::SubInts(accumulators[n][i], above);
       }
     }
   }
-  FinishBlocks<V, FULL>(k, row, column, link, block, accumulators);
+  FinishBlocks<V, FULL>(k, row, column, w.link, w.block, accumulators);
+  if (w.in_map) w.link.map += PIXELS * w.link.step;
 }
 
 // BLOCKS blocks of the group's word i, from the word's block `first` on, at all pixels of the group. The link is found
@@ -151,23 +163,14 @@ BINARIZE_INLINE void FinishTile(const ConvConst& k, const ConvRow& row, size_t c
 template <class V, class E, int BLOCKS, bool FULL>
 BINARIZE_INLINE void FinishBlocksOfWord(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
                                         size_t i, size_t first, const Mismatches& mismatches) {
-  const size_t block = (g.word + i) * 4 + first;
-  alignas(64) float link_sums[BLOCKS][kTilePixels][kLanes];
-  Link<E, BLOCKS> link;
-  const bool in_map = FindMapOfAll<V>(k, call, row, block, g.column, g.pixels, link);
+  WordBlocks<E, BLOCKS> w;
+  w.block = (g.word + i) * 4 + first, w.first = first, w.word = i;
+  w.in_map = FindMapOfAll<V>(k, call, row, w.block, g.column, g.pixels, w.link);
   size_t m = 0;
   for (; m + kTilePixels <= g.pixels; m += kTilePixels) {
-    if (!in_map) PrepareLink<V>(k, call, row, block, g.column + m, link_sums, link);
-    FinishTile<V, E, kTilePixels, BLOCKS, FULL>(k, row, g.column + m, block, first, mismatches, m * g.step + i, g.step,
-                                                link);
-    if (in_map) link.map += kTilePixels * link.step;
+    FinishTile<V, FULL, kTilePixels>(k, call, row, g, m, mismatches, w);
   }
-  for (; m < g.pixels; ++m) {
-    alignas(64) float single_sums[BLOCKS][1][kLanes];
-    if (!in_map) PrepareLink<V>(k, call, row, block, g.column + m, single_sums, link);
-    FinishTile<V, E, 1, BLOCKS, FULL>(k, row, g.column + m, block, first, mismatches, m * g.step + i, 0, link);
-    if (in_map) link.map += link.step;
-  }
+  for (; m < g.pixels; ++m) FinishTile<V, FULL, 1>(k, call, row, g, m, mismatches, w);
 }
 
 template <class V, class E>
