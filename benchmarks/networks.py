@@ -21,6 +21,7 @@ import torch
 
 import binarize
 from benchmarks import records
+from benchmarks.convs import times_by_kind
 from benchmarks.zoo import NETWORKS, Network, shifted
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
@@ -125,6 +126,7 @@ def measure(name: str, files: dict[str, Path], threads: int, runs: int) -> None:
         "contenders": records.finishes(found),
         "bytes": {contender: file_size(path) for contender, path in files.items() if path.suffix == ".onnx"},
         "profiles": {contender: _operators(profiles[contender].by_operator()) for contender in ours},
+        "convs": {contender: _rounded(times_by_kind(profiles[contender], path)) for contender, path in ours.items()},
     }
     records.save(KIND, name, threads, values)
     for contender, result in found.items():
@@ -135,6 +137,10 @@ def measure(name: str, files: dict[str, Path], threads: int, runs: int) -> None:
 def _operators(rows: list[dict[str, object]]) -> dict[str, float]:
     """Milliseconds by operator; ours carry their domain."""
     return {_operator(row): round(float(str(row["milliseconds"])), 4) for row in rows}
+
+
+def _rounded(kinds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {kind: {name: round(value, 4) for name, value in sums.items()} for kind, sums in kinds.items()}
 
 
 def _operator(row: dict[str, object]) -> str:

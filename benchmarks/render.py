@@ -218,6 +218,32 @@ def _profile() -> str:
     return _table(("network", "all nodes, ms", *kinds, "everything else"), rows)
 
 
+def _convs() -> str:
+    """The time of the fastest binary version by kind of conv, beside what its popcounts take at the ceiling."""
+    rows = []
+    for row in _networks(threads=1):
+        best = _best(row, _ours(row))
+        kinds = row["convs"][best]
+        kernels = records.find("kernels", row["machine"]["isa"], 1, row["machine"]["cpu"])
+        cells = [_conv_cells(sums, kernels) for sums in kinds.values()]
+        others = sum(row["profiles"][best].values()) - sum(sums["milliseconds"] for sums in kinds.values())
+        lines = [*zip(kinds, cells, strict=True), ("all other operators", ["", _ms(others), "", ""])]
+        rows += [[NETWORKS[row["subject"]].title, kind, *line] for kind, line in lines]
+    columns = ("network", "convs", "nodes", "ms", "popcounts alone, ms", "beside them, cycles per 16 outputs")
+    return _table(columns, rows)
+
+
+def _conv_cells(sums: dict[str, float], kernels: Row | None) -> list[str]:
+    """Nodes, time, the time of the popcounts at the ceiling that `kernels` has, and the rest per 16 outputs."""
+    measured = [str(sums["nodes"]), _ms(sums["milliseconds"])]
+    if kernels is None or not kernels["ceiling"]:
+        return [*measured, "–", "–"]
+    cycles = sums["milliseconds"] * kernels["ghz"] * 1e6
+    counting = sums["macs"] / kernels["ceiling"]
+    alone = counting / kernels["ghz"] / 1e6
+    return [*measured, _ms(alone), f"{16 * (cycles - counting) / sums['outputs']:.1f}"]
+
+
 def _ends() -> str:
     """What an int8 stem and classifier bring."""
     rows = []
@@ -321,6 +347,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "threads": _threads,
     "memory": _memory,
     "profile": _profile,
+    "convs": _convs,
     "ends": _ends,
     "peer_networks": _peer_networks,
     "peer_layers": _peer_layers,

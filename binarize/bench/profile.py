@@ -29,12 +29,14 @@ class NodeTime:
         op: its operator.
         times: milliseconds of each run.
         kernel: whose it is: `ai.binarize avx512`, or ONNX Runtime's provider.
+        shape: of its first output that is made.
     """
 
     name: str
     op: str
     times: tuple[float, ...]
     kernel: str
+    shape: tuple[int, ...]
 
     @property
     def milliseconds(self) -> float:
@@ -46,6 +48,7 @@ class NodeTime:
             "name": self.name,
             "op": self.op,
             "kernel": self.kernel,
+            "shape": list(self.shape),
             "milliseconds": Spread.of(self.times).to_dict(),
         }
 
@@ -109,17 +112,19 @@ def profile(
 
 def _read(path: Path, file: str | Path) -> Profile:
     """Every second run of the profiler's record at `path` about the ONNX `file`."""
-    times: dict[tuple[str, str, str, str], list[float]] = {}
+    times: dict[tuple[str, str, str, str, tuple[int, ...]], list[float]] = {}
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
             facts = event["args"]
-            key = (facts["node_index"], event["name"].removesuffix(_SUFFIX), facts["op_name"], facts["provider"])
+            name = event["name"].removesuffix(_SUFFIX)
+            shape = next((tuple(size) for output in facts["output_type_shape"] for size in output.values()), ())
+            key = (facts["node_index"], name, facts["op_name"], facts["provider"], shape)
             times.setdefault(key, []).append(event["dur"] / 1e3)
     ours, our_kernel = _own_nodes(file), f"{DOMAIN} {active_isa()}"
     return Profile(
         tuple(
-            NodeTime(name, op, tuple(own[1::2]), our_kernel if name in ours else provider)
-            for (_, name, op, provider), own in times.items()
+            NodeTime(name, op, tuple(own[1::2]), our_kernel if name in ours else provider, shape)
+            for (_, name, op, provider, shape), own in times.items()
         )
     )
 

@@ -61,6 +61,7 @@ def test_a_profile_sums_up_by_operator_and_names_the_kernels(files: dict[str, Pa
     assert rows["BinaryConv2d"]["kernel"].startswith("ai.binarize ")
     assert not rows["Conv"]["kernel"].startswith("ai.binarize")
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert next(node for node in found.nodes if node.op == "Conv").shape == (2, 16, 32, 32)
     times = [row["milliseconds"] for row in found.by_operator()]
     assert times == sorted(times, reverse=True)
 
