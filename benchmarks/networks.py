@@ -22,7 +22,7 @@ import torch
 import binarize
 from benchmarks import records
 from benchmarks.convs import times_by_kind
-from benchmarks.zoo import NETWORKS, Network, shifted
+from benchmarks.zoo import NETWORKS, Network, as_trained
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
 from binarize.bench.int8 import int8_onnx
@@ -159,7 +159,7 @@ def _openvino(path: Path, threads: int, precision: str) -> list[str]:
 
 def _binary(network: Network, path: Path, config: Config) -> None:
     """Without the proof of equality, which tests run and which takes most of a large net's export."""
-    module = shifted(binarize.apply(network.model(), torch.from_numpy(images(2)), config=config))
+    module = as_trained(binarize.apply(network.model(), torch.from_numpy(images(2)), config=config))
     binarize.export(module.eval(), path, check=False)
 
 

@@ -15,7 +15,7 @@ import torch
 import binarize
 from benchmarks import records
 from benchmarks.networks import FLOAT, MADE, images
-from benchmarks.zoo import NETWORKS, shifted
+from benchmarks.zoo import NETWORKS, as_trained
 from binarize.api import resolve_config
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
@@ -64,7 +64,7 @@ def make(folder: Path) -> dict[str, Path]:
             continue
         print(f"making {name}", flush=True)
         config = resolve_config(recipe, None, settings)
-        module = shifted(binarize.apply(NETWORKS[NETWORK].model(), inputs, config=config))
+        module = as_trained(binarize.apply(NETWORKS[NETWORK].model(), inputs, config=config))
         for layer in module.modules():
             if isinstance(layer, ChannelInteraction):
                 draw_edges(layer)

@@ -1,7 +1,6 @@
-"""Let the operator that makes a map also pack it for the conv that reads it: the bits cost nothing in its epilogue.
+"""Let the operator that makes a map also pack it for the convs that read it: the bits cost little in its epilogue.
 
-A map read by several convs with different thresholds keeps a `pack` for each but the first, and so does one that is
-packed to several planes.
+Convs with different thresholds, and convs of several planes, read planes of their own of one packed map.
 """
 
 from __future__ import annotations
@@ -10,11 +9,24 @@ import operator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.choose_layout import CLIPS
-from binarize.passes.lower_tools import PACK, constant, item_of, producer_of
+from binarize.passes.lower_tools import (
+    PACK,
+    PACKED_CONV,
+    Fused,
+    PackedConv,
+    add_constant,
+    constant,
+    item_of,
+    producer_of,
+)
+
+MOST_PLANES = 64
+"""Of one packed map: what the kernels take."""
 
 
 class FusePacks:
@@ -22,22 +34,27 @@ class FusePacks:
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         changed = 0
-        seen: list[tuple[Node, torch.Tensor, Node]] = []
+        left: list[Node] = []
         for node in [n for n in graph_module.graph.nodes if n.target is PACK]:
             source, threshold = node.args
             assert isinstance(source, Node) and isinstance(threshold, Node)
-            value = constant(threshold)
-            source = _before_clip(source, value)
-            node.update_arg(0, source)
-            same = next((b for s, t, b in seen if s is source and torch.equal(t, value)), None)
-            bits = same or _bits_of_producer(graph_module, source, threshold)
-            if bits is not None:
-                node.replace_all_uses_with(bits)
-                graph_module.graph.erase_node(node)
+            node.update_arg(0, _before_clip(source, constant(threshold)))
+            if _fuse(graph_module, node):
                 changed += 1
-            seen.append((source, value, bits or node))
+            elif (same := next((other for other in left if _same_bits(other, node)), None)) is not None:
+                node.replace_all_uses_with(same)
+                changed += 1
+            else:
+                left.append(node)
+                continue
+            graph_module.graph.erase_node(node)
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
+
+
+def _same_bits(pack: Node, other: Node) -> bool:
+    thresholds = [constant(node.args[1]) for node in (pack, other)]  # type: ignore[arg-type]
+    return pack.args[0] is other.args[0] and torch.equal(*thresholds)
 
 
 def _before_clip(source: Node, threshold: torch.Tensor) -> Node:
@@ -50,14 +67,53 @@ def _before_clip(source: Node, threshold: torch.Tensor) -> Node:
     return source.args[0] if harmless else source
 
 
-def _bits_of_producer(graph_module: GraphModule, source: Node, threshold: Node) -> Node | None:
-    """The packed output of what makes `source`, now with `threshold`; None if it is taken or makes none."""
+def _fuse(graph_module: GraphModule, pack: Node) -> bool:
+    """Give the readers of `pack` bits of what makes its map, if that can make any; `pack` has no reader then."""
+    source, threshold = pack.args
+    assert isinstance(source, Node) and isinstance(threshold, Node)
     producer = producer_of(source)
-    if producer is None or item_of(producer.node, 1) is not None or constant(threshold).dim() > 1:
-        return None
-    with graph_module.graph.inserting_before(producer.node):  # `threshold` may have other readers, before and behind
-        own = graph_module.graph.get_attr(str(threshold.target))
-    own.meta.update(threshold.meta)
-    producer.update(next_threshold=own)
-    with graph_module.graph.inserting_after(source):
-        return graph_module.graph.call_function(operator.getitem, (producer.node, 1))
+    if producer is None:
+        return False
+    bits = item_of(producer.node, 1)
+    if bits is None:
+        _set_threshold(graph_module, producer, constant(threshold), str(threshold.target))
+        with graph_module.graph.inserting_after(source):
+            pack.replace_all_uses_with(graph_module.graph.call_function(operator.getitem, (producer.node, 1)))
+        return True
+    readers = [_reader_of_planes(user, of) for of in (bits, pack) for user in of.users]
+    if not all(readers):
+        return False
+    channels = next(reader.geometry.in_channels for reader in readers if reader is not None)
+    made, wanted = (_rows(value, channels) for value in (producer.value("next_threshold"), constant(threshold)))
+    first = _place_of(wanted, made)
+    if first is None:
+        first, made = len(made), torch.cat([made, wanted])
+        if len(made) > MOST_PLANES:
+            return False
+        _set_threshold(graph_module, producer, made, f"{threshold.target}_planes")
+    for user in list(pack.users):
+        reader = PackedConv(user)
+        reader.update(bits=bits, terms=list(reader.terms._replace(first_plane=first)))
+    return True
+
+
+def _reader_of_planes(user: Node, bits: Node) -> PackedConv | None:
+    """`user`, if it is a conv, which can read any planes of `bits`."""
+    reads = user.target is PACKED_CONV and list(user.args).count(bits) == 1 and PackedConv(user)["bits"] is bits
+    return PackedConv(user) if reads else None
+
+
+def _rows(threshold: Tensor, channels: int) -> Tensor:
+    """One per plane, `[planes, channels]`."""
+    return threshold.view(-1, threshold.shape[-1]).expand(-1, channels)
+
+
+def _place_of(wanted: Tensor, made: Tensor) -> int | None:
+    """Where the planes `wanted` lie among those that are `made`, one behind the other."""
+    places = range(len(made) - len(wanted) + 1)
+    return next((first for first in places if torch.equal(made[first : first + len(wanted)], wanted)), None)
+
+
+def _set_threshold(graph_module: GraphModule, producer: Fused, value: Tensor, name: str) -> None:
+    """A constant of the producer's own: the pack's may have other readers, and lies behind the producer."""
+    producer.update(next_threshold=add_constant(graph_module, name.replace(".", "_"), value, producer.node))

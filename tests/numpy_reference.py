@@ -37,6 +37,14 @@ def pack(x: Float, threshold: Float) -> Bits:
     return np.concatenate([pack_bits(x.astype(np.float32) > row) for row in rows], axis=-1)
 
 
+def wrong_bits(got: Bits, want: Bits, y: Float, threshold: Float, tolerance: float) -> int:
+    """How many bits of `y` differ though the value is farther than `tolerance` from the threshold of their plane."""
+    rows = threshold if threshold.ndim == 2 else threshold[None]
+    differ = np.stack([unpack_signs(part, y.shape[-1]) > 0 for part in np.split(got ^ want, len(rows), axis=-1)], -2)
+    far = np.abs(y.astype(np.float32)[..., None, :] - rows) > tolerance
+    return int((differ & far).sum())
+
+
 def pack_weight(weight: np.ndarray, group: int) -> Bits:
     """Signs `[O, C/group, kh, kw]` (torch's layout) to the neutral layout `[O/group, kh, kw, ceil(C/64)]`."""
     out_channels, in_per_group, kh, kw = weight.shape
@@ -58,6 +66,7 @@ class Conv:
     planes: int = 1
     bases: int = 1
     ternary: int = 0
+    first_plane: int = 0
 
     @property
     def terms(self) -> int:
@@ -103,7 +112,8 @@ def accumulate(bits: Bits, weight: Bits, conv: Conv) -> np.ndarray:
 def accumulators_by_term(bits: Bits, weight: Bits, conv: Conv) -> np.ndarray:
     """Accumulators `[terms, N, Ho, Wo, O]`, int64: for each base each plane, the latter the mean of two if ternary."""
     digits = 2 if conv.ternary else 1
-    signs = np.split(bits, conv.bit_planes, axis=-1)
+    planes = np.split(bits, bits.shape[-1] // -(-conv.channels // 64), axis=-1)
+    signs = planes[conv.first_plane :][: conv.bit_planes]
     result = []
     for base in np.split(weight, conv.bases):
         for plane in range(conv.planes):
@@ -207,7 +217,7 @@ def binary_conv2d(
         t = t + shift
     threshold = np.zeros(1, dtype=np.float32) if next_threshold is None else next_threshold
     y = t.astype(stream)
-    return y, pack_bits(y.astype(np.float32) > threshold)
+    return y, pack(y, threshold)
 
 
 def int8_conv2d(
@@ -246,7 +256,7 @@ def int8_conv2d(
     if residual is not None:
         t = t + residual.astype(np.float32)
     y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
-    return y, pack_bits(y.astype(np.float32) > next_threshold)
+    return y, pack(y, next_threshold)
 
 
 def activate(
@@ -268,7 +278,7 @@ def activate(
     if residual is not None:
         t = t + residual.astype(np.float32)
     y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
-    return y, pack_bits(y.astype(np.float32) > next_threshold)
+    return y, pack(y, next_threshold)
 
 
 def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_include_pad: bool = False) -> Float:

@@ -96,13 +96,16 @@ def _signs(body: _Body, bits: str, channels: str) -> str:
 
 
 def _planes(body: _Body, channels: str, planes: str) -> str:
-    """The input's planes as images, `[N * planes, C, H, W]`: signs, or the mean of two."""
+    """The planes that the conv reads as images, `[N * planes, C, H, W]`: signs, or the mean of two."""
     one = body.constant([1])
     digits = body.op("Add", body.int_attribute("ternary"), one)
     image, size = body.extents("bits", 0, 1), body.extents("bits", 1, 3)
     words = body.op("Div", body.op("Add", channels, body.constant([63])), body.constant([64]))
     rows = body.op("Mul", body.extents("bits", 1, 2), body.extents("bits", 2, 3))
-    by_plane = body.op("Reshape", "bits", body.concat(image, rows, body.op("Mul", planes, digits), words))
+    first, count = body.int_attribute("first_plane"), body.op("Mul", planes, digits)
+    start, end = (body.op("Mul", plane, words) for plane in (first, body.op("Add", first, count)))
+    read = body.op("Slice", "bits", start, end, body.constant([3]))
+    by_plane = body.op("Reshape", read, body.concat(image, rows, count, words))
     signs = body.op("Reshape", _signs(body, by_plane, channels), body.concat(image, size, planes, digits, channels))
     means = body.op("ReduceMean", signs, body.constant([4]), keepdims=0)
     batch = body.op("Transpose", means, perm=[0, 3, 4, 1, 2])
@@ -217,17 +220,21 @@ def _elastic_link(body: _Body, outputs: str, group: str) -> str:
     return body.op("MatMul", mean, channels)
 
 
-def _pack_function() -> onnx.FunctionProto:
+def _pack_planes(body: _Body, stream: str, threshold: str, output: str) -> None:
     """Planes are columns of a wider map until they are packed."""
-    body = _Body()
-    last = body.op("Shape", "threshold", start=-1)  # C, or 1 for all channels
-    by_plane = body.op("Reshape", "threshold", body.concat(body.constant([-1]), last))
-    positive = body.op("Greater", body.op("Unsqueeze", body.floats("x"), body.constant([3])), by_plane)
-    size, columns, planes = body.extents("x", 0, 2), body.extents("x", 2, 3), body.extents(by_plane, 0, 1)
-    wide = body.concat(size, body.op("Mul", columns, planes), body.extents("x", 3, 4))
+    last = body.op("Shape", threshold, start=-1)  # C, or 1 for all channels
+    by_plane = body.op("Reshape", threshold, body.concat(body.constant([-1]), last))
+    positive = body.op("Greater", body.op("Unsqueeze", body.floats(stream), body.constant([3])), by_plane)
+    size, columns, planes = body.extents(stream, 0, 2), body.extents(stream, 2, 3), body.extents(by_plane, 0, 1)
+    wide = body.concat(size, body.op("Mul", columns, planes), body.extents(stream, 3, 4))
     words = _pack(body, body.op("Reshape", positive, wide))
     per_pixel = body.op("Mul", body.extents(words, 3, 4), planes)
-    body.op("Reshape", words, body.concat(size, columns, per_pixel), output="bits")
+    body.op("Reshape", words, body.concat(size, columns, per_pixel), output=output)
+
+
+def _pack_function() -> onnx.FunctionProto:
+    body = _Body()
+    _pack_planes(body, "x", "threshold", "bits")
     return helper.make_function(
         DOMAIN, "Pack", ["x", "threshold"], ["bits"], body.nodes, [helper.make_opsetid("", OPSET)]
     )
@@ -239,7 +246,7 @@ def _epilogue(body: _Body, t: str) -> None:
     positive = body.op("Greater", t, body.constant(0.0, np.float32))
     t = body.op("Where", positive, t, body.op("Mul", "slope", t))
     y = body.op("CastLike", body.op("Add", t, "shift"), "residual", output="y")
-    _pack(body, body.op("Greater", body.floats(y), "next_threshold"), "next_bits")
+    _pack_planes(body, y, "next_threshold", "next_bits")
 
 
 def _activate_function() -> onnx.FunctionProto:
@@ -308,6 +315,7 @@ def _binary_conv2d_function() -> onnx.FunctionProto:
         ("planes", 1),
         ("bases", 1),
         ("ternary", 0),
+        ("first_plane", 0),
     )
     return helper.make_function(
         DOMAIN,

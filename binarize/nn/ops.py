@@ -29,11 +29,18 @@ class Terms(NamedTuple):
         planes: of the input.
         bases: of the weight, stacked along its rows.
         ternary: whether a plane is the mean of two planes of bits.
+        first_plane: of a packed map's planes of bits, the first that this conv reads.
     """
 
     planes: int = 1
     bases: int = 1
     ternary: int = 0
+    first_plane: int = 0
+
+    @property
+    def bit_planes(self) -> int:
+        """How many planes of bits the conv reads."""
+        return self.planes * (2 if self.ternary else 1)
 
 
 def geometry_from_ints(values: list[int]) -> ConvGeometry:
@@ -135,15 +142,23 @@ def pack(x: Tensor, threshold: Tensor) -> Tensor:
     Args:
         threshold: `[C]` or `[1]`, or `[planes, C]`.
     """
-    if threshold.dim() == 1:
-        return pack_bits(x.float() > threshold)
-    return torch.cat([pack_bits(x.float() > plane).view(torch.int64) for plane in threshold], -1).view(torch.uint64)
+    return _pack_planes(x.float(), threshold)
 
 
 @pack.register_fake
 def _(x: Tensor, threshold: Tensor) -> Tensor:
-    planes = threshold.shape[0] if threshold.dim() == 2 else 1
-    return x.new_empty(*x.shape[:-1], planes * -(-x.shape[-1] // WORD), dtype=torch.uint64)
+    return x.new_empty(*x.shape[:-1], _words(x.shape[-1], threshold), dtype=torch.uint64)
+
+
+def _pack_planes(x: Tensor, threshold: Tensor) -> Tensor:
+    """A plane of bits `x > row` for each row of the threshold, one after the other."""
+    rows = threshold.view(-1, threshold.shape[-1])
+    return torch.cat([pack_bits(x > row).view(torch.int64) for row in rows], -1).view(torch.uint64)
+
+
+def _words(channels: int, threshold: Tensor) -> int:
+    """The words that `_pack_planes` makes of a pixel."""
+    return (threshold.shape[0] if threshold.dim() == 2 else 1) * -(-channels // WORD)
 
 
 def pack_bits(bits: Tensor) -> Tensor:
@@ -187,7 +202,7 @@ def _epilogue(
     """The end that both fused operators share: `y` and its bits."""
     t = t + residual.float()
     y = (torch.where(t > 0, t, t * slope) + shift).to(residual.dtype)
-    return y.contiguous(), pack_bits(y.float() > next_threshold)
+    return y.contiguous(), _pack_planes(y.float(), next_threshold)
 
 
 @torch.library.custom_op("binarize::packed_conv2d", mutates_args=())
@@ -209,12 +224,13 @@ def packed_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """The fused operator `ai.binarize::BinaryConv2d` of docs/ops.md: NHWC `y` and its packed bits.
 
+    `bits` may have more planes than the conv reads, see `Terms`; those of `y` are as many as `next_threshold` has rows.
     `link`, `residual` and `y` have one element type, float32 or float16; the arithmetic is float32.
     """
     g = geometry_from_ints(geometry)
     form = Terms(*terms)
-    count = form.planes * (2 if form.ternary else 1)
-    words = bits.view(torch.int64).chunk(count, -1)
+    all_planes = bits.view(torch.int64).split(-(-g.in_channels // WORD), -1)
+    words = all_planes[form.first_plane : form.first_plane + form.bit_planes]
     signs = [unpack_signs(plane.contiguous().view(torch.uint64), g.in_channels).permute(0, 3, 1, 2) for plane in words]
     zero = torch.zeros(1)
     sums = _sum_of_terms(signs, unpack_weight(weight, g, form.bases), scale, zero, g, terms).permute(0, 2, 3, 1)
@@ -244,7 +260,7 @@ def _(
     g = geometry_from_ints(geometry)
     rows, columns = g.output_size(bits.shape[1], bits.shape[2])
     shape = (bits.shape[0], rows, columns)
-    return residual.new_empty(*shape, g.out_channels), bits.new_empty(*shape, -(-g.out_channels // WORD))
+    return residual.new_empty(*shape, g.out_channels), bits.new_empty(*shape, _words(g.out_channels, next_threshold))
 
 
 @torch.library.custom_op("binarize::activate", mutates_args=())
@@ -276,7 +292,8 @@ def _(
     shift: Tensor,
     next_threshold: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return residual.new_empty(x.shape), x.new_empty(*x.shape[:-1], -(-x.shape[-1] // WORD), dtype=torch.uint64)
+    words = _words(x.shape[-1], next_threshold)
+    return residual.new_empty(x.shape), x.new_empty(*x.shape[:-1], words, dtype=torch.uint64)
 
 
 @torch.library.custom_op("binarize::pool2d", mutates_args=())

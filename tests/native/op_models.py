@@ -105,6 +105,9 @@ def make_case(
     planes: int = 1,
     bases: int = 1,
     ternary: int = 0,
+    first_plane: int = 0,
+    planes_behind: int = 0,
+    next_planes: int = 1,
     gate: bool = False,
     factor: str = "",
     outputs: tuple[str, ...] = ("y", "next_bits"),
@@ -115,11 +118,12 @@ def make_case(
 
     Args:
         exact: make y the (sum of) accumulators itself.
+        planes_behind: of the map's bits, behind those that the conv reads.
         factor: `image` for one per pixel of each image, `all` for the same in all, empty for none.
         stream: the type of link, residual and y.
     """
     rng = np.random.default_rng(seed)
-    conv = Conv(channels, group, strides, pads, dilations, planes, bases, ternary)
+    conv = Conv(channels, group, strides, pads, dilations, planes, bases, ternary, first_plane)
     count = 1 if scalar_parameters else out_channels
 
     def parameter(center: float) -> np.ndarray:
@@ -130,7 +134,9 @@ def make_case(
 
     height, width = conv.extent(size[0], kernel[0], 0), conv.extent(size[1], kernel[1], 1)
     signs = rng.integers(0, 2, (bases, out_channels, channels // group, *kernel)) * 2 - 1
-    bits = [reference.pack_bits(rng.integers(0, 2, (batch, *size, channels)) > 0) for _ in range(conv.bit_planes)]
+    in_map = first_plane + conv.bit_planes + planes_behind
+    bits = [reference.pack_bits(rng.integers(0, 2, (batch, *size, channels)) > 0) for _ in range(in_map)]
+    by_plane = rng.normal(size=(next_planes, out_channels)).astype(np.float32)
     by_term = rng.normal(size=(conv.terms, out_channels)).astype(np.float32)
     images = batch if factor == "image" else 1
     pixels = rng.normal(size=(images, height, width, 1)).astype(np.float32) if factor else ONE_MAP
@@ -144,7 +150,7 @@ def make_case(
         "residual": rng.normal(size=(batch, height, width, out_channels)).astype(stream) if residual else ZERO_MAP,
         "slope": parameter(0) if slope else fixed(1),
         "shift": parameter(0) if shift else fixed(0),
-        "next_threshold": parameter(0),
+        "next_threshold": parameter(0) if next_planes == 1 else by_plane,
         "gate": rng.normal(size=(batch, 1, 1, out_channels)).astype(np.float32) if gate else ONE_MAP,
         "factor": pixels,
     }
@@ -190,6 +196,7 @@ def conv_node(case: Case, **overrides: Any) -> onnx.NodeProto:
         "planes": conv.planes,
         "bases": conv.bases,
         "ternary": conv.ternary,
+        "first_plane": conv.first_plane,
     }
     attributes.update(overrides)
     attributes = {name: value for name, value in attributes.items() if value is not None}

@@ -29,6 +29,8 @@ channel_counts = st.sampled_from([1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64
 counts = st.integers(1, 3)
 several = st.fixed_dictionaries({"planes": counts, "bases": counts, "ternary": st.integers(0, 1)})
 terms = st.one_of(st.just({}), several)
+around = st.fixed_dictionaries({"first_plane": st.integers(0, 2), "planes_behind": st.integers(0, 2)})
+map_planes = st.one_of(st.just({}), around)
 
 
 @st.composite
@@ -70,6 +72,8 @@ def cases(draw: st.DrawFn) -> Case:
         exact=draw(flag),
         scalar_parameters=draw(flag),
         **draw(terms),
+        **draw(map_planes),
+        next_planes=draw(st.sampled_from([1, 1, 2, 3])),
         gate=draw(flag) and draw(flag),
         factor=draw(st.sampled_from(["", "", "all", "image"])),
         outputs=outputs,
@@ -239,6 +243,41 @@ def test_special_values_reach_the_output(isa: str) -> None:
     got = run_kernel(case, isa)
     np.testing.assert_array_equal(got["y"][0, 0, :, 0], special)
     np.testing.assert_array_equal(got["next_bits"].ravel(), np.array([0, 0xFFFF, 0, 0], dtype=np.uint64))
+
+
+@pytest.mark.parametrize("slope", [-3.0, -0.25, -0.0, 0.0, 0.25, 1.0, 1.5])
+def test_a_slope_of_any_sign_leaves_special_values_as_specified(isa: str, slope: float) -> None:
+    """`t > 0 ? t : slope * t` to the sign of a zero; where all slopes are at most 1 kernels take a shorter way."""
+    case = make_case(channels=64, out_channels=80, kernel=(1, 1), pads=(0,) * 4, size=(2, 4), residual=True)
+    special = np.array([np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38], dtype=np.float32)
+    case.values["residual"][...] = special.reshape(1, 2, 4, 1)
+    case.values["scale"] = np.zeros(1, dtype=np.float32)
+    case.values["bias"] = np.array([-0.0], dtype=np.float32)
+    case.values["slope"] = np.full(80, slope, dtype=np.float32)
+    got, (expected, _) = run_kernel(case, isa)["y"], case.expected()
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
+
+
+SEVERAL_PLANES = {
+    "1x1": {"channels": 256, "out_channels": 64, "kernel": (1, 1), "pads": (0,) * 4},
+    "strided 1x1": {"channels": 64, "out_channels": 128, "kernel": (1, 1), "pads": (0,) * 4, "strides": (2, 2)},
+    "3x3": {"channels": 64, "out_channels": 64},
+    "unpadded 3x3": {"channels": 70, "out_channels": 33, "pads": (0,) * 4},
+    "depthwise": {"channels": 96, "out_channels": 96, "group": 96},
+    "unpadded depthwise": {"channels": 130, "out_channels": 130, "group": 130, "pads": (0,) * 4},
+    "ternary": {"channels": 64, "out_channels": 48, "planes": 2, "ternary": 1},
+}
+
+
+@pytest.mark.parametrize("shape", SEVERAL_PLANES)
+def test_a_conv_reads_its_planes_of_a_map_and_makes_several(shape: str) -> None:
+    """Each consumer of a map has a plane of bits, with its own thresholds."""
+    case = make_case(
+        **SEVERAL_PLANES[shape], size=(9, 17), batch=2, first_plane=1, planes_behind=1, next_planes=2, link=True, seed=6
+    )
+    assert_equals_reference(case)
+    assert_equals_reference(case, threads=2)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ ATTRIBUTES: dict[str, tuple[dict[str, Any], str]] = {
     "bases that do not divide the rows": ({"bases": 3}, "bases"),
     "enormous bases": ({"bases": 2**62}, "bases"),
     "neither binary nor ternary": ({"ternary": 2}, "ternary"),
+    "a plane before the first": ({"first_plane": -1}, "first_plane"),
+    "enormous first plane": ({"first_plane": 2**62}, "first_plane"),
     "group as a float": ({"group": 1.0}, "group must be an integer"),
     "group as text": ({"group": "32"}, "group must be an integer"),
     "group as a list": ({"group": [1, 1]}, "group must be an integer"),
@@ -88,6 +90,9 @@ CONSTANTS: dict[str, tuple[str, np.ndarray]] = {
     "slope of another length": ("slope", floats(2)),
     "shift of another length": ("shift", floats(33)),
     "threshold of another length": ("next_threshold", floats(16)),
+    "threshold of no plane": ("next_threshold", floats(0, 32)),
+    "threshold of too many planes": ("next_threshold", floats(65, 32)),
+    "planes of thresholds of another length": ("next_threshold", floats(2, 31)),
 }
 
 
@@ -132,7 +137,7 @@ def test_truncated_file_is_refused(share: float) -> None:
 
 
 INPUTS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
-    "bits of another number of words": ({"bits": (1, 6, 7, 2)}, "bits"),
+    "bits of no word": ({"bits": (1, 6, 7, 0)}, "bits"),
     "empty map": ({"bits": (1, 0, 7, 1)}, "empty map"),
     "link of another size": ({"link": (1, 6, 6, 64)}, "link"),
     "link of other channels": ({"link": (1, 6, 7, 63)}, "link"),
@@ -164,6 +169,13 @@ def test_a_kernel_larger_than_the_map_fails_the_run() -> None:
         session.run(None, {"bits": np.zeros((1, 2, 7, 1), dtype=np.uint64)})
 
 
+def test_planes_that_the_map_does_not_have_fail_the_run() -> None:
+    case = make_case(channels=64, out_channels=32, first_plane=2)
+    session = InferenceSession(conv_model(case), session_options())
+    with pytest.raises(Exception, match="at least 3 planes"):
+        session.run(None, {"bits": np.zeros((1, 6, 7, 2), dtype=np.uint64)})
+
+
 def test_a_scale_per_term_must_have_all_terms() -> None:
     case = make_case(channels=64, out_channels=32, planes=2, bases=3)
     for shape in ((5, 32), (6, 31), (192,), (2, 3, 32), (1, 32)):
@@ -191,7 +203,7 @@ huge = st.one_of(st.integers(-2, 3), st.sampled_from([2**20, 2**20 + 1, 2**31, 2
     strides=st.lists(huge, max_size=3),
     pads=st.lists(huge, max_size=5),
     dilations=st.lists(huge, max_size=3),
-    terms=st.fixed_dictionaries({}, optional={"planes": huge, "bases": huge, "ternary": huge}),
+    terms=st.fixed_dictionaries({}, optional=dict.fromkeys(("planes", "bases", "ternary", "first_plane"), huge)),
     weight=st.tuples(*[st.integers(0, 3)] * 4),
 )
 def test_random_attributes_never_crash(

@@ -12,7 +12,7 @@ import binarize
 from binarize import api
 from binarize.exporting import emit, verify
 from binarize.lowering import Lowered, lower
-from binarize.passes.lower_tools import PACK, PACKED_CONV, Fused, producer_of
+from binarize.passes.lower_tools import PACKED_CONV, Fused, packed_convs
 from tests.models import BasicBlock, conv_bn, randomized
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -79,11 +79,8 @@ def test_no_map_between_convs_holds_its_shift(make: Callable[[], nn.Module], abs
 
 def test_a_map_that_is_packed_for_two_readers_is_compared_with_moved_thresholds() -> None:
     result = lowered(nn.Sequential(BasicBlock(24, 24), BasicBlock(24, 48, 2)), 48)
-    packs = [n for n in result.fused.graph.nodes if n.target is PACK]
-    makers = [producer_of(pack.args[0]) for pack in packs]
-    assert any(maker is not None and "offset" in maker.node.meta for maker in makers), (
-        "one of the two readers of a block's input packs it by itself"
-    )
+    makers = [conv for conv in packed_convs(result.fused) if conv.value("next_threshold").dim() == 2]
+    assert any("offset" in maker.node.meta for maker in makers), "both readers of a block's input have a plane of it"
     check(result)
 
 

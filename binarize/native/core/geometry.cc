@@ -28,7 +28,8 @@ ConvGeometry::ConvGeometry(const ConvPlan& plan_of, const MapShape& map_shape, H
            std::to_string(out_h) + " x " + std::to_string(out_w) + " output";
   });
   const int64_t pixels = CheckedProduct(map.n, CheckedProduct(out_h, out_w, "output map"), "output map");
-  CheckedProduct(pixels, RoundUp(s.channels_out, kWordBits), "output");
+  const int64_t bits = RoundUp(s.channels_out, kWordBits) * static_cast<int64_t>(plan.constant().next_planes);
+  CheckedProduct(pixels, bits, "output");
   Flatten();
   PlanBorders();
   PlanBase();
@@ -53,7 +54,8 @@ void ConvGeometry::Flatten() {
   row_width = flat ? map_w : out_w;
   padded_w = map_w + s.pad_left + s.pad_right;
 
-  map_words = plan.constant().words_in * static_cast<size_t>(2 * s.bits_per_input());
+  const int64_t planes = copied ? s.bits_per_input() : map.planes;  // a copy is laid out by planes
+  map_words = plan.constant().words_in * static_cast<size_t>(2 * planes);
   call.row_step = static_cast<size_t>(s.dilation_h) * static_cast<size_t>(padded_w) * map_words;
   call.tap_step = static_cast<size_t>(s.dilation_w) * map_words;
   call.pixel_step = static_cast<size_t>(s.stride_w) * map_words;

@@ -13,7 +13,10 @@ namespace binarize {
 
 struct MapShape {
   int64_t n, h, w;
-  bool operator==(const MapShape& other) const { return n == other.n && h == other.h && w == other.w; }
+  int64_t planes;  // of bits: at least those that the conv reads
+  bool operator==(const MapShape& other) const {
+    return n == other.n && h == other.h && w == other.w && planes == other.planes;
+  }
 };
 
 // Which of ConvFactors a call has.
@@ -44,7 +47,7 @@ struct ConvGeometry {
   int64_t images, map_h, map_w;  // the map as rows see it: 1 x 1 x all pixels if it is flat
   int64_t rows, row_width;       // of the output: rows of all images
   int64_t padded_w;
-  size_t map_words;              // uint32 words per pixel of a plane of the map; see ConvCall
+  size_t map_words;              // uint32 words per pixel of the map as rows see it; see ConvCall
   ConvCall call{};
 
   std::vector<Interval> row_classes, column_classes;

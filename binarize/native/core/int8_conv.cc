@@ -103,7 +103,8 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
   Require(out_h_ > 0 && out_w_ > 0, [&] {
     return "the pool does not fit a map of " + std::to_string(sums_h_) + " x " + std::to_string(sums_w_);
   });
-  CheckedProduct(CheckedProduct(out_h_, out_w_, "output map"), RoundUp(s.channels_out, kWordBits), "output");
+  const int64_t bits = RoundUp(s.channels_out, kWordBits) * static_cast<int64_t>(plan.constant().epilogue.next_planes);
+  CheckedProduct(CheckedProduct(out_h_, out_w_, "output map"), bits, "output");
 
   rows_per_task_ = CeilDiv(out_h_, kTasks);
   task_count_ = CeilDiv(out_h_, rows_per_task_);
@@ -182,8 +183,8 @@ void Int8Run::RunTask(const Int8Tensors& tensors, void* scratch, size_t task) co
     if (tensors.residual != nullptr) job.out.residual = At(tensors.residual, constant.epilogue.element, at);
     if (tensors.y != nullptr) job.out.y = const_cast<void*>(At(tensors.y, constant.epilogue.element, at));
     if (tensors.next_bits != nullptr) {
-      job.out.next_bits =
-          reinterpret_cast<uint16_t*>(tensors.next_bits + pixel * static_cast<int64_t>(constant.epilogue.words_out));
+      const size_t at_pixel = static_cast<size_t>(pixel) * constant.epilogue.next_step;
+      job.out.next_bits = reinterpret_cast<uint16_t*>(tensors.next_bits) + at_pixel;
     }
     kernels.int8_finish(constant, job);
     ClearUnusedBits(constant.epilogue, job.out);

@@ -50,16 +50,18 @@ struct ConvConst {
   const uint64_t* depthwise; // [kh * kw][depthwise_step], only for depthwise convs
   size_t depthwise_step;     // words_in + 7: the words of a tap repeat, so that any 8 from a word on are one load
   size_t words_in;           // uint64 words per plane of bits of an input pixel
-  size_t words_out;          // uint64 words per output pixel
+  size_t words_out;          // uint64 words per plane of bits of an output pixel
+  size_t next_planes;        // planes of bits that are made of an output pixel, each with thresholds of its own
+  size_t next_step;          // uint16 of these bits per output pixel
 
   bool counts_once;           // accumulator = base - mismatches, not twice them; see ConvPlan
   const float* scale;         // [terms][16 * block_count]
   const float* bias;
   const float* gamma;         // null: no link
   const float* slope;         // null: no activation
-  bool slope_is_gentle;       // all in (0, 1]: t > 0 ? t : slope * t is the larger of t and slope * t
+  bool slope_is_gentle;       // all at most 1 and none 0: t > 0 ? t : slope * t is the larger of t and slope * t
   const float* shift;         // null: none
-  const float* next_threshold;  // of the float32 value before it is rounded to the stream's type
+  const float* next_threshold;  // [next_planes][..], of the float32 value before it is rounded to the stream's type
   const int32_t* link_first;  // first link channel of each output channel
   const int32_t* link_count;  // link channels summed for each output channel
   size_t link_period;         // blocks so far apart add the same channels of the link; block_count if none do
@@ -99,7 +101,7 @@ struct ConvRow {
   size_t link_row_begin, link_row_end;  // rows of the link window inside the map
   const void* residual;       // null when neutral
   void* y;                    // null when not wanted
-  uint16_t* next_bits;        // null when not wanted
+  uint16_t* next_bits;        // [column][next_planes][words_out * 4]; null when not wanted
 };
 
 // What a kernel computes in one call. Depthwise kernels always get all blocks.
@@ -129,10 +131,10 @@ struct ActivateJob {
   const void* residual;   // [pixels, channels], null when neutral; y may be its memory, or that of x
   const float* slope;
   const float* shift;
-  const float* threshold;  // of the float32 value before it is rounded to the stream's type
+  const float* threshold;  // [planes], of the float32 value before it is rounded to the stream's type
   void* y;                // null when not wanted
-  uint64_t* bits;         // [pixels, words], null when not wanted
-  size_t pixels, channels, words;
+  uint64_t* bits;         // [pixels, planes, words], null when not wanted
+  size_t pixels, channels, words, planes;
 };
 
 // The rows [first_row, last_row) of the output of one image.

@@ -13,7 +13,6 @@
 namespace binarize {
 namespace {
 
-constexpr int64_t kMostPlanes = 64;              // of input or weight
 constexpr size_t kNibbles = 8;                   // of a uint32
 constexpr int64_t kMaxTerms = int64_t{1} << 28;  // K: keeps base - 2 * mismatches inside int32
 
@@ -84,13 +83,16 @@ Epilogue::Epilogue(const ConvParameters& p, int64_t channels_out, ConvConst* con
   if (p.has_link) constant->gamma = expand(p.gamma, 0.0f, &gamma_);
   if (!AllEqual(p.slope, 1.0f)) constant->slope = expand(p.slope, 1.0f, &slope_);
   constant->slope_is_gentle =
-      std::all_of(p.slope.begin(), p.slope.end(), [](float slope) { return slope > 0.0f && slope <= 1.0f; });
+      std::all_of(p.slope.begin(), p.slope.end(), [](float slope) { return slope <= 1.0f && slope != 0.0f; });
   if (!AllEqual(p.shift, 0.0f)) constant->shift = expand(p.shift, 0.0f, &shift_);
   std::vector<float> thresholds = p.next_threshold;
   if (p.element == Element::kFloat16) {
     for (float& threshold : thresholds) threshold = ThresholdBeforeRounding(threshold);
   }
-  constant->next_threshold = expand(thresholds, std::numeric_limits<float>::infinity(), &next_threshold_);
+  constant->next_planes = static_cast<size_t>(p.next_planes);
+  constant->next_step = constant->next_planes * constant->words_out * 4;
+  constant->next_threshold =
+      Expand(thresholds, p.next_planes, channels_out, std::numeric_limits<float>::infinity(), &next_threshold_);
 }
 
 void ValidateSpec(const ConvSpec& s) {
@@ -113,6 +115,7 @@ void ValidateSpec(const ConvSpec& s) {
   RequireRange("attribute dilations[1]", s.dilation_w, 1, kMaxExtent);
   RequireRange("attribute planes", s.planes, 1, kMostPlanes);
   RequireRange("attribute bases", s.bases, 1, kMostPlanes);
+  RequireRange("attribute first_plane", s.first_plane, 0, kMostPlanes - 1);
   const int64_t taps = CheckedProduct(s.kernel_h, s.kernel_w, "kernel area");
   const int64_t terms = CheckedProduct(taps, s.channels_in / s.group, "number of terms of a dot product");
   RequireRange("number of terms of a dot product", terms, 1, kMaxTerms);

@@ -20,6 +20,7 @@ struct ConvSpec {
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t planes = 1;    // of the input
+  int64_t first_plane = 0;  // of the map's planes of bits, the first that is read
   int64_t bases = 1;     // of the weight
   bool ternary = false;  // a plane of the input is the mean of two planes of bits
 
@@ -28,9 +29,11 @@ struct ConvSpec {
   int64_t bit_planes() const { return planes * bits_per_input(); }
 };
 
-// Per-channel parameters; each holds 1 or channels_out values, scale perhaps as many per term.
+// Per-channel parameters; each holds 1 or channels_out values, scale perhaps as many per term, and next_threshold per
+// plane of the next bits.
 struct ConvParameters {
   std::vector<float> scale, bias, gamma, slope, shift, next_threshold;
+  int64_t next_planes = 1;
   bool has_link = false;
   Element element = Element::kFloat32;  // of link, residual and y
 };
@@ -38,7 +41,7 @@ struct ConvParameters {
 // The per-channel parameters as the kernels want them, padded to whole blocks: the owner of what ConvConst points to.
 class Epilogue {
  public:
-  // Sets the epilogue's fields of `constant`: element, scale to next_threshold, channels_out, words_out.
+  // Sets the epilogue's fields of `constant`: element, scale to next_threshold, channels_out, words_out, next_planes.
   Epilogue(const ConvParameters& parameters, int64_t channels_out, ConvConst* constant, int64_t terms = 1);
   Epilogue(const Epilogue&) = delete;
   Epilogue& operator=(const Epilogue&) = delete;
@@ -46,6 +49,8 @@ class Epilogue {
  private:
   AlignedVector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
 };
+
+constexpr int64_t kMostPlanes = 64;  // of bits: a conv's own, those of the map it reads, those it makes
 
 // Throws InvalidModel unless `value` is within [lowest, highest].
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest);

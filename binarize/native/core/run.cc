@@ -31,8 +31,8 @@ const void* At(const void* stream, Element element, int64_t index) {
 void ClearUnusedBits(const ConvConst& constant, const ConvRow& row) noexcept {
   const size_t quarters = constant.words_out * 4, unused = quarters - constant.block_count;
   if (row.next_bits == nullptr || unused == 0) return;
-  for (size_t column = row.begin; column < row.end; ++column) {
-    uint16_t* end = row.next_bits + (column + 1) * quarters;
+  for (size_t plane = row.begin * constant.next_planes; plane < row.end * constant.next_planes; ++plane) {
+    uint16_t* end = row.next_bits + (plane + 1) * quarters;
     if ((unused & 1) != 0) end[-static_cast<ptrdiff_t>(unused)] = 0;
     if ((unused & 2) != 0) std::memset(end - 2, 0, 2 * sizeof(uint16_t));
   }
@@ -47,23 +47,27 @@ void ConvRun::CopyMap(const uint64_t* bits, uint64_t* copy, int32_t* nonzeros) c
   const size_t right = static_cast<size_t>(s.pad_right) * words;
   const bool counted = plan_.shares_nonzeros();
   int32_t* counts = counted ? nonzeros + s.planes * g_.rows * g_.row_width : nullptr;
+  const size_t row_words = static_cast<size_t>(g_.map_w * g_.map.planes) * plan_.constant().words_in;
   for (int64_t plane = 0; plane < s.planes; ++plane) {
-    const uint64_t* from = bits + static_cast<size_t>(plane) * words;
+    const uint64_t* from = bits + FirstWord() + static_cast<size_t>(plane) * words;
     for (int64_t row = 0; row < g_.images * g_.map_h; ++row) {
       std::memset(copy, 0, left * sizeof(uint64_t));
       copy += left;
       s.ternary ? CopyTernaryRow(from, copy, counted ? counts + row * g_.padded_w : nullptr) : CopyRow(from, copy);
       std::memset(copy + middle, 0, right * sizeof(uint64_t));
       copy += middle + right;
-      from += middle * static_cast<size_t>(s.planes);
+      from += row_words;
     }
     if (counted) SumWindows(counts, nonzeros + plane * g_.rows * g_.row_width);
   }
 }
 
+// Of the map's pixels, the first that is read.
+size_t ConvRun::FirstWord() const { return static_cast<size_t>(plan_.spec().first_plane) * plan_.constant().words_in; }
+
 void ConvRun::CopyRow(const uint64_t* bits, uint64_t* copy) const {
   const ConvSpec& s = plan_.spec();
-  const size_t words = plan_.constant().words_in, planes = static_cast<size_t>(s.planes);
+  const size_t words = plan_.constant().words_in, planes = static_cast<size_t>(g_.map.planes);
   const size_t width = static_cast<size_t>(g_.map_w);
   if (planes == 1) {
     std::memcpy(copy, bits, width * words * sizeof(uint64_t));
@@ -81,7 +85,7 @@ void ConvRun::CopyRow(const uint64_t* bits, uint64_t* copy) const {
 // nonzeros of each pixel.
 void ConvRun::CopyTernaryRow(const uint64_t* bits, uint64_t* copy, int32_t* counts) const {
   const ConvSpec& s = plan_.spec();
-  const size_t words = plan_.constant().words_in, step = words * static_cast<size_t>(s.bit_planes());
+  const size_t words = plan_.constant().words_in, step = words * static_cast<size_t>(g_.map.planes);
   const uint64_t last = LastWordMask(s.channels_in);
   const bool by_nibbles = plan_.pairs_nibbles();
   if (counts != nullptr) std::fill_n(counts, g_.padded_w, 0);
@@ -147,7 +151,7 @@ ConvRun::ConvRun(const ConvGeometry& geometry, const ConvTensors& tensors, void*
   if (g_.copied) CopyMap(tensors.bits, copy, nonzeros);
   if (g_.factors.gate) FillScale(scale);
   scale_ = g_.factors.gate ? scale : plan_.constant().scale;
-  map_ = reinterpret_cast<const uint32_t*>(g_.copied ? copy : tensors.bits);
+  map_ = reinterpret_cast<const uint32_t*>(g_.copied ? copy : tensors.bits + FirstWord());
   nonzeros_ = plan_.shares_nonzeros() ? nonzeros : nullptr;
 }
 
@@ -190,7 +194,7 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   if (tensors_.residual != nullptr) r.residual = At(tensors_.residual, constant.element, first);
   if (tensors_.y != nullptr) r.y = const_cast<void*>(At(tensors_.y, constant.element, first));
   if (tensors_.next_bits != nullptr) {
-    r.next_bits = reinterpret_cast<uint16_t*>(tensors_.next_bits + pixel * constant.words_out);
+    r.next_bits = reinterpret_cast<uint16_t*>(tensors_.next_bits) + pixel * constant.next_step;
   }
   return r;
 }

@@ -18,11 +18,11 @@ struct ConvFactors {
 };
 
 struct ConvTensors {
-  const uint64_t* bits;      // [n, h, w, planes of bits, words]
+  const uint64_t* bits;      // [n, h, w, map.planes, words]
   const void* link;       // of the plan's element type; null when neutral
   const void* residual;   // null when neutral
   void* y;                // null when not wanted
-  uint64_t* next_bits;    // null when not wanted
+  uint64_t* next_bits;    // [n, out_h, out_w, next_planes, words]; null when not wanted
   ConvFactors factors;
 };
 
@@ -44,6 +44,7 @@ class ConvRun {
   void RunTask(size_t task) const noexcept;
 
  private:
+  size_t FirstWord() const;
   void CopyMap(const uint64_t* bits, uint64_t* copy, int32_t* nonzeros) const;
   void CopyRow(const uint64_t* bits, uint64_t* copy) const;
   void CopyTernaryRow(const uint64_t* bits, uint64_t* copy, int32_t* counts) const;

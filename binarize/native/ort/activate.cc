@@ -34,7 +34,7 @@ void RunTask(void* user, size_t task) {
   if (job.gate != nullptr) job.gate += image * job.channels;
   if (job.residual != nullptr) job.residual = static_cast<const char*>(job.residual) + at * SizeOf(job.stream);
   if (job.y != nullptr) job.y = static_cast<char*>(job.y) + at * SizeOf(job.stream);
-  if (job.bits != nullptr) job.bits += pixel * job.words;
+  if (job.bits != nullptr) job.bits += pixel * job.planes * job.words;
   call.kernels->activate(job);
 }
 
@@ -60,7 +60,8 @@ class Activate {
     bias_ = Parameter(info, kBias, "bias");
     slope_ = Parameter(info, kSlope, "slope");
     shift_ = Parameter(info, kShift, "shift");
-    threshold_ = Parameter(info, kNextThreshold, "next_threshold");
+    const auto thresholds = PlaneParameter(api, info, kNextThreshold, "next_threshold", channels_, &planes_);
+    threshold_ = Padded(thresholds, planes_);
     if (STREAM == kFloat16) {
       for (float& threshold : threshold_) threshold = ThresholdBeforeRounding(threshold);
     }
@@ -83,11 +84,12 @@ class Activate {
     job.residual = has_residual_ ? ReadInput(api_, context, kResidual, "residual", x.dims).data : nullptr;
     job.scale = scale_.data(), job.bias = bias_.data();
     job.slope = slope_.data(), job.shift = shift_.data(), job.threshold = threshold_.data();
-    const int64_t words = WordsFor(channels_);
+    const int64_t words = WordsFor(channels_), row = planes_ * words;
     job.y = MakeOutput(api_, context, kY, x.dims);
-    job.bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, {images, x.dims[1], x.dims[2], words}));
+    job.bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, {images, x.dims[1], x.dims[2], row}));
     job.channels = static_cast<size_t>(channels_);
     job.words = static_cast<size_t>(words);
+    job.planes = static_cast<size_t>(planes_);
     if (x.size() == 0 || (job.y == nullptr && job.bits == nullptr)) return;
     job.pixels = static_cast<size_t>(x.size() / images / channels_);
     call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels_ * 4)));
@@ -100,24 +102,31 @@ class Activate {
     std::vector<Dim> dims = InputDims(api, context, kX);
     if (dims.size() != 4) return;
     SetOutput(api, context, kY, InputType(api, context, kResidual, STREAM), dims);
-    if (!dims[3].known()) return;
-    dims[3].value = WordsFor(dims[3].value);
+    dims[3] = BitsOf(dims[3], InputDims(api, context, kNextThreshold));
     SetOutput(api, context, kNextBits, kUint64, dims);
   }
 
  private:
-  // A value per channel, and zeros up to a multiple of 16.
   std::vector<float> Parameter(const OrtKernelInfo* info, Input index, const char* name) const {
-    std::vector<float> values = ChannelParameter(api_, info, index, name, channels_);
-    values.resize(static_cast<size_t>(channels_), values[0]);
-    values.resize(static_cast<size_t>(RoundUp(channels_, kLanes)), 0.0f);
-    return values;
+    return Padded(ChannelParameter(api_, info, index, name, channels_), 1);
+  }
+
+  // `rows` of a value per channel, from as many or one for all, and zeros up to a multiple of 16.
+  std::vector<float> Padded(const std::vector<float>& values, int64_t rows) const {
+    const size_t channels = static_cast<size_t>(channels_), step = values.size() == 1 ? 0 : 1;
+    const size_t padded = static_cast<size_t>(RoundUp(channels_, kLanes));
+    std::vector<float> all(static_cast<size_t>(rows) * padded, 0.0f);
+    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+      for (size_t c = 0; c < channels; ++c) all[row * padded + c] = values[(row * channels + c) * step];
+    }
+    return all;
   }
 
   const OrtApi& api_;
   const Kernels* kernels_;
   const int64_t channels_;
   const bool has_gate_, has_residual_;
+  int64_t planes_ = 1;  // of the next bits
   std::vector<float> scale_, bias_, slope_, shift_, threshold_;
 };
 

@@ -54,6 +54,7 @@ ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   s.planes = IntAttribute(api, info, "planes", &one);
   s.bases = IntAttribute(api, info, "bases", &one);
   const int64_t zero = 0, ternary = IntAttribute(api, info, "ternary", &zero);
+  s.first_plane = IntAttribute(api, info, "first_plane", &zero);
   Require(ternary == 0 || ternary == 1, "attribute ternary must be 0 or 1, got " + std::to_string(ternary));
   s.ternary = ternary == 1;
   const auto strides = IntsAttribute(api, info, "strides", {1, 1});
@@ -87,7 +88,8 @@ std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo*
   p.gamma = parameter(kGamma);
   p.slope = parameter(kSlope);
   p.shift = parameter(kShift);
-  p.next_threshold = parameter(kNextThreshold);
+  p.next_threshold =
+      PlaneParameter(api, info, kNextThreshold, kInputNames[kNextThreshold], spec.channels_out, &p.next_planes);
   p.has_link = !IsNeutral(api, info, kLink, 0.0f);
   p.element = element;
   return std::make_unique<const ConvPlan>(spec, p, weight.words(), kernels);
@@ -121,11 +123,12 @@ class BinaryConv2d {
   void Compute(OrtKernelContext* context) const {
     const ConvSpec& spec = plan_->spec();
     const Tensor bits = ReadInput(api_, context, kBits, kInputNames[kBits]);
-    const int64_t words = spec.bit_planes() * WordsFor(spec.channels_in);
-    Require(bits.dims.size() == 4 && bits.dims[3] == words, [&] {
-      return "input bits must have the shape [N,H,W," + std::to_string(words) + "], has " + ShapeText(bits.dims);
+    const int64_t words = WordsFor(spec.channels_in), planes = spec.first_plane + spec.bit_planes();
+    Require(bits.dims.size() == 4 && bits.dims[3] % words == 0 && bits.dims[3] / words >= planes, [&] {
+      return "input bits must have the shape [N,H,W,planes*" + std::to_string(words) + "] of at least " +
+             std::to_string(planes) + " planes, has " + ShapeText(bits.dims);
     });
-    const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2]};
+    const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2], bits.dims[3] / words};
     Require(map.h > 0 && map.w > 0, [&] { return "input bits has an empty map, shape " + ShapeText(bits.dims); });
     std::unique_ptr<const ConvGeometry> own;
     const ConvGeometry& geometry = FindGeometry(map, own);
@@ -143,7 +146,7 @@ class BinaryConv2d {
     }
     std::vector<int64_t> dims = {map.n, geometry.out_h, geometry.out_w, spec.channels_out};
     tensors.y = MakeOutput(api_, context, kY, dims);
-    dims[3] = WordsFor(spec.channels_out);
+    dims[3] = WordsFor(spec.channels_out) * static_cast<int64_t>(plan_->constant().next_planes);
     tensors.next_bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, dims));
     if (map.n == 0 || (tensors.y == nullptr && tensors.next_bits == nullptr)) return;
 
@@ -238,7 +241,7 @@ void BinaryConv2d<STREAM>::InferShapes(const OrtApi& api, OrtShapeInferContext* 
   if (weight[0].known()) y[3].value = weight[0].value / bases * group;
   const int32_t stream = InputType(api, context, kResidual, InputType(api, context, kLink, kUnknownType));
   if (stream != kUnknownType) SetOutput(api, context, kY, stream, y);
-  if (y[3].known()) y[3].value = WordsFor(y[3].value);  // otherwise SetOutput has refused and will again
+  y[3] = BitsOf(y[3], InputDims(api, context, kNextThreshold));
   SetOutput(api, context, kNextBits, kUint64, y);
 }
 

@@ -65,7 +65,8 @@ std::unique_ptr<const Int8Plan> MakePlan(const OrtApi& api, const OrtKernelInfo*
   p.bias = parameter(kBias);
   p.slope = parameter(kSlope);
   p.shift = parameter(kShift);
-  p.next_threshold = parameter(kNextThreshold);
+  p.next_threshold =
+      PlaneParameter(api, info, kNextThreshold, kInputNames[kNextThreshold], spec.channels_out, &p.next_planes);
   p.element = element;
   const Kernels& kernels = *SelectIsaFromEnvironment().kernels;
   return std::make_unique<const Int8Plan>(spec, p, static_cast<const int8_t*>(weight.data), kernels);
@@ -117,7 +118,8 @@ class Int8Conv2d {
     t.x = image.floats();
     if (has_residual_) t.residual = ReadInput(api_, context, kResidual, kInputNames[kResidual], dims).data;
     t.y = MakeOutput(api_, context, kY, dims);
-    const int64_t pixels = run.out_h() * run.out_w(), words = WordsFor(spec.channels_out);
+    const int64_t pixels = run.out_h() * run.out_w();
+    const int64_t words = WordsFor(spec.channels_out) * static_cast<int64_t>(plan_->constant().epilogue.next_planes);
     dims[3] = words;
     t.next_bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, dims));
     if (images == 0 || (t.y == nullptr && t.next_bits == nullptr)) return;
@@ -152,7 +154,7 @@ class Int8Conv2d {
       if (y[axis + 1].value <= 0) return;  // unknown, or refused at kernel creation or by the run
     }
     SetOutput(api, context, kY, InputType(api, context, kResidual, STREAM), y);
-    y[3].value = WordsFor(y[3].value);
+    y[3] = BitsOf(y[3], InputDims(api, context, kNextThreshold));
     SetOutput(api, context, kNextBits, kUint64, y);
   }
 

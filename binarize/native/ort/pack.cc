@@ -74,19 +74,8 @@ class Pack {
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
     std::vector<Dim> dims = InputDims(api, context, 0);
-    const std::vector<Dim> threshold = InputDims(api, context, 1);
-    const Dim planes = threshold.size() == 2 ? threshold[0] : Dim{1, ""};
-    if (dims.size() != 4 || threshold.empty() || !planes.known()) return;
-    Dim& last = dims[3];
-    if (last.known()) {
-      last.value = WordsFor(last.value);
-      if (planes.value < 1 || (last.value > 0 && planes.value > INT64_MAX / last.value)) return;
-      last.value *= planes.value;
-    } else if (planes.value != 1) {
-      last = Dim{};
-    } else if (!last.name.empty()) {
-      last.name = "ceil(" + last.name + "/64)";
-    }
+    if (dims.size() != 4) return;
+    dims[3] = BitsOf(dims[3], InputDims(api, context, 1));
     SetOutput(api, context, 0, kUint64, dims);
   }
 

@@ -2,6 +2,7 @@
 #include "ort/ports.h"
 
 #include "core/half.h"
+#include "core/plan.h"
 
 namespace binarize {
 namespace ort {
@@ -29,6 +30,19 @@ std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info
           std::string("input ") + name + " must have the shape [1] or [" + std::to_string(channels) + "], has " +
               ShapeText(t.dims));
   return std::vector<float>(t.floats(), t.floats() + t.dims[0]);
+}
+
+std::vector<float> PlaneParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
+                                  int64_t channels, int64_t* planes) {
+  const Tensor t = RequiredConstant(api, info, index, name, kFloat);
+  *planes = 1;
+  if (t.dims.size() != 2) return ChannelParameter(api, info, index, name, channels);
+  *planes = t.dims[0];
+  Require(t.dims[0] >= 1 && t.dims[0] <= kMostPlanes && t.dims[1] == channels,
+          std::string("input ") + name + " must have the shape [1], [" + std::to_string(channels) + "] or [planes," +
+              std::to_string(channels) + "] of 1 to " + std::to_string(kMostPlanes) + " planes, has " +
+              ShapeText(t.dims));
+  return std::vector<float>(t.floats(), t.floats() + t.size());
 }
 
 bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index) {

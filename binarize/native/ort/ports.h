@@ -23,6 +23,10 @@ Tensor RequiredConstant(const OrtApi& api, const OrtKernelInfo* info, size_t ind
 std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
                                     int64_t channels);
 
+// The values of a constant float [1], [channels] or [planes, channels]; `planes` is 1 for the first two.
+std::vector<float> PlaneParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
+                                  int64_t channels, int64_t* planes);
+
 // Whether the node lists input `index`; old files lack those that came later.
 bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
 

@@ -1,6 +1,7 @@
 // See shape_inference.h.
 #include "ort/shape_inference.h"
 
+#include "core/bits.h"
 #include "ort/wrap.h"
 
 namespace binarize {
@@ -77,6 +78,16 @@ void ReadInts(const OrtApi& api, const OrtShapeInferContext* context, const char
 int64_t ReadInt(const OrtApi& api, const OrtShapeInferContext* context, const char* name, int64_t fallback) {
   int64_t value = 0;
   return ReadAttribute(api, context, name, kAttributeInt, &value, sizeof value) ? value : fallback;
+}
+
+Dim BitsOf(const Dim& channels, const std::vector<Dim>& threshold) {
+  const Dim planes = threshold.size() == 2 ? threshold[0] : Dim{1, ""};
+  if (!planes.known() || planes.value < 1 || threshold.empty()) return Dim{};
+  if (!channels.known()) {
+    return planes.value == 1 && !channels.name.empty() ? Dim{-1, "ceil(" + channels.name + "/64)"} : Dim{};
+  }
+  const int64_t words = WordsFor(channels.value);
+  return words > 0 && planes.value > INT64_MAX / words ? Dim{} : Dim{words * planes.value, ""};
 }
 
 }  // namespace ort

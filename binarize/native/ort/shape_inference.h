@@ -31,5 +31,8 @@ void SetOutput(const OrtApi& api, const OrtShapeInferContext* context, size_t in
 void ReadInts(const OrtApi& api, const OrtShapeInferContext* context, const char* name, std::vector<int64_t>* values);
 int64_t ReadInt(const OrtApi& api, const OrtShapeInferContext* context, const char* name, int64_t fallback);
 
+// The words of a pixel's bits: of `channels`, for each row of a threshold of these dimensions.
+Dim BitsOf(const Dim& channels, const std::vector<Dim>& threshold);
+
 }  // namespace ort
 }  // namespace binarize

@@ -77,6 +77,29 @@ float At(const std::vector<float>& values, int64_t o) {
   return values[values.size() == 1 ? 0 : static_cast<size_t>(o)];
 }
 
+// The threshold of channel `o` in a plane of the next bits.
+float Threshold(const ConvParameters& p, int64_t channels, int64_t plane, int64_t o) {
+  return p.next_planes == 1 ? At(p.next_threshold, o) : p.next_threshold[static_cast<size_t>(plane * channels + o)];
+}
+
+// Words of a pixel's next bits.
+int64_t NextWords(const ConvParameters& p, int64_t channels) { return p.next_planes * WordsFor(channels); }
+
+// Sets the bits of a value in all planes of its pixel.
+void SetNext(const ConvParameters& p, int64_t channels, int64_t pixel, int64_t o, float value,
+             std::vector<uint64_t>& bits) {
+  for (int64_t plane = 0; plane < p.next_planes; ++plane) {
+    const int64_t word = (pixel * p.next_planes + plane) * WordsFor(channels) + o / 64;
+    bits[static_cast<size_t>(word)] |= uint64_t{value > Threshold(p, channels, plane, o)} << (o % 64);
+  }
+}
+
+// Thresholds of one to three planes.
+void MakeThresholds(Random& random, int64_t channels, ConvParameters& p) {
+  p.next_planes = random.Between(1, 3);
+  p.next_threshold = random.Values(p.next_planes > 1 ? p.next_planes * channels : random.Coin() ? 1 : channels);
+}
+
 bool Bit(const std::vector<uint64_t>& words, int64_t row, int64_t words_per_row, int64_t channel) {
   return (words[static_cast<size_t>(row * words_per_row + channel / 64)] >> (channel % 64)) & 1;
 }
@@ -143,21 +166,27 @@ Case MakeCase(Random& random) {
   s.pad_bottom = random.Between(0, 3), s.pad_right = random.Between(0, 3);
   const int64_t least_h = std::max<int64_t>(1, s.dilation_h * (s.kernel_h - 1) + 1 - s.pad_top - s.pad_bottom);
   const int64_t least_w = std::max<int64_t>(1, s.dilation_w * (s.kernel_w - 1) + 1 - s.pad_left - s.pad_right);
-  c.map = {random.Between(1, 2), least_h + random.Between(0, 8), least_w + random.Between(0, 17)};
+  c.map = {random.Between(1, 2), least_h + random.Between(0, 8), least_w + random.Between(0, 17), 0};
   c.out_h = OutputExtent(c.map.h, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
   c.out_w = OutputExtent(c.map.w, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
 
   if (random.Coin()) s.planes = random.Between(1, 3), s.bases = random.Between(1, 3), s.ternary = random.Coin();
+  if (random.Coin()) s.first_plane = random.Between(0, 2);
+  c.map.planes = s.first_plane + s.bit_planes() + (random.Coin() ? 0 : random.Between(0, 2));
   const auto parameter = [&] { return random.Values(random.Coin() ? 1 : s.channels_out); };
   const auto perhaps = [&](float neutral) { return random.Coin() ? parameter() : std::vector<float>{neutral}; };
   ConvParameters& p = c.parameters;
-  p.scale = parameter(), p.bias = parameter(), p.gamma = parameter(), p.next_threshold = parameter();
+  p.scale = parameter(), p.bias = parameter(), p.gamma = parameter();
+  MakeThresholds(random, s.channels_out, p);
   p.slope = perhaps(1.0f), p.shift = perhaps(0.0f);
+  if (random.Coin()) {  // at most 1, for which the kernels have a shorter way
+    for (float& slope : p.slope) slope = std::min(slope, 1.0f);
+  }
   p.has_link = random.Coin();
   if (s.terms() > 1 && random.Coin()) p.scale = random.Values(s.terms() * s.channels_out);
 
   const int64_t words = WordsFor(s.channels_in), pixels = c.map.n * c.map.h * c.map.w;
-  c.bits = random.PerhapsAlike(pixels * s.bit_planes() * words);  // stray bits past the last channel included
+  c.bits = random.PerhapsAlike(pixels * c.map.planes * words);  // stray bits past the last channel included
   c.weight = random.PerhapsAlike(s.bases * s.channels_out / s.group * s.kernel_h * s.kernel_w * words);
   if (random.Between(0, 3) == 0) c.gate = random.Values(c.map.n * s.channels_out);
   c.one_factor = random.Coin();
@@ -183,7 +212,7 @@ int64_t NaiveAccumulator(const Case& c, int64_t n, int64_t i, int64_t k, int64_t
       if (row < 0 || row >= c.map.h || column < 0 || column >= c.map.w) continue;
       for (int64_t channel = o / rows * in_per_group; channel < (o / rows + 1) * in_per_group; ++channel) {
         const int64_t pixel = (n * c.map.h + row) * c.map.w + column;
-        const bool a = Bit(c.bits, pixel * s.bit_planes() + plane, words, channel);
+        const bool a = Bit(c.bits, pixel * c.map.planes + s.first_plane + plane, words, channel);
         const bool w = Bit(c.weight, ((base * rows + o % rows) * s.kernel_h + r) * s.kernel_w + t, words, channel);
         sum += a == w ? 1 : -1;
       }
@@ -236,7 +265,7 @@ float NaiveSum(const Case& c, int64_t n, int64_t i, int64_t k, int64_t o) {
 Result Naive(const Case& c) {
   const ConvSpec& s = c.spec;
   const ConvParameters& p = c.parameters;
-  const int64_t words = WordsFor(s.channels_out), pixels = c.map.n * c.out_h * c.out_w;
+  const int64_t words = NextWords(p, s.channels_out), pixels = c.map.n * c.out_h * c.out_w;
   Result result{std::vector<float>(static_cast<size_t>(pixels * s.channels_out)),
                 std::vector<uint64_t>(static_cast<size_t>(pixels * words))};
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
@@ -249,8 +278,7 @@ Result Naive(const Case& c) {
       t = t > 0.0f ? t : At(p.slope, o) * t;
       t = Stored(c.element, t + At(p.shift, o));
       result.y[at] = t;
-      const uint64_t next = t > At(p.next_threshold, o);
-      result.bits[static_cast<size_t>(pixel * words + o / 64)] |= next << (o % 64);
+      SetNext(p, s.channels_out, pixel, o, t, result.bits);
     }
   }
   return result;
@@ -273,7 +301,7 @@ class Call {
   Call(const Case& c, const ConvGeometry& geometry) : case_(c) {
     const size_t pixels = static_cast<size_t>(c.map.n * c.out_h * c.out_w);
     y_size_ = pixels * static_cast<size_t>(c.spec.channels_out);
-    bits_size_ = pixels * static_cast<size_t>(WordsFor(c.spec.channels_out));
+    bits_size_ = pixels * static_cast<size_t>(NextWords(c.parameters, c.spec.channels_out));
     y_ = Dirty(y_size_ * (c.element == Element::kFloat16 ? sizeof(Half) : sizeof(float)));
     bits_ = Dirty(bits_size_ * sizeof(uint64_t));
     scratch_ = Dirty(geometry.scratch_bytes);
@@ -406,7 +434,7 @@ int CheckKept(int64_t cases, uint64_t seed) {
     const KeptValues<ConvGeometry> kept;
     std::atomic<bool> right{true};
     const auto ask = [&](int64_t shape, const ConvGeometry** found) {
-      const MapShape map{c.map.n, c.map.h + shape, c.map.w};
+      const MapShape map{c.map.n, c.map.h + shape, c.map.w, c.map.planes};
       std::unique_ptr<const ConvGeometry> own;
       const ConvGeometry& geometry = kept.FindOrMake([&](const ConvGeometry& g) { return g.map == map; },
                                                      [&] { return MakeGeometry(c, plan, map); }, own);
@@ -507,7 +535,8 @@ Int8Case MakeInt8Case(Random& random) {
 
   const auto parameter = [&] { return random.Values(random.Coin() ? 1 : s.channels_out); };
   ConvParameters& p = c.parameters;
-  p.scale = parameter(), p.bias = parameter(), p.next_threshold = parameter();
+  p.scale = parameter(), p.bias = parameter();
+  MakeThresholds(random, s.channels_out, p);
   p.slope = random.Coin() ? parameter() : std::vector<float>{1.0f};
   p.shift = random.Coin() ? parameter() : std::vector<float>{0.0f};
   p.element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
@@ -544,7 +573,7 @@ int64_t NaiveInt8(const Int8Case& c, int64_t i, int64_t k, int64_t o) {
 Result NaiveInt8(const Int8Case& c) {
   const Int8Spec& s = c.spec;
   const ConvParameters& p = c.parameters;
-  const int64_t words = WordsFor(s.channels_out);
+  const int64_t words = NextWords(p, s.channels_out);
   Result result{std::vector<float>(static_cast<size_t>(c.out_h * c.out_w * s.channels_out)),
                 std::vector<uint64_t>(static_cast<size_t>(c.out_h * c.out_w * words))};
   for (int64_t pixel = 0; pixel < c.out_h * c.out_w; ++pixel) {
@@ -564,7 +593,7 @@ Result NaiveInt8(const Int8Case& c) {
       t = t > 0.0f ? t : At(p.slope, o) * t;
       t = Stored(p.element, t + At(p.shift, o));
       result.y[at] = t;
-      result.bits[static_cast<size_t>(pixel * words + o / 64)] |= uint64_t{t > At(p.next_threshold, o)} << (o % 64);
+      SetNext(p, s.channels_out, pixel, o, t, result.bits);
     }
   }
   return result;
@@ -576,7 +605,7 @@ Result RunInt8(const Int8Case& c, const Kernels& kernels) {
   const Int8Run run(plan, c.height, c.width);
   const Element element = c.parameters.element;
   const size_t size = static_cast<size_t>(c.out_h * c.out_w * c.spec.channels_out);
-  const size_t words = static_cast<size_t>(c.out_h * c.out_w * WordsFor(c.spec.channels_out));
+  const size_t words = static_cast<size_t>(c.out_h * c.out_w * NextWords(c.parameters, c.spec.channels_out));
   const auto y = Dirty(size * (element == Element::kFloat16 ? sizeof(Half) : sizeof(float)));
   const auto bits = Dirty(words * sizeof(uint64_t)), scratch = Dirty(run.scratch_bytes());
   const std::vector<char> residual = Bytes(element, c.residual);
@@ -682,12 +711,13 @@ int CheckHostile(int64_t cases, uint64_t seed) {
       const std::vector<float> one{1.0f};
       const Kernels& kernels = *SelectIsa("scalar").kernels;
       const ConvPlan plan(s, {one, one, one, one, one, one}, random.Words(weight).data(), kernels);
-      const MapShape map{1, random.Between(0, 4), random.Between(0, 4)};
+      const int64_t planes = s.first_plane + s.bit_planes() + random.Between(0, 1);
+      const MapShape map{1, random.Between(0, 4), random.Between(0, 4), planes};
       const ConvGeometry geometry(plan, map);
       if (map.h == 0 || map.w == 0) continue;  // the adapter refuses empty maps
       const int64_t outputs = geometry.out_h * geometry.out_w * s.channels_out;
       if (outputs > 100000 || geometry.scratch_bytes > 10000000) continue;
-      const std::vector<uint64_t> bits = random.Words(map.h * map.w * s.bit_planes() * WordsFor(s.channels_in));
+      const std::vector<uint64_t> bits = random.Words(map.h * map.w * planes * WordsFor(s.channels_in));
       const auto scratch = Dirty(geometry.scratch_bytes);
       std::vector<float> y(static_cast<size_t>(outputs));
       const ConvRun run(geometry, {bits.data(), nullptr, nullptr, y.data(), nullptr, {}}, scratch.get());

@@ -12,7 +12,8 @@ template <class V, bool FULL, class X, class E, int PIXELS>
 BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
   using Floats = typename V::Floats;
   const size_t at = pixel * job.channels + channel;
-  Floats t[PIXELS];
+  Floats block[1][PIXELS];
+  Floats(&t)[PIXELS] = block[0];
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(static_cast<const X*>(job.x) + at + m * job.channels, lanes);
   if (job.gate != nullptr) {
@@ -37,9 +38,13 @@ BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t c
     for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(y + m * job.channels, t[m], lanes);
   }
   if (job.bits != nullptr) {
-    const size_t step = job.words * 4;
+    const size_t plane_step = job.words * 4, step = job.planes * plane_step;
     uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + pixel * step + channel / kLanes;
-    WriteBits<V, FULL>(bits, step, t, V::Load(job.threshold + channel), lanes);
+    const float* threshold = job.threshold + channel;
+    for (size_t plane = 0; plane < job.planes; ++plane, bits += plane_step) {
+      WriteBits<V, FULL>(bits, step, block, threshold, lanes);
+      threshold += (job.channels + kLanes - 1) / kLanes * kLanes;
+    }
   }
 }
 
@@ -51,8 +56,8 @@ BINARIZE_INLINE void ActivatePixels(const ActivateJob& job, size_t pixel) {
   }
   if (channel < job.channels) ActivateTile<V, false, X, E, PIXELS>(job, pixel, channel, job.channels - channel);
   if (job.bits == nullptr) return;
-  for (int m = 0; m < PIXELS; ++m) {  // the quarters of the last word that have no channel
-    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + (pixel + m) * job.words * 4;
+  for (size_t plane = pixel * job.planes; plane < (pixel + PIXELS) * job.planes; ++plane) {
+    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + plane * job.words * 4;  // of the last word, those unused
     for (size_t quarter = (job.channels + kLanes - 1) / kLanes; quarter < job.words * 4; ++quarter) bits[quarter] = 0;
   }
 }

@@ -74,8 +74,9 @@ void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
               const float* sums) {
   const E* residual = static_cast<const E*>(row.residual);
   E* y = static_cast<E*>(row.y);
-  uint32_t next = 0;
-  for (size_t lane = 0; lane < k.blocks[block].lanes; ++lane) {
+  float values[kLanes];
+  const size_t lanes = k.blocks[block].lanes;
+  for (size_t lane = 0; lane < lanes; ++lane) {
     const size_t o = block * kLanes + lane;
     const size_t at = column * k.channels_out + o;
     float t = sums[lane];
@@ -84,9 +85,14 @@ void Epilogue(const ConvConst& k, const ConvCall& call, const ConvRow& row, size
     if (k.slope != nullptr) t = t > 0.0f ? t : k.slope[o] * t;
     if (k.shift != nullptr) t = t + k.shift[o];
     if (y != nullptr) Narrow(t, &y[at]);
-    next |= uint32_t{t > k.next_threshold[o]} << lane;
+    values[lane] = t;
   }
-  if (row.next_bits != nullptr) row.next_bits[column * k.words_out * 4 + block] = static_cast<uint16_t>(next);
+  for (size_t plane = 0; row.next_bits != nullptr && plane < k.next_planes; ++plane) {
+    const float* threshold = k.next_threshold + (plane * k.block_count + block) * kLanes;
+    uint32_t next = 0;
+    for (size_t lane = 0; lane < lanes; ++lane) next |= uint32_t{values[lane] > threshold[lane]} << lane;
+    row.next_bits[column * k.next_step + plane * k.words_out * 4 + block] = static_cast<uint16_t>(next);
+  }
 }
 
 void Finish(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
@@ -247,9 +253,11 @@ void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
 
 template <class X, class E>
 void ActivateElements(const ActivateJob& job) {
+  const size_t padded = (job.channels + kLanes - 1) / kLanes * kLanes;
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
-    uint64_t* bits = job.bits != nullptr ? job.bits + pixel * job.words : nullptr;
-    for (size_t word = 0; bits != nullptr && word < job.words; ++word) bits[word] = 0;
+    const size_t words = job.bits != nullptr ? job.planes * job.words : 0;
+    uint64_t* bits = job.bits + pixel * words;
+    std::fill_n(bits, words, uint64_t{0});
     for (size_t c = 0; c < job.channels; ++c) {
       const size_t at = pixel * job.channels + c;
       float t = Widen(static_cast<const X*>(job.x)[at]);
@@ -258,7 +266,10 @@ void ActivateElements(const ActivateJob& job) {
       if (job.residual != nullptr) t = t + Widen(static_cast<const E*>(job.residual)[at]);
       t = (t > 0.0f ? t : job.slope[c] * t) + job.shift[c];
       if (job.y != nullptr) Narrow(t, static_cast<E*>(job.y) + at);
-      if (bits != nullptr) bits[c / kWordBits] |= uint64_t{t > job.threshold[c]} << (c % kWordBits);
+      const float* threshold = job.threshold + c;
+      for (size_t word = c / kWordBits; word < words; word += job.words, threshold += padded) {
+        bits[word] |= uint64_t{t > *threshold} << (c % kWordBits);
+      }
     }
   }
 }
