@@ -1,5 +1,6 @@
 """Every recipe applies, trains, exports and runs, and is what it says it is."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def convs(module):
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_trains_exports_and_runs(name, tmp_path):
     model = net()
-    module = applied(name, *QUICK, model=model)
+    module = applied(name, *QUICK, "training.stages.binary.search_every=1", model=model)
     weights = {n: c.weight.detach().clone() for n, c in convs(module).items()}
     binarize.finetune(module, model, images(128), val_data=images(64, seed=1))
     history = module.report.results["training"]["history"]
@@ -66,11 +67,33 @@ def test_it_trains_exports_and_runs(name, tmp_path):
     ]
     assert all(np.isfinite(h["loss"]) for h in history)
     assert all(not torch.equal(c.weight, weights[n]) for n, c in convs(module).items())
-    report = binarize.export(randomized(module), tmp_path / "m.onnx", torch.randn(3, *SIZE))
-    assert report.results["verification"]["nodes"] >= len(report.binarized)
-    session = binarize.InferenceSession(tmp_path / "m.onnx")
-    x = torch.randn(5, *SIZE)
-    assert session.run(None, {"input": x.numpy()})[0].shape == (5, 4)
+    check_search(name, module, history[-1])
+    for file in ("trained.onnx", "randomized.onnx"):  # as training left it; then with no parameter at its default
+        path = tmp_path / file
+        report = binarize.export(module, path, torch.randn(3, *SIZE))
+        assert report.results["verification"]["nodes"] >= len(report.binarized)
+        x = torch.randn(32, *SIZE)
+        with torch.no_grad():
+            trained = module.eval()(x).numpy()
+        found = binarize.InferenceSession(path).run(None, {"input": x.numpy()})[0]
+        differences = abs(found - trained).max(1) / abs(trained).max()
+        assert found.shape == (32, 4) and (differences < 1e-4).mean() > 0.8  # rounding may flip an image's sign
+        randomized(module)
+
+
+def check_search(name, module, last):
+    """A recipe that searches has adopted something, and CI-Net's edges change what the net gives."""
+    searches = any(stage.search != "none" for stage in all_recipes()[name].config.training.stages)
+    assert searches == ("adopted" in last) and (not searches or last["adopted"] > 0)
+    edges = [conv.interaction.sign for conv in convs(module).values() if conv.interaction is not None]
+    assert any(sign.any() for sign in edges) == (name == "ci-net")
+    if name == "ci-net":
+        x = images(64).images / 127.5 - 1
+        bare = copy.deepcopy(module).eval()
+        for conv in convs(bare).values():
+            conv.interaction.sign.zero_()
+        with torch.no_grad():
+            assert not torch.allclose(bare(x), module.eval()(x))
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n not in ELASTIC])
