@@ -306,6 +306,26 @@ def test_the_report_says_where_a_recipe_has_no_answer():
     assert hidden not in applied("binarye").report.summary() + applied("el", "link.position=pre_bn").report.summary()
 
 
+def test_the_report_names_signs_that_nothing_balances():
+    def pooled(*stem):
+        head = (BasicBlock(8, 8), nn.Conv2d(8, 12, 1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(12, 12, 1))
+        return nn.Sequential(*stem, *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+
+    def named(recipe, *values, model):
+        decisions = applied(recipe, *values, model=model).report.binarized
+        return [d.layer for d in decisions if any("balances the bits" in text for text in d.departures)]
+
+    normed, bare = conv_bn(1, 8), nn.Conv2d(1, 8, 3, 1, 1)
+    for recipe in ("bireal", "xnor", "abcnet", "ci-net", "mobinet"):
+        assert named(recipe, model=pooled(normed, nn.MaxPool2d(2))) == ["2.conv1", "6"]  # after the stem's pooling
+        assert named(recipe, model=pooled(normed, nn.AvgPool2d(2))) == ["6"]
+        assert named(recipe, model=pooled(bare, nn.ReLU())) == ["2.conv1", "6"]  # a stem without a norm
+    for recipe in ("el", "el-dagger", "real-to-bin", "reactnet", "el-reactnet"):  # thresholds are learned
+        assert not named(recipe, model=pooled(normed, nn.MaxPool2d(2)))
+    assert not named("bireal", "conv.threshold=median", model=pooled(normed, nn.MaxPool2d(2)))
+    assert not named("bireal", model=net())
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_page_of_recipes_has_it(name):
     recipe = all_recipes()[name]
