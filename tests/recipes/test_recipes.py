@@ -286,6 +286,9 @@ def test_a_recipe_says_what_it_is(name):
     recipe = all_recipes()[name]
     assert recipe.name == name == recipe.config.recipe
     assert recipe.summary and recipe.source and recipe.equations and recipe.cost
+    equations = " ".join(recipe.equations)
+    assert "y = " in equations and ("d sign" in equations or "dL/dW" in equations) and " as in " not in equations
+    assert ("float projections" in recipe.cost) == (recipe.config.surgery.keep == ("rule:projection",))
     assert len(recipe.table1) == len(TABLE1_NETS)
     assert all(cell in ("-", "NC") or 40 < float(cell) < 75 for cell in recipe.table1)
 
