@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
 
 from binarize.config import Config
-from binarize.nn import BinaryConv
+from binarize.nn import BinaryConv, RPReLU
 from binarize.nn.materialise import materialise
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.graph_tools import module_of
+from binarize.passes.graph_tools import calls_function, calls_module, is_activation, is_weighted, module_of, path_of
 from binarize.passes.plan import binarized_convs
 
 
@@ -36,7 +37,10 @@ class ReplaceConvs:
                 grown, numel = decision.groups // conv.groups, conv.weight.numel()
                 changes = {"groups": conv.groups, "macs": decision.macs * grown, "weight_bytes": 4 * numel}
                 context.amend(path, kind="grouped", **changes)
-            context.amend(path, departures=_departures(conv, context.config, inputs if is_depthwise else 1))
+            found = _departures(conv, context.config, inputs if is_depthwise else 1)
+            if context.config.conv.threshold == "none" and _meets_unbalanced(node, context):
+                found = (*found, _UNBALANCED)
+            context.amend(path, departures=found)
             BinaryConv.adopt(conv, context.config.conv, decision.output_size)
             changed += 1
         return PassResult(graph_module, changed)
@@ -57,6 +61,36 @@ def _departures(conv: _ConvNd, config: Config, inputs: int) -> tuple[str, ...]:
     if config.conv.scale == "spatial":
         found.append("factors per row and column fix the size of the images (conv.scale)")
     return tuple(found)
+
+
+_UNBALANCED = (
+    "no batch norm or threshold balances the bits of a max-pooled map or a float layer (conv.threshold=median)"
+)
+
+_MAX_POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_MAX_POOL_FUNCTIONS = {
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+}
+_KEEPS_BALANCE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, RPReLU)
+"""As activations do that a recipe puts before signs."""
+
+
+def _meets_unbalanced(conv: Node, context: PassContext) -> bool:
+    """Whether the maximum of a window, or a layer that stays float without a batch norm, is what `conv` sees.
+
+    What is added, joined or computed otherwise before it is not judged.
+    """
+    source = conv.all_input_nodes[0]
+    while is_activation(source) or calls_module(source, _KEEPS_BALANCE):
+        source = source.all_input_nodes[0]
+    if calls_module(source, _MAX_POOLS) or calls_function(source, _MAX_POOL_FUNCTIONS):
+        return True
+    decision = context.decisions.get(path_of(source)) if source.op == "call_module" else None
+    return is_weighted(source) and not (decision is not None and decision.binarized)  # a binary one gets a batch norm
 
 
 def widen_groups(conv: _ConvNd, inputs: int) -> bool:

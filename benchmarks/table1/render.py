@@ -160,7 +160,7 @@ def _arms(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _open_cells(rows: Sequence[Row]) -> list[str]:
-    """What of each preset has no result with its settings, or that of one seed alone."""
+    """What of each preset, and of the product of `el`'s parts, has no result with its settings, or that of one seed."""
     lines = []
     for name, preset in PRESETS.items():
         done = {(row.net, row.recipe, row.seed) for row in rows if _preset_of(row) == (name, "")}
@@ -173,6 +173,10 @@ def _open_cells(rows: Sequence[Row]) -> list[str]:
                 lines.append(f"- preset `{name}`, {net}: {', '.join(missing)}")
             if single := [arm for arm in preset.arms if seeds[net, arm] == 1]:
                 lines.append(f"- preset `{name}`, {net}, a second seed: {', '.join(single)}")
+            rest = [arm for arm in product_arms() if arm not in preset.arms]
+            for what, count in (("", 0), (", a second seed", 1)):
+                if found := [arm.removeprefix("el/") for arm in rest if seeds[net, arm] == count]:
+                    lines.append(f"- beside preset `{name}`, {net}, parts of `el` combined{what}: {', '.join(found)}")
     return lines or ["nothing"]
 
 

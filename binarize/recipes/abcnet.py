@@ -17,11 +17,12 @@ ABCNET = Recipe(
     equations=(
         "B_m = sign(W - mean W + u_m std W), u_m evenly from -1 to 1; alpha = argmin ||W - sum alpha_m B_m||^2",
         "A_n = sign(x + v_n - 1/2), gradient where 0 <= x + v_n <= 1; v_n and beta_n learned",
-        "y = BN(sum over m, n of alpha_m beta_n (A_n conv B_m)), dL/dW = sum alpha_m dL/dB_m",
+        "y = BN(sum over m, n of alpha_m beta_n (A_n conv B_m))",
+        "dL/dW = g sum alpha_m, g the gradient of sum alpha_m B_m",
         "M = conv.weight_bases, N = conv.activation_bases, 3 each; the paper's Table 1 row is 1 and 1",
     ),
     table1=("45.2", "52.9", "NC", "42.7", "52.4"),
-    cost="M x N binary convolutions per conv and M bits per weight, in one operator",
+    cost="M x N binary convolutions per conv and M bits per weight, in one operator; float projections",
     limits=(
         "a block's own shortcut is the only one",
         "mean, deviation and alpha are per output channel, the paper's channel-wise form; v and beta start so that the "

@@ -2,7 +2,7 @@
 
 from binarize.config import Config, ConvConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import IDENTITY, PUBLISHED
+from binarize.recipes.parts import FLOAT_PROJECTIONS, IDENTITY, PUBLISHED
 
 BINARYE = Recipe(
     name="binarye",
@@ -19,6 +19,7 @@ BINARYE = Recipe(
         "d sign(z)/dz = 1[|z| <= 1.3] for inputs and weights (1.0 in 2018, 1.3 in the authors' later code)",
     ),
     table1=("57.9", "61.2", "NC", "56.7", "59.5"),
+    cost=FLOAT_PROJECTIONS,
     limits=(
         "convs that change channels or size have no identity: they go without, or with the block's float projection",
         "the authors put a batch norm before the first block's sign; a converted net has pooling alone there, so "

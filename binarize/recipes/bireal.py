@@ -2,7 +2,7 @@
 
 from binarize.config import Config
 from binarize.recipes import Recipe
-from binarize.recipes.parts import BIREAL_CONV, IDENTITY, PUBLISHED
+from binarize.recipes.parts import BIREAL_CONV, BIREAL_GRADIENTS, FLOAT_PROJECTIONS, IDENTITY, PUBLISHED
 
 BIREAL = Recipe(
     name="bireal",
@@ -12,10 +12,11 @@ BIREAL = Recipe(
     equations=(
         "y = BN(alpha * (sign(x) conv sign(W))) + x, alpha_o = mean |W_o|, detached",
         "y = BN(...) + BN(projection(x)) where the block has a float projection for its shortcut",
-        "d sign(x)/dx = 2 - 2|x| on (-1, 1), else 0; d(alpha sign(W))/dW = 1[|W| <= 1] as in the released code",
-        "(the paper's magnitude-aware gradient, alpha 1[|W| <= 1]: --set conv.weight_gradient=magnitude)",
+        BIREAL_GRADIENTS,
+        "(of the released code; the paper's alpha 1[|W| <= 1]: --set conv.weight_gradient=magnitude)",
     ),
     table1=("57.8", "62.7", "NC", "56.4", "62.2"),
+    cost=FLOAT_PROJECTIONS,
     limits=(
         "convs that change channels or size have no identity: they go without, or with the block's float projection",
         "the last activation before the classifier stays, as it feeds no sign; the paper has none",

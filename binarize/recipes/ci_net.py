@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from binarize.config import Config, ConvConfig, StageConfig, TrainingConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import NO_LINK, PUBLISHED
+from binarize.recipes.parts import CLIP_GRADIENTS, NO_LINK, PUBLISHED
 
 CI_NET = Recipe(
     name="ci-net",
@@ -21,9 +21,10 @@ CI_NET = Recipe(
         "acc = sign(x) conv sign(W)",
         "acc_j += s * 0.17n * (1[acc_i >= 0.35n] - 1[acc_i <= -0.35n]) for each edge i -> j with sign s, fan-in n",
         "y = hardtanh(BN(acc))",
+        f"{CLIP_GRADIENTS}; a correction passes the gradient on to acc_j, none to acc_i",
     ),
     table1=("-", "-", "-", "56.7", "62.4"),
-    cost="convs with edges: two small binary convs more and a float map between them and the conv",
+    cost="convs with edges: two small binary convs more and a float map between these and the conv; float projections",
     limits=(
         "a block's own shortcut is the only one (the paper's better variant adds Bi-Real's: --set link.kind=identity)",
         "at most conv.interactions = 16 edges per conv (the paper: up to 100); no channel is both source and target",

@@ -2,6 +2,7 @@
 
 from binarize.config import Config
 from binarize.recipes import Recipe
+from binarize.recipes.parts import EL_LINK, MAGNITUDE_GRADIENTS, RPRELU
 
 EL = Recipe(
     name="el",
@@ -10,9 +11,9 @@ EL = Recipe(
     config=Config(recipe="el"),
     equations=(
         "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W)) + gamma * EL(x))), alpha_o = mean |W_o|, detached",
-        "EL: channels that grow are copied, channels that shrink are summed in groups, strides are averaged",
-        "one gamma learned per link, starting at 1, or at 1/r for a sum of r channels, or 0 where the link closes a "
-        "block that has its own shortcut; tau starts at the median",
+        *EL_LINK,
+        RPRELU,
+        MAGNITUDE_GRADIENTS,
     ),
     table1=("64.0", "65.6", "56.4", "60.1", "63.2"),
     cost="the measure of the others",

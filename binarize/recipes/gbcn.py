@@ -2,7 +2,7 @@
 
 from binarize.config import Config, StageConfig, TrainingConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import BIREAL_CONV, IDENTITY, PUBLISHED
+from binarize.recipes.parts import BIREAL_CONV, BIREAL_GRADIENTS, FLOAT_PROJECTIONS, IDENTITY, PUBLISHED
 
 GBCN = Recipe(
     name="gbcn",
@@ -16,11 +16,13 @@ GBCN = Recipe(
         training=TrainingConfig(stages=(StageConfig(search="genetic"),)),
     ),
     equations=(
-        "y and gradients as in bireal",
+        "y = BN(alpha * (sign(x) conv sign(W))) + x, alpha_o = mean |W_o|, detached",
+        "y = BN(...) + BN(projection(x)) where the block has a float projection for its shortcut",
+        BIREAL_GRADIENTS,
         "every 20 steps: 8 kernels of a conv take bits from others and flip some, as many up as down;",
         "the changed conv stays if the loss on the batch falls",
     ),
     table1=("-", "-", "-", "57.8", "-"),
-    cost="as bireal: bits are bits",
+    cost=f"{FLOAT_PROJECTIONS}: bits are bits",
     limits=("the paper's operators are known from secondary sources only", "otherwise as bireal"),
 )

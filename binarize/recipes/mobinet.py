@@ -2,6 +2,7 @@
 
 from binarize.config import Config, ConvConfig, LinkConfig, SurgeryConfig
 from binarize.recipes import Recipe
+from binarize.recipes.parts import MAGNITUDE_GRADIENTS
 
 MOBINET = Recipe(
     name="mobinet",
@@ -16,10 +17,11 @@ MOBINET = Recipe(
     equations=(
         "depthwise 3x3 -> grouped 3x3 with K = 4 input channels per output (surgery.depthwise_inputs)",
         "y = BN(alpha * (sign(x) conv sign(W))) + pool(x), pool = average of the stride's window",
-        "d sign(x)/dx = 2 - 2|x| on (-1, 1), else 0",
+        "alpha_o = mean |W_o|, detached",
+        MAGNITUDE_GRADIENTS,
     ),
     table1=("-", "-", "54.4", "-", "-"),
-    cost="depthwise convs cost and weigh four times as much, an eighth of the float depthwise conv's bits",
+    cost="depthwise convs cost and weigh four times as much, an eighth of the float one's bits; float projections",
     limits=(
         "three quarters of a widened conv's weights are new and start with random signs",
         "the authors place one skip per block (Mid-block); here each conv that keeps its channels has one",

@@ -20,6 +20,25 @@ BEHIND_NORM = (
 )
 """A limit of the recipes whose papers have another order."""
 
+FLOAT_PROJECTIONS = "as el, plus float projections"
+"""The cost of recipes with `PUBLISHED` surgery that compute nothing else of their own."""
+
+EL_LINK = (
+    "EL: channels that grow are copied, channels that shrink are summed in groups, strides are averaged",
+    "one gamma learned per link, starting at 1, or at 1/r for a sum of r channels, or 0 where the link closes a "
+    "block that has its own shortcut; tau starts at the median",
+)
+GATE = "G(x) = sigmoid(W2 relu(W1 mean over pixels of x)), one factor per image and output channel"
+RPRELU = "RPReLU(x) = PReLU(x - a) + b, all per channel"
+MAGNITUDE_GRADIENTS = "d sign(z)/dz = 2 - 2|z| on (-1, 1), else 0; d(alpha sign(W))/dW = alpha 1[|W| <= 1]"
+BIREAL_GRADIENTS = "d sign(z)/dz = 2 - 2|z| on (-1, 1), else 0; d(alpha sign(W))/dW = 1[|W| <= 1]"
+CLIP_GRADIENTS = "d sign(z)/dz = 1[|z| <= 1] for inputs and weights"
+CENTRED = (
+    "W' = clamp(W - mean over input channels of W, -1, 1); alpha_o = mean |W'_o|",
+    "dL/dW' = alpha g 1[|W'| <= 1] + sign(W')/n sum(g sign(W')), g the gradient of alpha sign(W')",
+)
+"""Lines of equations that several recipes share."""
+
 REAL_TO_BIN_STAGES = (
     StageConfig(
         name="tanh",

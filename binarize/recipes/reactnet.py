@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from binarize.config import Config, LinkConfig, TrainingConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import BIREAL_CONV, PUBLISHED, REACTNET_STAGES
+from binarize.recipes.parts import BIREAL_CONV, BIREAL_GRADIENTS, FLOAT_PROJECTIONS, PUBLISHED, REACTNET_STAGES, RPRELU
 
 REACTNET = Recipe(
     name="reactnet",
@@ -18,11 +18,14 @@ REACTNET = Recipe(
         training=TrainingConfig(stages=REACTNET_STAGES),
     ),
     equations=(
-        "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W))) + pool(duplicate(x))), tau learned per channel",
-        "RPReLU(x) = PReLU(x - a) + b, all per channel; gradients as in bireal",
+        "y = RPReLU(BN(alpha * (sign(x - tau) conv sign(W))) + pool(duplicate(x))), alpha_o = mean |W_o|, detached",
+        "tau learned per channel, from 0",
+        RPRELU,
+        BIREAL_GRADIENTS,
         "loss: cross entropy with the float model's softmax alone, in both steps",
     ),
     table1=("-", "-", "-", "65.9", "-"),
+    cost=FLOAT_PROJECTIONS,
     limits=(
         "channels that shrink, or grow by no whole number, have no shortcut",
         "the authors' MobileNet has full 3x3 convs in place of depthwise ones; a converter keeps the user's net",

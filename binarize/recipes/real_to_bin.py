@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from binarize.config import Config, ConvConfig, TrainingConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import IDENTITY, PUBLISHED, REAL_TO_BIN_STAGES
+from binarize.recipes.parts import CLIP_GRADIENTS, GATE, IDENTITY, PUBLISHED, REAL_TO_BIN_STAGES
 
 REAL_TO_BIN = Recipe(
     name="real-to-bin",
@@ -18,12 +18,13 @@ REAL_TO_BIN = Recipe(
         training=TrainingConfig(stages=REAL_TO_BIN_STAGES),
     ),
     equations=(
-        "G(x) = sigmoid(W2 relu(W1 mean over pixels of x)), one factor per image and output channel",
+        GATE,
         "y = PReLU(BN(G(x) * (sign(x - tau) conv sign(W))) + x); tau starts at the median",
+        CLIP_GRADIENTS,
         "attention: mean squared difference of Q / max Q, Q = mean over channels of x^2, at the inputs of wide convs",
     ),
     table1=("64.8", "65.9", "54.8", "65.4", "66.1"),
-    cost="a mean over the map and two small matrix products per conv",
+    cost="a mean over the map and two small matrix products per conv, plus float projections",
     limits=(
         "the authors' blocks have the batch norm before the sign and the PReLU before the shortcut; a converted net "
         "keeps its own order, conv, batch norm, activation, and thresholds tau do what that norm does to the signs",

@@ -2,7 +2,7 @@
 
 from binarize.config import Config, ConvConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import BEHIND_NORM, NO_LINK, PUBLISHED
+from binarize.recipes.parts import BEHIND_NORM, CENTRED, NO_LINK, PUBLISHED
 
 XNOR = Recipe(
     name="xnor",
@@ -15,13 +15,12 @@ XNOR = Recipe(
         link=NO_LINK,
     ),
     equations=(
-        "W' = clamp(W - mean over input channels of W, -1, 1); alpha_o = mean |W'_o|",
-        "y = BN(alpha * (sign(x) conv sign(W')))",
-        "dL/dW' = alpha g 1[|W'| <= 1] + sign(W')/n sum(g sign(W')), g the gradient of alpha sign(W')",
+        "y = BN(alpha * (sign(x) conv sign(W'))), d sign(x)/dx = 1[|x| <= 1]",
+        *CENTRED,
         "with conv.box_scale: y = BN(K * alpha * (...)), K = box filter of mean over channels of |x|",
     ),
     table1=("52.1", "54.2", "NC", "51.2", "53.2"),
-    cost="as el without links; conv.box_scale adds a float pass over the input",
+    cost="as el without links, plus float projections; conv.box_scale adds a float pass over the input",
     limits=(
         "a block's own shortcut is the only one, so deep nets and MobileNets lose most",
         "the authors' code scales this gradient by (1 - 1/C) n 1e9, which Adam takes out again; here it is exact",

@@ -1,6 +1,7 @@
 """The benchmark's machinery on synthetic images: cells are planned, trained, skipped, resumed and shown."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -296,6 +297,14 @@ def test_cells_with_another_teacher_or_one_seed_are_named():
     assert f"- resnet20-cifar, seed 0: float nets of 50.00 and {el.float_top1} %" in text and "seed 1:" not in text
     assert "- preset `cpu`, resnet20-cifar: float, real-to-bin, el-dagger, el/no-link\n" in text
     assert "- preset `cpu`, resnet20-cifar, a second seed: binarye, el\n" in text
+    rest = re.findall(r"- beside preset `cpu`, resnet20-cifar, parts of `el` combined(.*): (.*)\n", text)
+    assert [what for what, _ in rest] == [""]
+    product = {"el", "el/no-link", *(f"el/{changes}" for changes in rest[0][1].split(", "))}
+    assert product == set(plan.product_arms())
+    other = dataclasses.replace(el, recipe="el/identity+box-scale")
+    text = render.markdown([el, other])
+    assert "resnet20-cifar, parts of `el` combined, a second seed: identity+box-scale\n" in text
+    assert "beside preset `gpu`" not in text  # which has them all
     assert ", a second seed: " not in render.markdown([el, dataclasses.replace(el, seed=1)])
 
 

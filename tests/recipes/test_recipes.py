@@ -1,5 +1,6 @@
 """Every recipe applies, trains, exports and runs, and is what it says it is."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def convs(module):
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_trains_exports_and_runs(name, tmp_path):
     model = net()
-    module = applied(name, *QUICK, model=model)
+    module = applied(name, *QUICK, "training.stages.binary.search_every=1", model=model)
     weights = {n: c.weight.detach().clone() for n, c in convs(module).items()}
     binarize.finetune(module, model, images(128), val_data=images(64, seed=1))
     history = module.report.results["training"]["history"]
@@ -66,11 +67,33 @@ def test_it_trains_exports_and_runs(name, tmp_path):
     ]
     assert all(np.isfinite(h["loss"]) for h in history)
     assert all(not torch.equal(c.weight, weights[n]) for n, c in convs(module).items())
-    report = binarize.export(randomized(module), tmp_path / "m.onnx", torch.randn(3, *SIZE))
-    assert report.results["verification"]["nodes"] >= len(report.binarized)
-    session = binarize.InferenceSession(tmp_path / "m.onnx")
-    x = torch.randn(5, *SIZE)
-    assert session.run(None, {"input": x.numpy()})[0].shape == (5, 4)
+    check_search(name, module, history[-1])
+    for file in ("trained.onnx", "randomized.onnx"):  # as training left it; then with no parameter at its default
+        path = tmp_path / file
+        report = binarize.export(module, path, torch.randn(3, *SIZE))
+        assert report.results["verification"]["nodes"] >= len(report.binarized)
+        x = torch.randn(32, *SIZE)
+        with torch.no_grad():
+            trained = module.eval()(x).numpy()
+        found = binarize.InferenceSession(path).run(None, {"input": x.numpy()})[0]
+        differences = abs(found - trained).max(1) / abs(trained).max()
+        assert found.shape == (32, 4) and (differences < 1e-4).mean() > 0.8  # rounding may flip an image's sign
+        randomized(module)
+
+
+def check_search(name, module, last):
+    """A recipe that searches has adopted something, and CI-Net's edges change what the net gives."""
+    searches = any(stage.search != "none" for stage in all_recipes()[name].config.training.stages)
+    assert searches == ("adopted" in last) and (not searches or last["adopted"] > 0)
+    edges = [conv.interaction.sign for conv in convs(module).values() if conv.interaction is not None]
+    assert any(sign.any() for sign in edges) == (name == "ci-net")
+    if name == "ci-net":
+        x = images(64).images / 127.5 - 1
+        bare = copy.deepcopy(module).eval()
+        for conv in convs(bare).values():
+            conv.interaction.sign.zero_()
+        with torch.no_grad():
+            assert not torch.allclose(bare(x), module.eval()(x))
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n not in ELASTIC])
@@ -263,6 +286,9 @@ def test_a_recipe_says_what_it_is(name):
     recipe = all_recipes()[name]
     assert recipe.name == name == recipe.config.recipe
     assert recipe.summary and recipe.source and recipe.equations and recipe.cost
+    equations = " ".join(recipe.equations)
+    assert "y = " in equations and ("d sign" in equations or "dL/dW" in equations) and " as in " not in equations
+    assert ("float projections" in recipe.cost) == (recipe.config.surgery.keep == ("rule:projection",))
     assert len(recipe.table1) == len(TABLE1_NETS)
     assert all(cell in ("-", "NC") or 40 < float(cell) < 75 for cell in recipe.table1)
 
@@ -281,6 +307,26 @@ def test_the_report_says_where_a_recipe_has_no_answer():
     hidden = "a link before the batch norm is small"
     assert hidden in applied("binarye", "link.position=pre_bn").report.summary()
     assert hidden not in applied("binarye").report.summary() + applied("el", "link.position=pre_bn").report.summary()
+
+
+def test_the_report_names_signs_that_nothing_balances():
+    def pooled(*stem):
+        head = (BasicBlock(8, 8), nn.Conv2d(8, 12, 1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(12, 12, 1))
+        return nn.Sequential(*stem, *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+
+    def named(recipe, *values, model):
+        decisions = applied(recipe, *values, model=model).report.binarized
+        return [d.layer for d in decisions if any("balances the bits" in text for text in d.departures)]
+
+    normed, bare = conv_bn(1, 8), nn.Conv2d(1, 8, 3, 1, 1)
+    for recipe in ("bireal", "xnor", "abcnet", "ci-net", "mobinet"):
+        assert named(recipe, model=pooled(normed, nn.MaxPool2d(2))) == ["2.conv1", "6"]  # after the stem's pooling
+        assert named(recipe, model=pooled(normed, nn.AvgPool2d(2))) == ["6"]
+        assert named(recipe, model=pooled(bare, nn.ReLU())) == ["2.conv1", "6"]  # a stem without a norm
+    for recipe in ("el", "el-dagger", "real-to-bin", "reactnet", "el-reactnet"):  # thresholds are learned
+        assert not named(recipe, model=pooled(normed, nn.MaxPool2d(2)))
+    assert not named("bireal", "conv.threshold=median", model=pooled(normed, nn.MaxPool2d(2)))
+    assert not named("bireal", model=net())
 
 
 @pytest.mark.parametrize("name", RECIPES)
