@@ -100,10 +100,12 @@ BINARIZE_CEILING(Neon, "arch=armv8-a", uint8x16_t, "w", sum = vaddq_u8(sum, vcnt
 
 // ------------------------------------------------------------------------------------- counting with its epilogue
 //
-// A 1x1 convolution whose map, weights and outputs stay in the L1: count mismatches, make them floats, multiply and add
-// (scale, bias), compare with a threshold, store the bits. The best of tiles of several shapes counts. The number of
-// words is known when compiling and there are few channels, so weights of few words and parameters may stay in
-// registers from tile to tile; kernels have more around it. No proof that nothing is faster.
+// A 1x1 convolution whose map, weights and outputs stay in the L1: count, make the sum a float, multiply and add
+// (scale, bias), compare with a threshold, store the bits. The sum is K / 2 less the mismatches, half the sum of the
+// products: exact until it is a float, as the op's is, so its offset cannot move into the bias. The best of tiles of
+// several shapes counts. The number of words is known when compiling and there are few channels, so parameters, and
+// weights of few words, may stay in registers from tile to tile; kernels have more around it. No proof that nothing is
+// faster.
 
 #if defined(__x86_64__)
 
@@ -127,7 +129,7 @@ inline void Store(int at, BITS above) {
 }
 
 // A layer whose scales have both signs and whose outputs are ones about half the time.
-void Draw(int words) {
+void Draw() {
   std::fill(std::begin(bits), std::end(bits), 0);
   std::mt19937 draw;
   const auto draw_float = [&draw] { return static_cast<float>(static_cast<int32_t>(draw())) / 2147483648.0f; };
@@ -135,7 +137,7 @@ void Draw(int words) {
   for (uint32_t& word : weights) word = static_cast<uint32_t>(draw());
   for (int c = 0; c < kMostChannels; ++c) {
     scale[c] = draw_float();
-    bias[c] = draw_float() - scale[c] * static_cast<float>(16 * words);
+    bias[c] = draw_float();
     threshold[c] = draw_float();
   }
 }
@@ -145,7 +147,7 @@ void Check(int words, int pixels, int channels) {
     const int p = i / channels, c = i % channels;
     int mismatches = 0;
     for (int w = 0; w < words; ++w) mismatches += __builtin_popcount(map[p * words + w] ^ weights[c * words + w]);
-    const bool wanted = std::fma(static_cast<float>(mismatches), scale[c], bias[c]) > threshold[c];
+    const bool wanted = std::fma(static_cast<float>(16 * words - mismatches), scale[c], bias[c]) > threshold[c];
     if (wanted != ((bits[i / 8] >> i % 8 & 1) != 0)) {
       std::fprintf(stderr, "wrong bit: %d words, pixel %d, channel %d of %d\n", words, p, c, channels);
       std::exit(1);
@@ -153,44 +155,51 @@ void Check(int words, int pixels, int channels) {
   }
 }
 
-// With popcounts: a register holds a word of 16 output channels, a "block".
+// With popcounts: a register holds a word of 16 output channels, a "block". Every other word has its weights inverted
+// and counts matches: those less the mismatches of the others are the sum, and no addition of K / 2 is needed.
 template <int PIXELS, int BLOCKS, int WORDS>
 struct Count {
   static constexpr int kPixels = PIXELS, kChannels = 16 * BLOCKS, kWords = WORDS;
+  static_assert(WORDS % 2 == 0, "");
 
   static void Pack() {  // [block][word][lane]
     for (int i = 0; i < kChannels * WORDS; ++i) {
       const int block = i / (16 * WORDS), word = i / 16 % WORDS, lane = i % 16;
-      std::memcpy(packed + 4 * i, &weights[(16 * block + lane) * WORDS + word], 4);
+      const uint32_t own = weights[(16 * block + lane) * WORDS + word] ^ (word % 2 == 0 ? ~0u : 0u);
+      std::memcpy(packed + 4 * i, &own, 4);
     }
     std::copy(scale, scale + kChannels, packed_scale);
     std::copy(bias, bias + kChannels, packed_bias);
     std::copy(threshold, threshold + kChannels, packed_threshold);
   }
 
+  // Word `i` of a tile, added or subtracted; the first is the sum.
+  template <bool FIRST, bool MATCHES>
+  __attribute__((target("avx512f,avx512vpopcntdq"), always_inline)) static void Step(const uint32_t* tile, int i,
+                                                                                      __m512i (&sums)[PIXELS][BLOCKS]) {
+    __m512i words[BLOCKS];
+    BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) words[n] = _mm512_load_si512(packed + (n * WORDS + i) * 64);
+    BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
+      const __m512i own = _mm512_set1_epi32(static_cast<int>(tile[m * WORDS + i]));
+      BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) {
+        const __m512i ones = _mm512_popcnt_epi32(_mm512_xor_si512(own, words[n]));
+        sums[m][n] = FIRST     ? ones
+                     : MATCHES ? _mm512_add_epi32(sums[m][n], ones)
+                               : _mm512_sub_epi32(sums[m][n], ones);
+        __asm__("" : "+v"(sums[m][n]));  // else sums are moved between steps and spilled
+      }
+    }
+  }
+
   __attribute__((target("avx512f,avx512vpopcntdq"), noinline)) static void Run(int pixels) {
     for (int first = 0; first < pixels; first += PIXELS) {
       const uint32_t* tile = map + first * WORDS;
-      __m512i sums[PIXELS][BLOCKS], words[BLOCKS];
-      BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) words[n] = _mm512_load_si512(packed + n * WORDS * 64);
-      BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
-        const __m512i own = _mm512_set1_epi32(static_cast<int>(tile[m * WORDS]));
-        BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) {
-          sums[m][n] = _mm512_popcnt_epi32(_mm512_xor_si512(own, words[n]));
-          __asm__("" : "+v"(sums[m][n]));  // else sums are moved between steps and spilled
-        }
-      }
-      _Pragma("GCC unroll 4") for (int i = 1; i < WORDS; ++i) {
-        BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) {
-          words[n] = _mm512_load_si512(packed + (n * WORDS + i) * 64);
-        }
-        BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
-          const __m512i own = _mm512_set1_epi32(static_cast<int>(tile[m * WORDS + i]));
-          BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) {
-            sums[m][n] = _mm512_add_epi32(sums[m][n], _mm512_popcnt_epi32(_mm512_xor_si512(own, words[n])));
-            __asm__("" : "+v"(sums[m][n]));
-          }
-        }
+      __m512i sums[PIXELS][BLOCKS];
+      Step<true, true>(tile, 0, sums);
+      Step<false, false>(tile, 1, sums);
+      for (int i = 2; i < WORDS; i += 2) {
+        Step<false, true>(tile, i, sums);
+        Step<false, false>(tile, i + 1, sums);
       }
       BINARIZE_UNROLL for (int n = 0; n < BLOCKS; ++n) {
         const __m512 s = _mm512_load_ps(packed_scale + 16 * n), b = _mm512_load_ps(packed_bias + 16 * n);
@@ -204,33 +213,30 @@ struct Count {
   }
 };
 
-// Of byte b, the mismatches of its low and of its high nibble with each nibble.
-alignas(64) uint8_t tables[256][2][16];
+// Of byte b, two less the mismatches of its low and of its high nibble with each nibble.
+alignas(64) int8_t tables[256][2][16];
 
 // By table: a register holds a nibble of 32 output channels, a "panel", in bytes, and the map finds the tables.
 template <int PIXELS, int PANELS, int WORDS>
 struct LookUp {
   static constexpr int kPixels = PIXELS, kChannels = 32 * PANELS, kWords = WORDS;
   static constexpr int kBytes = 4 * WORDS;          // of the map, per pixel
-  static constexpr int kFlushes = (WORDS + 6) / 7;  // to 16 bits: seven words add at most 224 to a byte
-  static constexpr bool kInBytes = kFlushes == 1;
+  static constexpr int kFlushes = (WORDS + 6) / 7;  // to 16 bits: a word adds at most 16 to a byte
 
-  // Four sets of 8 channels, each every fourth of a panel: byte `set` of each 32 bits. Where sums stay in bytes, three
-  // of them are taken where they lie, which multiplies them by a power of two; their scale takes that back exactly.
   static void Pack() {
     for (int i = 0; i < 2 * kBytes * kChannels; ++i) {  // [panel][nibble][lane]
       const int panel = i / (32 * 2 * kBytes), nibble = i / 32 % (2 * kBytes), lane = i % 32;
       packed[i] = weights[(32 * panel + lane) * WORDS + nibble / 8] >> 4 * (nibble % 8) & 15;
     }
-    for (int c = 0; c < kChannels; ++c) {  // [panel][set][lane]
-      const int set = c % 4, at = c / 32 * 32 + set * 8 + c % 32 / 4;
-      packed_scale[at] = scale[c] / static_cast<float>(kInBytes && set < 3 ? 1 << 8 * set : 1);
+    for (int c = 0; c < kChannels; ++c) {  // [panel][set][lane]: every fourth channel is in one set of 8
+      const int at = c / 32 * 32 + c % 4 * 8 + c % 32 / 4;
+      packed_scale[at] = scale[c];
       packed_bias[at] = bias[c];
       packed_threshold[at] = threshold[c];
     }
     for (unsigned i = 0; i < sizeof tables; ++i) {
       const unsigned byte = i / 32, nibble = byte >> (i / 16 % 2 * 4) & 15;
-      tables[byte][i / 16 % 2][i % 16] = static_cast<uint8_t>(__builtin_popcount(nibble ^ i % 16));
+      tables[byte][i / 16 % 2][i % 16] = static_cast<int8_t>(2 - __builtin_popcount(nibble ^ i % 16));
     }
   }
 
@@ -238,7 +244,7 @@ struct LookUp {
     for (int first = 0; first < pixels; first += PIXELS) {
       const uint8_t* tile = reinterpret_cast<const uint8_t*>(map) + first * kBytes;
       const uint8_t* nibbles = packed;
-      __m256i counts[PIXELS][PANELS][2];  // of even and of odd channels in 16 bits; or in bytes the first for all
+      __m256i counts[PIXELS][PANELS][2];  // of even and of odd channels, in 16 bits
       for (int flush = 0, i = 0; flush < kFlushes; ++flush) {
         __m256i sums[PIXELS][PANELS];
         BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
@@ -265,12 +271,8 @@ struct LookUp {
         }
         BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
           BINARIZE_UNROLL for (int n = 0; n < PANELS; ++n) {
-            if (kInBytes) {
-              counts[m][n][0] = sums[m][n];
-              continue;
-            }
-            const __m256i even = _mm256_and_si256(sums[m][n], _mm256_set1_epi16(255));
-            const __m256i odd = _mm256_srli_epi16(sums[m][n], 8);
+            const __m256i even = _mm256_maddubs_epi16(_mm256_set1_epi16(1), sums[m][n]);
+            const __m256i odd = _mm256_srai_epi16(sums[m][n], 8);
             counts[m][n][0] = flush == 0 ? even : _mm256_add_epi16(counts[m][n][0], even);
             counts[m][n][1] = flush == 0 ? odd : _mm256_add_epi16(counts[m][n][1], odd);
           }
@@ -280,12 +282,8 @@ struct LookUp {
         BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
           __m256i above[4];
           BINARIZE_UNROLL for (int set = 0; set < 4; ++set) {
-            __m256i own = counts[m][n][kInBytes ? 0 : set % 2];
-            if (kInBytes) {
-              own = set == 3 ? _mm256_srli_epi32(own, 24) : _mm256_and_si256(own, _mm256_set1_epi32(255 << 8 * set));
-            } else {
-              own = set >= 2 ? _mm256_srli_epi32(own, 16) : _mm256_and_si256(own, _mm256_set1_epi32(65535));
-            }
+            __m256i own = counts[m][n][set % 2];
+            own = set < 2 ? _mm256_madd_epi16(own, _mm256_set1_epi32(1)) : _mm256_srai_epi32(own, 16);
             const int at = 32 * n + 8 * set;
             const __m256 s = _mm256_load_ps(packed_scale + at), b = _mm256_load_ps(packed_bias + at);
             const __m256 x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(own), s, b);
@@ -305,7 +303,7 @@ template <class LOOP>
 double LoopMacsPerCycle() {
   static_assert(kMostPixels % LOOP::kPixels == 0 && LOOP::kChannels <= kMostChannels && LOOP::kWords <= kMostWords, "");
   constexpr int kTimes = 512 / LOOP::kWords;  // long against the steps of the clock
-  Draw(LOOP::kWords);
+  Draw();
   LOOP::Pack();
   const double macs = 32.0 * LOOP::kWords * LOOP::kChannels * kMostPixels * kTimes;
   const auto run = [] {
