@@ -4,8 +4,9 @@ Each row is one BinaryConv2d with the full epilogue of a real layer (scale, bias
 bits), input bits given, on a float32 and a float16 stream, and beside it the same node without link and float
 output, which shows the convolution itself. Medians of many runs, minus the run time of an empty session, as
 multiply-accumulates per cycle; the ceiling is what the instruction set's inner step reaches on registers alone,
-measured in the same run by `ceiling.cc` (which needs a C++ compiler). Compare rows of one run only: machines and
-neighbours differ. A run over all layers goes into results/kernels.json, which `python -m benchmarks.render` shows.
+the limits are what a bare loop from bits to bits reaches in the nearest cache, by K. `ceiling.cc` measures both
+in the same run (which needs a C++ compiler). Compare rows of one run only: machines and neighbours differ. A run
+over all layers goes into results/kernels.json, which `python -m benchmarks.render` shows.
 """
 
 from __future__ import annotations
@@ -115,10 +116,10 @@ class Row:
 
 
 def measure_ceiling() -> dict[str, Any]:
-    """`ghz` and `mac_per_cycle` by instruction set of `ceiling.cc`; without a compiler nothing is known."""
+    """`ghz`, `mac_per_cycle` and `limits` by instruction set of `ceiling.cc`; without a compiler nothing is known."""
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     if compiler is None:
-        return {"ghz": None, "mac_per_cycle": {}}
+        return {"ghz": None, "mac_per_cycle": {}, "limits": {}}
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "ceiling")
         source = str(Path(__file__).with_name("ceiling.cc"))
@@ -195,8 +196,10 @@ def main() -> None:
     clock = f"{ceiling['ghz']:.2f} GHz" if ceiling["ghz"] else "clock unknown"
     print(f"{arguments.threads} thread(s), {clock}; empty session {empty:.1f} us, subtracted")
     for isa in isas:
-        limit = ceiling["mac_per_cycle"].get(isa)
-        print(f"\n{isa}, ceiling {f'{limit:.0f} MAC/cycle' if limit else 'not measured'}")
+        most, limits = ceiling["mac_per_cycle"].get(isa), ceiling["limits"].get(isa)
+        print(f"\n{isa}, ceiling {f'{most:.0f} MAC/cycle' if most else 'not measured'}")
+        if limits:
+            print("a loop with its epilogue:", ", ".join(f"{limit:.0f} at K = {k}" for k, limit in limits.items()))
         print(f"{'layer':34}{'MMAC':>7}{'bits us':>9}{'MAC/cycle':>13}{'full us':>9}{'MAC/cycle':>13}{'half us':>9}")
         rows = []
         for layer in LAYERS:
@@ -204,8 +207,8 @@ def main() -> None:
                 rows.append(measure_layer(layer, isa, arguments.threads, arguments.seconds, empty, ceiling))
                 print(render(rows[-1]))
         if len(rows) == len(LAYERS):
-            found = {"ghz": ceiling["ghz"], "ceiling": limit, "layers": [row.rounded() for row in rows]}
-            records.save(KIND, isa, arguments.threads, found)
+            found = {"ghz": ceiling["ghz"], "ceiling": most, "limits": limits}
+            records.save(KIND, isa, arguments.threads, found | {"layers": [row.rounded() for row in rows]})
 
 
 if __name__ == "__main__":

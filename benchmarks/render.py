@@ -297,12 +297,13 @@ def _peer_layers() -> str:
 
 
 def _kernels() -> str:
-    """Multiply-accumulates per cycle of every layer on every instruction set, beside the ceiling."""
+    """Multiply-accumulates per cycle of every layer on every instruction set, beside the ceiling and the limits."""
     lines = []
     for row in records.read("kernels"):
         title = f"`{row['subject']}`, {row['ghz']:.2f} GHz, {row['machine']['cpu']}"
         ceiling = f"ceiling {row['ceiling']:.0f} MAC/cycle" if row["ceiling"] else "no ceiling measured"
-        lines += [f"{title}; {ceiling}:", ""]
+        limits = ", ".join(f"{limit:.0f} at K = {k}" for k, limit in (row.get("limits") or {}).items())
+        lines += [f"{title}; {ceiling}{f'; a loop with its epilogue {limits}' if limits else ''}:", ""]
         cells = [
             [found["layer"], *(f"{found[name]:.0f}" for name in ("bits_us", "full_us", "half_us")), *_speeds(found)]
             for found in row["layers"]
