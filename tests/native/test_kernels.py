@@ -259,6 +259,26 @@ def test_a_slope_of_any_sign_leaves_special_values_as_specified(isa: str, slope:
     np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
 
 
+@pytest.mark.parametrize("slope", [None, 0.25, -0.25])
+@pytest.mark.parametrize("shape", ["resnet 3x3", "wide 1x1", "expand", "strided 1x1"])
+def test_bits_alone_are_those_of_the_values(isa: str, shape: str, slope: float | None) -> None:
+    """Without a link or residual kernels compare accumulators: with scales of any sign, and thresholds met exactly."""
+    case = make_case(
+        **SHAPES[shape], outputs=("next_bits",), shift=True, slope=slope is not None, next_planes=2, seed=9
+    )
+    rng, (y, _) = np.random.default_rng(9), case.expected()
+    values = case.values
+    values["scale"][:3] = 0.0, -0.0, np.float32(1e-38)
+    values["bias"][3:6] = -0.0
+    if slope is not None:
+        values["slope"] = (slope * rng.random(y.shape[-1])).astype(np.float32)
+    y, _ = case.expected()
+    met = y.reshape(-1, y.shape[-1])[rng.integers(0, y[..., 0].size, y.shape[-1]), np.arange(y.shape[-1])]
+    values["next_threshold"][0] = met
+    values["next_threshold"][1, :4] = np.inf, -np.inf, np.nan, 0.0
+    np.testing.assert_array_equal(run_kernel(case, isa)["next_bits"], case.expected()[1])
+
+
 SEVERAL_PLANES = {
     "1x1": {"channels": 256, "out_channels": 64, "kernel": (1, 1), "pads": (0,) * 4},
     "strided 1x1": {"channels": 64, "out_channels": 128, "kernel": (1, 1), "pads": (0,) * 4, "strides": (2, 2)},

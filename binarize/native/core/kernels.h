@@ -62,6 +62,7 @@ struct ConvConst {
   bool slope_is_gentle;       // all at most 1 and none 0: t > 0 ? t : slope * t is the larger of t and slope * t
   const float* shift;         // null: none
   const float* next_threshold;  // [next_planes][..], of the float32 value before it is rounded to the stream's type
+  const int32_t* bit_limits;    // [next_planes][..]: where ConvRow::only_bits, a bit is 1 if the accumulator is above it
   const int32_t* link_first;  // first link channel of each output channel
   const int32_t* link_count;  // link channels summed for each output channel
   size_t link_period;         // blocks so far apart add the same channels of the link; block_count if none do
@@ -102,6 +103,7 @@ struct ConvRow {
   const void* residual;       // null when neutral
   void* y;                    // null when not wanted
   uint16_t* next_bits;        // [column][next_planes][words_out * 4]; null when not wanted
+  bool only_bits;             // nothing else is wanted or added, so that ConvConst::bit_limits decide
 };
 
 // What a kernel computes in one call. Depthwise kernels always get all blocks.

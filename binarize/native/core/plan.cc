@@ -3,6 +3,7 @@
 #include "core/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
 
@@ -131,11 +132,43 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
   return CeilDiv(dilation * (kernel - 1) - (stride - 1) - 2 * pad_begin, 2);
 }
 
-ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t* weight, const Kernels& kernels)
-    : spec_((ValidateSpec(spec), spec)),
+// Only of one term, as a weight serves several. A bias of -0 would tell the sign of a product that is 0.
+ConvPlan::Turned ConvPlan::TurnRound(const ConvSpec& s, const ConvParameters& p, const uint64_t* weight) {
+  Turned turned{p, weight, {}};
+  const auto falls = [&](int64_t o) {
+    const float scale = p.scale[p.scale.size() == 1 ? 0 : static_cast<size_t>(o)];
+    const float bias = p.bias[p.bias.size() == 1 ? 0 : static_cast<size_t>(o)];
+    return scale < 0.0f && !(bias == 0.0f && std::signbit(bias));
+  };
+  const int64_t words = WordsFor(s.channels_in), rows = s.channels_out / s.group, taps = s.kernel_h * s.kernel_w;
+  const int64_t in_per_group = s.channels_in / s.group;
+  for (int64_t o = 0; s.terms() == 1 && o < s.channels_out; ++o) {
+    if (!falls(o)) continue;
+    if (turned.own.empty()) {
+      turned.own.assign(weight, weight + rows * taps * words);
+      if (p.scale.size() == 1) turned.parameters.scale.assign(static_cast<size_t>(s.channels_out), p.scale[0]);
+    }
+    turned.parameters.scale[static_cast<size_t>(o)] *= -1.0f;
+    const int64_t begin = GroupOf(s, o) * in_per_group, end = begin + in_per_group;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t half = begin / kHalfBits; half < CeilDiv(end, kHalfBits); ++half) {
+        const uint64_t mask = uint64_t{ChannelMask(begin, end, half)} << (half % 2 ? 32 : 0);
+        turned.own[static_cast<size_t>((o % rows * taps + tap) * words + half / 2)] ^= mask;
+      }
+    }
+  }
+  return turned;
+}
+
+ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight, const Kernels& kernels)
+    : ConvPlan((ValidateSpec(spec), spec), kernels, TurnRound(spec, parameters, weight)) {}
+
+ConvPlan::ConvPlan(const ConvSpec& spec, const Kernels& kernels, const Turned& turned)
+    : spec_(spec),
       kernels_(kernels),
-      halved_(CanHalve(spec, p)),
-      epilogue_(halved_ ? Halved(p) : p, spec.channels_out, &constant_, spec.terms()) {
+      halved_(CanHalve(spec, turned.parameters)),
+      epilogue_(halved_ ? Halved(turned.parameters) : turned.parameters, spec.channels_out, &constant_, spec.terms()) {
+  const uint64_t* weight = turned.weight();
   constant_.counts_once = halved_;
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   constant_.kernel_w = static_cast<size_t>(spec.kernel_w);
@@ -155,10 +188,12 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& p, const uint64_t
     Interleave(weight);
   }
   SumPrefixes(weight);
+  FindBitLimits();
 
   MapLinkChannels();  // fills fields of the blocks, so it comes before they are published
   constant_.blocks = blocks_.data();
   constant_.block_count = blocks_.size() / constant_.bases;
+  constant_.bit_limits = bit_limits_.empty() ? nullptr : bit_limits_.data();
   constant_.weights = weights_.data();
   constant_.nibbles = nibbles_.data();
   constant_.masks = masks_.data();
@@ -337,6 +372,38 @@ void ConvPlan::FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin
   for (int64_t o = 0; o < padded; ++o) {
     const int32_t padding_ones = (all_low[o] - all_high[o]) - (a[o] - b[o] - c[o] + d[o]);
     base[o] = inside + (padding_ones << doubling);
+  }
+}
+
+// An epilogue of one term without link, residual, gate or factor rises with the accumulator, as every rounding does: one
+// accumulator divides the bits. It is found by the epilogue's own arithmetic. None is found where that need not hold: slopes
+// below 0, scales that could not be turned, and what may overflow.
+void ConvPlan::FindBitLimits() {
+  const ConvConst& k = constant_;
+  const int32_t most = static_cast<int32_t>(spec_.kernel_h * spec_.kernel_w * (spec_.channels_in / spec_.group));
+  const size_t padded = static_cast<size_t>(padded_channels_out());
+  if (k.terms != 1) return;
+  for (size_t o = 0; o < padded; ++o) {
+    const float slope = k.slope != nullptr ? k.slope[o] : 1.0f, shift = k.shift != nullptr ? k.shift[o] : 0.0f;
+    const float largest = std::fma(k.scale[o], static_cast<float>(most), std::fabs(k.bias[o]));
+    const float whole = std::fma(largest, std::max(slope, 1.0f), std::fabs(shift));
+    if (!(k.scale[o] >= 0.0f) || !(slope >= 0.0f) || !std::isfinite(whole)) return;
+  }
+  bit_limits_.resize(k.next_planes * padded);
+  for (size_t i = 0; i < bit_limits_.size(); ++i) {
+    const size_t o = i % padded;
+    const auto bit = [&](int32_t accumulator) {
+      float t = std::fma(static_cast<float>(accumulator), k.scale[o], k.bias[o]);
+      if (k.slope != nullptr) t = t > 0.0f ? t : k.slope[o] * t;
+      if (k.shift != nullptr) t = t + k.shift[o];
+      return t > k.next_threshold[i];
+    };
+    int32_t low = -most - 1, high = most;  // the limit is in [low, high]
+    while (low < high) {
+      const int32_t middle = low + (high - low + 1) / 2;
+      bit(middle) ? high = middle - 1 : low = middle;
+    }
+    bit_limits_[i] = low;
   }
 }
 

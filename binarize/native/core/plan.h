@@ -98,12 +98,23 @@ class ConvPlan {
   void FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int32_t* base) const;
 
  private:
+  // Outputs whose scale was below 0 have weight and scale turned round: the same products, and the accumulators rise with
+  // the value, as bit_limits need it.
+  struct Turned {
+    ConvParameters parameters;
+    const uint64_t* given;      // the model's weight
+    std::vector<uint64_t> own;  // or empty: nothing was to be turned
+    const uint64_t* weight() const { return own.empty() ? given : own.data(); }
+  };
+  static Turned TurnRound(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight);
+  ConvPlan(const ConvSpec& spec, const Kernels& kernels, const Turned& turned);
   void LayOutBlocks();
   void LayOutWeights();
   void Interleave(const uint64_t* weight);
   void FillLane(const uint64_t* weight, size_t block, size_t lane, bool panel, size_t in_panel);
   void KeepDepthwise(const uint64_t* weight);
   void SumPrefixes(const uint64_t* weight);
+  void FindBitLimits();
   void MapLinkChannels();
   void FindLinkPeriod();
 
@@ -117,6 +128,7 @@ class ConvPlan {
   AlignedVector<uint8_t> nibbles_;
   AlignedVector<uint64_t> depthwise_;
   std::vector<int32_t> prefix_;  // [kernel_h + 1][kernel_w + 1][bases][padded O]: weight bits in taps above and left
+  AlignedVector<int32_t> bit_limits_;
   std::vector<int32_t> link_first_, link_count_;
 };
 

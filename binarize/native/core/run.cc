@@ -152,6 +152,8 @@ ConvRun::ConvRun(const ConvGeometry& geometry, const ConvTensors& tensors, void*
   if (g_.factors.gate) FillScale(scale);
   scale_ = g_.factors.gate ? scale : plan_.constant().scale;
   map_ = reinterpret_cast<const uint32_t*>(g_.copied ? copy : tensors.bits + FirstWord());
+  const bool adds = tensors.link != nullptr || tensors.residual != nullptr || g_.factors.gate || g_.factors.pixels;
+  only_bits_ = tensors.y == nullptr && !adds && plan_.constant().bit_limits != nullptr;
   nonzeros_ = plan_.shares_nonzeros() ? nonzeros : nullptr;
 }
 
@@ -168,6 +170,7 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   r.tap_end = static_cast<size_t>(taps.end);
   r.begin = static_cast<size_t>(begin);
   r.end = static_cast<size_t>(end);
+  r.only_bits = only_bits_;
   if (taps.begin < taps.end) {  // otherwise the first tap row may lie outside the map
     const int64_t first = i * s.stride_h - s.pad_top + taps.begin * s.dilation_h;
     r.bits = map_ + static_cast<size_t>((image * g_.map_h + first) * g_.padded_w) * g_.map_words;

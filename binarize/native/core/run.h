@@ -56,6 +56,7 @@ class ConvRun {
   const ConvPlan& plan_;
   const ConvTensors tensors_;
   const uint32_t* map_;
+  bool only_bits_;             // see ConvRow
   const float* scale_;         // [images or 1][terms][padded O]
   const int32_t* nonzeros_;    // [planes][rows][row width]; null where output channels differ in theirs
 };

@@ -96,6 +96,11 @@ struct Avx2 {
     const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GT_OQ));
     return static_cast<unsigned>(low | high << 8);
   }
+  BINARIZE_INLINE unsigned Above(Ints a, Ints b) {
+    const int low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.low, b.low)));
+    const int high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.high, b.high)));
+    return static_cast<unsigned>(low | high << 8);
+  }
   BINARIZE_INLINE Floats ToFloats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 
   BINARIZE_INLINE Ints ZeroInts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }

@@ -423,14 +423,36 @@ void ConvTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, con
   }
 }
 
+// The same for rows that want bits alone.
+template <class V, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
+void BitTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Strip& strip, size_t block) {
+  const Taps taps = FindTaps<Signs<V, MASKED>>(k, call, row, block, 0, 0);
+  for (size_t tile = 0; tile < strip.tiles; ++tile) {
+    const size_t column = strip.column + tile * PIXELS;
+    typename V::Ints accumulators[BLOCKS][PIXELS];
+    CountTile<V, PIXELS, BLOCKS, MASKED, WORDS>(k, call, row, taps, block, column, 0, 0, strip.cold && tile == 0,
+                                                accumulators);
+    WriteBitsOfSums<V, FULL>(k, row, column, block, accumulators);
+  }
+}
+
 using TileFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Strip&, size_t block);
+
+template <class V, class E, int PIXELS, int BLOCKS, bool MASKED, bool FULL, int WORDS>
+constexpr TileFunction TilesOf() {
+  if constexpr (kHasStream<E>) {
+    return ConvTiles<V, E, PIXELS, BLOCKS, MASKED, FULL, WORDS>;
+  } else {
+    return BitTiles<V, PIXELS, BLOCKS, MASKED, FULL, WORDS>;
+  }
+}
 
 // Tiles of 1 to MOST pixels.
 template <class V, class E, int MOST, int BLOCKS, bool MASKED, bool FULL>
 struct Tiles {
   template <int PIXELS>
   static constexpr TileFunction Make() {
-    return ConvTiles<V, E, (PIXELS < MOST ? PIXELS : MOST), BLOCKS, MASKED, FULL, 0>;
+    return TilesOf<V, E, (PIXELS < MOST ? PIXELS : MOST), BLOCKS, MASKED, FULL, 0>();
   }
   static constexpr TileFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
                                                               Make<4>(), Make<5>(), Make<6>(), Make<7>()};
@@ -464,8 +486,8 @@ BINARIZE_INLINE Choice ChooseTile(const ConvConst& k, const ConvRow& row, size_t
     const size_t full = Min(b.alike - tail, last - block);
     if (full >= kWideBlocks && pixels <= kWidePixels) {
       const bool one_tap = k.kernel_h * k.kernel_w == 1 && row.tap_begin < row.tap_end && pixels == kWidePixels;
-      if (one_tap && b.span == 2) return {ConvTiles<V, E, kWidePixels, kWideBlocks, false, true, 2>, kWideBlocks};
-      if (one_tap && b.span == 4) return {ConvTiles<V, E, kWidePixels, kWideBlocks, false, true, 4>, kWideBlocks};
+      if (one_tap && b.span == 2) return {TilesOf<V, E, kWidePixels, kWideBlocks, false, true, 2>(), kWideBlocks};
+      if (one_tap && b.span == 4) return {TilesOf<V, E, kWidePixels, kWideBlocks, false, true, 4>(), kWideBlocks};
       return {Tiles<V, E, kWidePixels, kWideBlocks, false, true>::kByPixels[pixels], kWideBlocks};
     }
     if (full >= 2) return {Tiles<V, E, kPixels, 2, false, true>::kByPixels[pixels], 2};
@@ -511,7 +533,9 @@ BINARIZE_INLINE void ConvBlocks(const ConvConst& k, const ConvCall& call, const 
     const size_t alike = row.end - strip.column - (size - 1) * left;  // tiles of that size; the others have one pixel less
     strip.tiles = Min(alike, most_tiles);
     strip.cold = cold && strip.column == row.begin;
-    if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, strip);
+    if constexpr (kHasStream<E>) {
+      if (strip.shares_link) SharedLinks<V, E>::kByPixels[size](k, call, row, strip);
+    }
     for (size_t block = first; block < last;) {
       const Choice choice = ChooseTile<V, E, DENSE>(k, row, block, last, size);
       choice.tiles(k, call, row, strip, block);
@@ -534,6 +558,7 @@ void ConvElements(const ConvConst& k, const ConvCall& call, const ConvWork& work
 
 template <class V>
 void Conv(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
+  if (work.rows[0].only_bits) return ConvElements<V, NoStream>(k, call, work);
   k.element == Element::kFloat16 ? ConvElements<V, Half>(k, call, work) : ConvElements<V, float>(k, call, work);
 }
 

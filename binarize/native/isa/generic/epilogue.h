@@ -100,6 +100,35 @@ BINARIZE_INLINE void WriteBits(uint16_t* bits, size_t step, const typename V::Fl
   }
 }
 
+// The stream of rows that want nothing but bits and add nothing: their accumulators are compared. A type of its own, so
+// that their tiles are functions of their own; in the usual ones a branch for them cost whole nets a fiftieth.
+struct NoStream {};
+
+template <class E>
+constexpr bool kHasStream = true;
+template <>
+inline constexpr bool kHasStream<NoStream> = false;
+
+// The bits of accumulators, see ConvConst::bit_limits.
+template <class V, bool FULL, int BLOCKS, int PIXELS>
+BINARIZE_INLINE void WriteBitsOfSums(const ConvConst& k, const ConvRow& row, size_t column, size_t block,
+                                     const typename V::Ints (&accumulators)[BLOCKS][PIXELS]) {
+  const unsigned valid = FULL ? 0xffffu : (1u << k.blocks[block].lanes) - 1u;
+  const size_t step = k.next_step;
+  uint16_t* bits = row.next_bits + column * step + block;
+  const int32_t* limits = k.bit_limits + block * kLanes;
+  for (size_t plane = 0; plane < k.next_planes; ++plane, bits += k.words_out * 4, limits += k.block_count * kLanes) {
+    BINARIZE_UNROLL
+    for (int b = 0; b < BLOCKS; ++b) {
+      const typename V::Ints limit = V::LoadInts(limits + b * kLanes);
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        bits[m * step + b] = static_cast<uint16_t>(V::Above(accumulators[b][m], limit) & valid);
+      }
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------- Elastic Link
 
 // The link channels of the lanes of a block at one pixel of the map, added to `sums`, channels ascending.

@@ -240,13 +240,35 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   }
 }
 
+// The same for rows that want bits alone.
+template <class V, int PIXELS, int PANELS>
+void LookupBits(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
+  constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
+  const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
+  PanelCounts<V, PIXELS, PANELS> counts;
+  CountPanels(k, call, row, block, column, 0, 0, counts);
+  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, 0);
+  for (size_t n = 0; n < blocks; ++n) {
+    typename V::Ints accumulators[1][PIXELS];
+    LoadAccumulators<V, PIXELS>(k, call, row, column, tile, block + n, 0, counts.value[0] + n * kLanes, kStep,
+                                accumulators[0]);
+    k.blocks[block + n].lanes == kLanes ? WriteBitsOfSums<V, true>(k, row, column, block + n, accumulators)
+                                        : WriteBitsOfSums<V, false>(k, row, column, block + n, accumulators);
+  }
+}
+
 using LookupFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column);
 
 template <class V, class E, int PANELS>
 struct LookupTiles {
   template <int PIXELS>
   static constexpr LookupFunction Make() {
-    return LookupTile<V, E, (PIXELS < V::kPanelPixels ? PIXELS : V::kPanelPixels), PANELS>;
+    constexpr int kPixels = PIXELS < V::kPanelPixels ? PIXELS : V::kPanelPixels;
+    if constexpr (kHasStream<E>) {
+      return LookupTile<V, E, kPixels, PANELS>;
+    } else {
+      return LookupBits<V, kPixels, PANELS>;
+    }
   }
   static constexpr LookupFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
                                                                 Make<4>(), Make<5>(), Make<6>(), Make<7>()};
@@ -291,6 +313,7 @@ void LookupConvElements(const ConvConst& k, const ConvCall& call, const ConvWork
 
 template <class V>
 void LookupConv(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
+  if (work.rows[0].only_bits) return LookupConvElements<V, NoStream>(k, call, work);
   k.element == Element::kFloat16 ? LookupConvElements<V, Half>(k, call, work)
                                     : LookupConvElements<V, float>(k, call, work);
 }

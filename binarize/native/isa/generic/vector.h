@@ -12,7 +12,7 @@
 //   Add, Mul, Fma(a, b, c)          a * b + c rounded once
 //   Max, Min                        Max(a, b) and Min(a, b) are b when they are equal or one is NaN
 //   Leak(t, slope)                  t > 0 ? t : slope * t
-//   Above(a, b)                     bit i: a[i] > b[i]
+//   Above(a, b)                     bit i: a[i] > b[i], of floats or of int32
 //   ToFloats(x)                     of int32
 //   Pin(x)                          counters or ints are final here: the compiler may not move their arithmetic past it,
 //                                   and holds them in registers

@@ -53,6 +53,7 @@ struct Zmm {
     return _mm512_mask_mul_ps(t, _mm512_cmp_ps_mask(t, Zero(), _CMP_NGT_UQ), slope, t);
   }
   BINARIZE_INLINE unsigned Above(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  BINARIZE_INLINE unsigned Above(Ints a, Ints b) { return _mm512_cmpgt_epi32_mask(a, b); }
   BINARIZE_INLINE Floats ToFloats(Ints x) { return _mm512_cvtepi32_ps(x); }
 
   BINARIZE_INLINE Ints ZeroInts() { return _mm512_setzero_si512(); }

@@ -91,15 +91,22 @@ struct Neon {
   BINARIZE_INLINE Floats Leak(Floats t, Floats slope) {
     return Each([&](int i) { return vbslq_f32(vcgtzq_f32(t.q[i]), t.q[i], vmulq_f32(slope.q[i], t.q[i])); });
   }
-  BINARIZE_INLINE unsigned Above(Floats a, Floats b) {
+  // Bit i: whether lane i is all ones and not all zeros.
+  BINARIZE_INLINE unsigned OnesOf(Ints lanes) {
     const uint32_t weights[4] = {1, 2, 4, 8};
     const uint32x4_t bit = vld1q_u32(weights);
     uint32x4_t sum = vdupq_n_u32(0);
     BINARIZE_UNROLL
-    for (int i = 3; i >= 0; --i) {
-      sum = vorrq_u32(vshlq_n_u32(sum, 4), vandq_u32(vcgtq_f32(a.q[i], b.q[i]), bit));
-    }
+    for (int i = 3; i >= 0; --i) sum = vorrq_u32(vshlq_n_u32(sum, 4), vandq_u32(lanes.q[i], bit));
     return vaddvq_u32(sum);
+  }
+  BINARIZE_INLINE unsigned Above(Floats a, Floats b) {
+    return OnesOf(EachInt([&](int i) { return vcgtq_f32(a.q[i], b.q[i]); }));
+  }
+  BINARIZE_INLINE unsigned Above(Ints a, Ints b) {
+    return OnesOf(EachInt([&](int i) {
+      return vcgtq_s32(vreinterpretq_s32_u32(a.q[i]), vreinterpretq_s32_u32(b.q[i]));
+    }));
   }
   BINARIZE_INLINE Floats ToFloats(Ints x) {
     return Each([&](int i) { return vcvtq_f32_s32(vreinterpretq_s32_u32(x.q[i])); });
