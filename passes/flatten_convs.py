@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ATEN, BATCH_NORMS
-from binarize.passes.layout_rules import is_pointwise, rank_of, shape_of
+from binarize.passes.layout_rules import is_fixed, is_pointwise, rank_of, shape_of
 from binarize.passes.lower_tools import constant, set_value_like, tensor_of
 
 _CONV_DEFAULTS = (None, (1, 1), (0, 0), (1, 1), 1)
@@ -37,9 +37,12 @@ def _fits(conv: Node) -> bool:
     One before a batch norm stays: ONNX Runtime takes the norm into a conv, and not into a Gemm.
     """
     source, weight, *rest = conv.args
-    _, _, padding, _, groups = (*rest, *_CONV_DEFAULTS[len(rest) :])
+    arguments: list[Any] = [*rest, *_CONV_DEFAULTS[len(rest) :]]
+    padding, groups = arguments[2], arguments[4]
     assert isinstance(source, Node) and isinstance(weight, Node)
-    if groups != 1 or any(padding) or rank_of(source) != 4 or shape_of(source)[2:] != (1, 1):  # type: ignore
+    if conv.kwargs or groups != 1 or any(padding):
+        return False
+    if rank_of(source) != 4 or not is_fixed(source) or shape_of(source)[2:] != (1, 1):
         return False
     if tensor_of(weight) is None or constant(weight).shape[2:] != (1, 1):
         return False

@@ -59,9 +59,9 @@ class Squared(nn.Module):
         return torch.sigmoid(y) * y
 
 
-def exported(model: nn.Module) -> tuple[Lowered, onnx.ModelProto]:
+def exported(model: nn.Module, any_size: bool = False) -> tuple[Lowered, onnx.ModelProto]:
     module = binarize.apply(model, X, config=api.resolve_config("el", None, ["surgery.keep=gate*"])).eval()
-    result = lower(randomized(module).eval(), (X,))
+    result = lower(randomized(module).eval(), (X,), any_size=any_size)
     return result, emit(result, (X,))
 
 
@@ -106,6 +106,17 @@ def test_a_flattened_conv_keeps_its_weights_name_and_values() -> None:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
     np.testing.assert_array_equal(weights["gate.fc1.weight"], wanted)
     assert {"gate.fc1", "gate.fc2"} <= set(layers_by_name(file).values())
+
+
+def test_a_gate_on_maps_of_any_size() -> None:
+    """Its own map has one pixel whatever the size."""
+    result, model = exported(Gated(SqueezeExcite(24)), any_size=True)
+    assert weighted(model) == Counter(Conv=1, Gemm=2)
+    verify(result, model, (X,))
+    other = torch.randn(1, 3, 11, 14)
+    with torch.no_grad():
+        wanted = result.original(other).numpy()
+    assert InferenceSession(model.SerializeToString()).run(None, {"input": other.numpy()})[0].shape == wanted.shape
 
 
 def test_a_conv_of_a_whole_map_stays() -> None:
