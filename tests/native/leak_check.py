@@ -2,7 +2,7 @@
 
 What imports allocate is not counted: torch alone leaves tens of thousands of allocations that nothing points to, and
 the sanitizer stops at 5000 and takes minutes for them. The interpreter still lives when it is asked: its objects are no
-leaks. The operators stay loaded: without them the report could not tell whose functions allocated what is lost.
+leaks.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import os
 
 _SANITIZER = ctypes.CDLL(None)
 _SANITIZER.__lsan_disable()
 for _name in ("torch", "onnxruntime", "hypothesis", "binarize.exporting"):
     importlib.import_module(_name)
 _SANITIZER.__lsan_enable()
-ctypes.CDLL(os.environ["BINARIZE_SANITIZED_LIBRARY"])
 
 
 def pytest_unconfigure() -> None:
