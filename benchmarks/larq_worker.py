@@ -1,14 +1,18 @@
 """A contender in Larq Compute Engine: `python -m benchmarks.larq_worker MODEL`, driven by `binarize.bench.race`.
 
-MODEL is `bireal18`, or `layer:KERNEL:CHANNELS:OUT:SIZE:STRIDE:LINKS` as for OpenVINO, with one link. The engine's fast
-kernels are for ARM; on x86 its own documentation calls what runs "reference kernels".
+MODEL is `bireal18`, or `layer:KERNEL:CHANNELS:OUT:SIZE:STRIDE:LINKS` as for OpenVINO, with one link; `versions` prints
+those of this environment instead. The engine's fast kernels are for ARM; on x86 its own documentation calls what runs
+"reference kernels".
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import json
 import os
 from functools import partial
+from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,13 @@ def converted_call(model: str, threads: int) -> Call:
     interpreter = lce.testing.Interpreter(flat, num_threads=threads, use_reference_bconv=False, use_indirect_bgemm=True)
     shape = (1, *network.input_shape[1:])
     return partial(interpreter.predict, np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+
+def versions() -> dict[str, str]:
+    """Of what shapes a result here; an ImportError where the engine does not run."""
+    importlib.import_module("larq_compute_engine")
+    found = {name: importlib.metadata.version(name) for name in ("larq-compute-engine", "larq")}
+    return {**found, "tensorflow": importlib.import_module("tensorflow").__version__, "Larq's Python": python_version()}
 
 
 def _binary_conv(x: Any, channels: int, kernel: int, stride: int = 1) -> Any:
@@ -79,6 +90,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.model == "versions":
+        print(json.dumps(versions()))
+        return
     serve(lambda: converted_call(arguments.model, arguments.threads))
 
 

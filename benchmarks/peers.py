@@ -5,14 +5,17 @@ x86; it wants a Python 3.11 environment of its own, whose interpreter `--larq-py
 
     pip install tensorflow-cpu==2.15.1 larq==0.14.0 larq-compute-engine==0.16.0 onnxruntime 'numpy<2'
 
-What is not there is skipped with the reason in its row. A subject is a network or a layer of `benchmarks.kernels`; one
-that has its row is skipped unless `--again` is given. Weights are random.
+A row names the versions of that environment. What is not there is skipped with the reason in its row. A subject is a
+network or a layer of `benchmarks.kernels`; one that has its row is skipped unless `--again` is given. Weights are
+random.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +34,8 @@ from binarize.exporting.emit import write_onnx
 KIND = "peers"
 LINKS = 5
 """Of the longer chain; what a layer costs inside a network is (chain of 5 - layer) / 4: both directions' mean."""
+LAYER_RUNS = 4
+"""Layers take microseconds: this many times the runs of a network."""
 RIVALS = {"resnet18": "bireal18", "resnet50": "binary_resnet50"}
 """Our network, and the peers' of the same shape: without Elastic Links, with the float layers its authors keep."""
 DENSE = {layer.name: layer for layer in LAYERS if layer.group == 1}
@@ -42,7 +47,7 @@ def main() -> None:
     subjects = [*RIVALS, *DENSE]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(subjects)}; default: all")
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=30, help=f"of a network; a layer has {LAYER_RUNS} times as many")
     parser.add_argument("--larq-python", help="the Python of an environment with larq-compute-engine")
     parser.add_argument("--again", action="store_true", help="time again what has its row already")
     arguments = parser.parse_args()
@@ -52,8 +57,10 @@ def main() -> None:
     for subject in arguments.subjects or subjects:
         if arguments.again or records.find(KIND, subject, 1, machine()["cpu"]) is None:
             commands = (network if subject in RIVALS else layer)(subject, arguments.larq_python)
-            found = run(commands, arguments.runs if subject in RIVALS else 4 * arguments.runs)
-            records.save(KIND, subject, 1, {"runs": arguments.runs, "contenders": records.finishes(found)})
+            runs = arguments.runs if subject in RIVALS else LAYER_RUNS * arguments.runs
+            found, cores = run(commands, runs)
+            values = {"runs": runs, "pinned": cores, "contenders": records.finishes(found)}
+            records.save(KIND, subject, 1, values, larq_versions(arguments.larq_python))
             show(subject, found)
 
 
@@ -88,12 +95,13 @@ def layer(name: str, larq_python: str | None) -> Commands:
     return commands
 
 
-def run(commands: Commands, runs: int) -> dict[str, Finish | BinarizeError]:
-    """Time what can be timed; what cannot keeps its reason, in its place."""
+def run(commands: Commands, runs: int) -> tuple[dict[str, Finish | BinarizeError], int]:
+    """Time what can be timed; what cannot keeps its reason, in its place. Also on how many cores that was."""
     ready = {name: command for name, command in commands.items() if not isinstance(command, BinarizeError)}
-    with pinned(1):
-        found = race(ready, runs=runs, warmup=3)
-    return {name: command if isinstance(command, BinarizeError) else found[name] for name, command in commands.items()}
+    with pinned(1) as cores:
+        timed = race(ready, runs=runs, warmup=3)
+    found = {name: command if isinstance(command, BinarizeError) else timed[name] for name, command in commands.items()}
+    return found, len(cores)
 
 
 def show(subject: str, found: Mapping[str, Finish | BinarizeError]) -> None:
@@ -118,10 +126,22 @@ def larq(model: str, python: str | None) -> Sequence[str] | BinarizeError:
     """What runs a Larq net, or why nothing does."""
     if python is None:
         return EnvironmentProblem("skipped: no --larq-python was given")
-    probe = subprocess.run([python, "-c", "import larq_compute_engine"], capture_output=True, check=False)
-    if probe.returncode:
+    if not larq_versions(python):
         return EnvironmentProblem("skipped: larq_compute_engine cannot be imported there")
     return [python, "-m", "benchmarks.larq_worker", model]
+
+
+@functools.cache
+def larq_versions(python: str | None) -> dict[str, str]:
+    """What the environment of that interpreter has; nothing if Larq does not run there."""
+    if python is None:
+        return {}
+    worker = [python, "-m", "benchmarks.larq_worker", "versions"]
+    asked = subprocess.run(worker, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        return {}
+    versions: dict[str, str] = json.loads(asked.stdout.splitlines()[-1])
+    return versions
 
 
 def _file(folder: Path, shape: Layer, links: int) -> list[str]:

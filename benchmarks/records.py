@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,11 +52,49 @@ def _key(row: Row) -> tuple[str, int, str]:
     return row["subject"], row["threads"], row["machine"]["cpu"]
 
 
-def save(kind: str, subject: str, threads: int, values: Mapping[str, Any]) -> None:
-    """Put one subject's row in place of its old one on this kind of CPU, with the machine and the source's version."""
-    row = {"subject": subject, "threads": threads, "source": revision(), "machine": described_machine(), **values}
+def save(
+    kind: str, subject: str, threads: int, values: Mapping[str, Any], versions: Mapping[str, str] | None = None
+) -> None:
+    """Put one subject's row in place of its old one on this kind of CPU, with the machine and the source's version.
+
+    Every row says on how many cores its contenders were kept (`pinned`, 0 if on none in particular) and how the system
+    schedules them (`scheduling`). Rows of before it did lack the second, and some the first.
+
+    Args:
+        versions: of what ran in other environments; they join the machine's.
+    """
+    row = {
+        "subject": subject,
+        "threads": threads,
+        "source": revision(),
+        "machine": described_machine() | dict(versions or {}),
+        "pinned": own_cores(),
+        "scheduling": scheduling(),
+        **values,
+    }
     rows = sorted([*(old for old in read(kind) if _key(old) != _key(row)), row], key=_key)
     write_text(FOLDER / f"{kind}.json", json.dumps(rows, indent=1) + "\n")
+
+
+def own_cores() -> int:
+    """How many cores this process is kept on; 0 if it may use all, or where the system does not tell."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return 0 if allowed == os.cpu_count() else allowed
+
+
+def scheduling() -> str:
+    """How the system schedules this process and those that it starts: `normal`, or a policy with its priority.
+
+    `SCHED_RR 1` is what `chrt --rr 1` gives. Where the system does not tell: `unknown`.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        return "unknown"
+    policy = os.sched_getscheduler(0)
+    if policy == os.SCHED_OTHER or policy & os.SCHED_RESET_ON_FORK:  # contenders do not inherit the latter
+        return "normal"
+    names = {os.SCHED_RR: "SCHED_RR", os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_BATCH: "SCHED_BATCH"}
+    priority = os.sched_getparam(0).sched_priority
+    return names.get(policy, f"policy {policy}") + (f" {priority}" if priority else "")
 
 
 def finishes(found: Mapping[str, Finish | BinarizeError]) -> dict[str, Any]:

@@ -30,6 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = ordered + quick
 
 
+WHOLE_MODEL = "test_exported_models_run_on_neon_as_on_scalar"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Whether aarch64 ran whole models: that takes an emulator that few machines have, and a skip is easily missed."""
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if WHOLE_MODEL in report.nodeid:
+                reason = f": {report.longrepr[-1].removeprefix('Skipped: ')}" if outcome == "skipped" else ""
+                terminalreporter.write_line(f"aarch64, whole models: {outcome}{reason}")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

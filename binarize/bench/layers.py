@@ -26,8 +26,8 @@ FUSED_BEHIND = (
 OTHER = "(everything else)"
 NOISE = 0.05
 """Differences up to this share are the profiler's and not the layer's."""
-_GENERATED = re.compile(r"(_nchwc|_token_\d+|_quant)+$")
-"""What ONNX Runtime's optimizations append to a name."""
+_GENERATED = re.compile(r"^fused |(_nchwc|_token_\d+|_quant)+$")
+"""What ONNX Runtime's optimizations add to a name."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from binarize.passes.choose_layout import ChooseLayout
 from binarize.passes.decompose_unfused import DecomposeUnfused
 from binarize.passes.drop_aliases import DropAliases
 from binarize.passes.drop_expands import DropExpands
+from binarize.passes.flatten_convs import FlattenConvs
 from binarize.passes.fuse_epilogue import FuseEpilogue
 from binarize.passes.fuse_packs import FusePacks
 from binarize.passes.lower_activations import LowerActivations
@@ -38,6 +39,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     FuseEpilogue(),
     SwapMaxPool(),
     DropExpands(),
+    FlattenConvs(),
     ChooseLayout(),
     LowerActivations(),
     LowerMaps(),

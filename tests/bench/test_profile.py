@@ -18,6 +18,7 @@ from binarize.bench.profile import Profile, profile
 from binarize.errors import UnsupportedModelError
 from binarize.exporting import write_onnx
 from binarize.exporting.quantize import batches_of, quantize_ends
+from binarize.runtime.library import supported_isas
 from tests.models import EveryConv
 
 SHAPE = (3, 32, 32)
@@ -64,6 +65,20 @@ def test_a_profile_sums_up_by_operator_and_names_the_kernels(files: dict[str, Pa
     assert next(node for node in found.nodes if node.op == "Conv").shape == (2, 16, 32, 32)
     times = [row["milliseconds"] for row in found.by_operator()]
     assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize("isa", ["scalar", None])
+def test_a_profile_names_the_instruction_set_that_ran(
+    files: dict[str, Path], isa: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forced one; the best that the machine has where none is."""
+    if isa is None:
+        monkeypatch.delenv("BINARIZE_ISA", raising=False)
+    else:
+        monkeypatch.setenv("BINARIZE_ISA", isa)  # read when a session is created
+    found = profile({"binary": files["binary"]}, runs=1)["binary"]
+    kernels = {node.kernel for node in found.nodes if node.op in ("BinaryConv2d", "Activate", "Pack")}
+    assert kernels == {f"ai.binarize {isa or supported_isas()[0]}"}
 
 
 def test_our_operators_are_told_from_standard_ones_of_the_same_name(files: dict[str, Path]) -> None:

@@ -1,13 +1,15 @@
 """The NEON kernels under emulation: `python tests/native/check_aarch64.py [--fetch FOLDER | --root FOLDER]`.
 
-Cross-compiles the library, runs the C++ core test (NEON against scalar and a naive loop), then a whole exported model
-in an aarch64 ONNX Runtime, on NEON and on scalar kernels: every output must be equal bit for bit.
+Cross-compiles the library, runs the C++ core test (NEON against scalar and a naive loop), then whole exported models,
+one as it is and one with a float16 stream and int8 ends, in an aarch64 ONNX Runtime, on NEON and on scalar kernels:
+every output must be equal bit for bit.
 
 Needs cmake, `aarch64-linux-gnu-g++` (Debian: g++-aarch64-linux-gnu) and qemu-user, for ONNX Runtime 10.0 or newer
-(older ones crash when it is imported; Debian 13 has one). The model also needs a folder with an aarch64 Python 3.11,
-numpy and onnxruntime: `--fetch` makes one from Debian packages and wheels. Where a tool is missing the check says which
-one and exits with 77, which automake and meson read as "skipped". The variables QEMU_AARCH64 and AARCH64_ROOT name an
-emulator and a folder for `tests/native/test_aarch64.py` too.
+(older ones crash when it is imported; Debian 13 has one, whose static programs run unpacked on Debian 12, too). The
+models also need a folder with an aarch64 Python 3.11, numpy and onnxruntime: `--fetch` makes one from Debian packages
+and wheels. Where a tool is missing the check says which one and exits with 77, which automake and meson read as
+"skipped". The variables QEMU_AARCH64 and AARCH64_ROOT name an emulator and a folder for
+`tests/native/test_aarch64.py` too.
 """
 
 from __future__ import annotations
@@ -31,22 +33,30 @@ PACKAGES = (
     "libgcc-s1", "libffi8", "liblzma5", "libbz2-1.0", "libssl3", "libuuid1",
 )  # fmt: skip
 
+EXPORTS = {"default": (), "float16_int8": ("export.stream=float16", "export.stem=int8")}
+"""The models: a file name, and the settings that it is exported with."""
+
 # Runs inside the emulator: no onnx, no torch, no binarize.
 CHILD = """
 import json, os, sys
 import numpy, onnxruntime
-model, library, data = sys.argv[1:]
+isa, library, data, *models = sys.argv[1:]
 inputs = dict(numpy.load(data))
-outputs = {}
-for isa in ("neon", "scalar"):
+
+def run(model, isa):
     os.environ["BINARIZE_ISA"] = isa
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(library)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    outputs[isa] = session.run(None, inputs)
-equal = all(numpy.array_equal(a, b) for a, b in zip(outputs["neon"], outputs["scalar"]))
-finite = all(bool(numpy.isfinite(a).all()) and bool(numpy.any(a)) for a in outputs["neon"])
-print(json.dumps({"onnxruntime": onnxruntime.__version__, "equal": equal, "finite": finite}))
+    return session.run(None, inputs)
+
+report = {"onnxruntime": onnxruntime.__version__}
+for model in models:
+    fast, scalar = run(model, isa), run(model, "scalar")
+    equal = all(numpy.array_equal(a, b) for a, b in zip(fast, scalar))
+    finite = all(bool(numpy.isfinite(a).all()) and bool(numpy.any(a)) for a in fast)
+    report[os.path.basename(model)] = {"equal": equal, "finite": finite}
+print(json.dumps(report))
 """
 
 
@@ -69,9 +79,10 @@ def emulator(minimum: int = 0) -> str:
     if found is None:
         raise Missing("qemu-aarch64 is not installed (qemu-user); QEMU_AARCH64 may name one")
     text = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
-    version = re.search(r"version (\d+)", text)
+    version = re.search(r"version (\d+)[\d.]*", text)
     if version is None or int(version[1]) < minimum:
-        raise Missing(f"{found} is too old: onnxruntime needs qemu-user {minimum} or newer")
+        told = version[0] if version else "of no known version"
+        raise Missing(f"{found} is {told}: onnxruntime needs qemu-user {minimum} or newer")
     return found
 
 
@@ -105,13 +116,15 @@ def run_core_test(build: Path, cases: int = 300) -> str:
     return done.stdout
 
 
-def export_model(folder: Path) -> tuple[Path, Path]:
-    """A small binary net with dense, strided, squeezing, grouped and depthwise convs, and an input for it."""
+def export_models(folder: Path) -> tuple[list[Path], Path]:
+    """A small binary net with dense, strided, squeezing, grouped and depthwise convs, exported in every way of
+    `EXPORTS`, and an input for it."""
     import numpy as np
     import torch
     from torch import nn
 
     import binarize
+    from binarize import api
 
     torch.manual_seed(0)
 
@@ -132,26 +145,35 @@ def export_model(folder: Path) -> tuple[Path, Path]:
         nn.Linear(128, 10),
     ).eval()
     images = torch.randn(2, 3, 32, 32)
-    path = folder / "model.onnx"
-    binarize.export(binarize.apply(model, images), path, images)
-    import onnx
+    paths = [folder / f"{name}.onnx" for name in EXPORTS]
+    for path, settings in zip(paths, EXPORTS.values(), strict=True):
+        config = api.resolve_config("el", None, settings)
+        binarize.export(binarize.apply(model, images, config=config), path, images)
+    np.savez(folder / "input.npz", input=images.numpy())
+    return paths, folder / "input.npz"
 
-    name = onnx.load(path, load_external_data=False).graph.input[0].name
-    np.savez(folder / "input.npz", **{name: images.numpy()})
-    return path, folder / "input.npz"
+
+def is_right(report: dict) -> bool:
+    """Whether every model gave equal and finite outputs, and none is missing."""
+    found = [report.get(f"{name}.onnx", {}) for name in EXPORTS]
+    return all(model.get("equal") and model.get("finite") for model in found)
 
 
-def run_model(build: Path, root: Path, folder: Path) -> dict:
-    """What the child reports about the exported model."""
+def run_models(build: Path, root: Path, folder: Path) -> dict:
+    """What the child reports about the exported models."""
     qemu, python = emulator(MINIMUM_QEMU), root / "root" / "usr" / "bin" / "python3.11"
     if not python.is_file():
         raise Missing(f"{root} holds no aarch64 Python (make one with --fetch)")
-    model, data = export_model(folder)
+    models, data = export_models(folder)
     command = [qemu, "-L", str(root / "root"), "-E", f"PYTHONPATH={root / 'site'}", str(python), "-c", CHILD]
-    command += [str(model), str(build / "libbinarize_ops.so"), str(data)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return ask([*command, "neon", str(build / "libbinarize_ops.so")], models, data)
+
+
+def ask(child: list[str], models: list[Path], data: Path) -> dict:
+    """What `child`, a command line with instruction set and library, reports about the models."""
+    done = subprocess.run([*child, str(data), *map(str, models)], capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"the model failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        raise RuntimeError(f"a model failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     report: dict = json.loads(done.stdout.splitlines()[-1])
     return report
 
@@ -199,12 +221,12 @@ def main() -> int:
             cross_compile(folder / "build")
             print(run_core_test(folder / "build", arguments.cases), end="")
             if root is None:
-                raise Missing("no folder with an aarch64 Python for the model: give --fetch or --root")
-            report = run_model(folder / "build", Path(root).resolve(), folder)
+                raise Missing("no folder with an aarch64 Python for the models: give --fetch or --root")
+            report = run_models(folder / "build", Path(root).resolve(), folder)
     except Missing as missing:
         print(f"skipped: {missing}")
         return SKIPPED
-    right = report["equal"] and report["finite"]
+    right = is_right(report)
     print("ok    " if right else "FAILED", json.dumps(report))
     return 0 if right else 1
 

@@ -25,6 +25,8 @@ INPUTS = [
     *("bits", "weight", "scale", "bias", "link", "gamma", "residual", "slope", "shift", "next_threshold"),
     *("gate", "factor"),
 ]
+THREADS = (1, 2, 3, 5, 8)
+"""Numbers of threads that must give the same bits: even and odd ones, and more than most maps here have parts for."""
 DATA_INPUTS = ("bits", "link", "residual", "gate", "factor")
 NEUTRAL = (ZERO_MAP, ONE_MAP)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import check_aarch64
+import onnx
 import pytest
+
+from binarize.runtime import active_isa, library_path
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,24 @@ def root(qemu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_exported_model_runs_on_neon_as_on_scalar(root: Path, build: Path, tmp_path: Path) -> None:
+def test_exported_models_run_on_neon_as_on_scalar(root: Path, build: Path, tmp_path: Path) -> None:
+    """tests/conftest.py tells its outcome at the end of every run."""
     try:
-        report = check_aarch64.run_model(build, root, tmp_path)
+        report = check_aarch64.run_models(build, root, tmp_path)
     except check_aarch64.Missing as missing:
         pytest.skip(str(missing))
-    assert report["equal"] and report["finite"]
+    assert check_aarch64.is_right(report), report
+
+
+@pytest.mark.slow
+def test_the_models_and_what_compares_them_without_an_emulator(tmp_path: Path) -> None:
+    """On this machine's own kernels: few machines have the emulator that the test above needs."""
+    models, data = check_aarch64.export_models(tmp_path)
+    kinds = [{node.op_type for node in onnx.load(model).graph.node} for model in models]
+    assert ["Int8Conv2d" in found for found in kinds] == [False, True]
+    assert all("BinaryConv2d" in found for found in kinds)
+    child = [sys.executable, "-c", check_aarch64.CHILD, active_isa(), str(library_path())]
+    report = check_aarch64.ask(child, models, data)
+    assert check_aarch64.is_right(report), report
+    del report["float16_int8.onnx"]
+    assert not check_aarch64.is_right(report)

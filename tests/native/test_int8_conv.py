@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy_reference import Conv
 from onnx import TensorProto, helper
-from op_models import ZERO_MAP, available_isas, forced_isa, model_bytes, session_options, tensor_type
+from op_models import THREADS, ZERO_MAP, available_isas, forced_isa, model_bytes, session_options, tensor_type
 
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
@@ -132,7 +132,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @EXPLORE
-@given(case=cases(), threads=st.integers(1, 2))
+@given(case=cases(), threads=st.sampled_from(THREADS))
 def test_equals_the_reference(case: Case, threads: int) -> None:
     expected = dict(zip(OUTPUTS, case.expected(), strict=True))
     for isa in available_isas():
@@ -145,7 +145,7 @@ def test_equals_the_reference(case: Case, threads: int) -> None:
 RESNET = {"kernel": (7, 7), "pads": (3, 3, 3, 3), "pool_shape": (3, 3), "pool_strides": (2, 2), "pool_pads": (1,) * 4}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", THREADS)
 def test_a_resnets_stem(isa: str, threads: int) -> None:
     """Several strips, whose common rows are computed twice, and a batch."""
     case = make_case(shape=(2, 3, 70, 60), out_channels=64, **RESNET)

@@ -6,6 +6,8 @@ rounding (fused multiply-adds, sums in a fixed order), which the reference repro
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy_reference import Conv
 from onnx import TensorProto, helper
-from op_models import Case, available_isas, feeds, make_case, model_bytes, run_kernel, session_options
+from op_models import THREADS, Case, available_isas, feeds, make_case, model_bytes, run_kernel, session_options
 
 from binarize.runtime import InferenceSession
 
@@ -82,18 +84,19 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def assert_equals_reference(case: Case, threads: int = 1) -> None:
-    """Every instruction set gives exactly the reference's values."""
+def assert_equals_reference(case: Case, threads: Sequence[int] = (1,)) -> None:
+    """Every instruction set gives exactly the reference's values, on each of these numbers of threads."""
     expected = dict(zip(("y", "next_bits"), case.expected(), strict=True))
-    for isa in available_isas():
-        for name, got in run_kernel(case, isa, threads).items():
-            np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
+    for isa, count in itertools.product(available_isas(), threads):
+        for name, got in run_kernel(case, isa, count).items():
+            what = f"{name} on {isa}, {count} threads"
+            np.testing.assert_array_equal(got, expected[name], err_msg=what, strict=True)
 
 
 @EXPLORE
-@given(case=cases(), threads=st.sampled_from([1, 2]))
+@given(case=cases(), threads=st.sampled_from(THREADS))
 def test_conv_equals_the_reference(case: Case, threads: int) -> None:
-    assert_equals_reference(case, threads)
+    assert_equals_reference(case, [threads])
 
 
 SHAPES = {
@@ -187,9 +190,8 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("threads", [1, 2])
-def test_shapes_of_real_nets(shape: dict[str, Any], threads: int) -> None:
-    assert_equals_reference(make_case(**shape, link=True, residual=True, slope=True, shift=True, seed=3), threads)
+def test_shapes_of_real_nets(shape: dict[str, Any]) -> None:
+    assert_equals_reference(make_case(**shape, link=True, residual=True, slope=True, shift=True, seed=3), THREADS)
 
 
 def test_accumulators_are_exact_at_both_ends(isa: str) -> None:
@@ -378,8 +380,9 @@ def test_pack_equals_the_reference(
         np.testing.assert_array_equal(got, reference.pack(x, threshold), err_msg=isa, strict=True)
 
 
-def test_pack_of_a_large_map_on_two_threads(isa: str) -> None:
+@pytest.mark.parametrize("threads", THREADS)
+def test_pack_of_a_large_map_on_several_threads(isa: str, threads: int) -> None:
     x = np.random.default_rng(0).normal(size=(2, 40, 40, 200)).astype(np.float32)
     threshold = np.zeros(1, dtype=np.float32)
-    (got,) = pack_session(x, threshold, True, threads=2).run(None, {"x": x})
+    (got,) = pack_session(x, threshold, True, threads).run(None, {"x": x})
     np.testing.assert_array_equal(got, reference.pack(x, threshold))

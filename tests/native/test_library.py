@@ -20,6 +20,7 @@ import test_int8_conv
 from numpy_reference import Conv
 from onnx import TensorProto, helper, numpy_helper
 from op_models import (
+    THREADS,
     ZERO_MAP,
     Case,
     available_isas,
@@ -161,9 +162,10 @@ def test_a_missing_library_is_an_environment_problem(monkeypatch: pytest.MonkeyP
 
 def test_threads_do_not_change_a_bit(isa: str) -> None:
     case = make_case(channels=256, out_channels=192, size=(23, 19), link=True, residual=True, slope=True, shift=True)
-    one, two = run_kernel(case, isa, threads=1), run_kernel(case, isa, threads=2)
-    np.testing.assert_array_equal(one["y"], two["y"])
-    np.testing.assert_array_equal(one["next_bits"], two["next_bits"])
+    one, *others = (run_kernel(case, isa, threads) for threads in THREADS)
+    for threads, other in zip(THREADS[1:], others, strict=True):
+        for name in ("y", "next_bits"):
+            np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name}, {threads} threads")
 
 
 def test_one_session_serves_threads_at_once() -> None:
@@ -261,7 +263,7 @@ def test_residual_written_in_place_is_correct(symbolic: bool) -> None:
     if not symbolic:
         settle_shapes(model, feeds(case))
     expected = Case(case.conv, {**case.values, "residual": 2 * case.values["residual"]}).expected()[0]
-    for threads in (1, 2):
+    for threads in THREADS:
         session = InferenceSession(model.SerializeToString(), session_options(threads))
         for _ in range(3):
             np.testing.assert_array_equal(session.run(["y"], feeds(case))[0], expected)

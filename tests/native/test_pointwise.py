@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy_reference import Conv
 from onnx import TensorProto, helper
-from op_models import available_isas, forced_isa, model_bytes, session_options, tensor_type
+from op_models import THREADS, available_isas, forced_isa, model_bytes, session_options, tensor_type
 from test_kernels import channel_counts
 
 from binarize.exporting.functions import model_local_functions
@@ -88,24 +88,26 @@ def expected_activation(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     stream=st.sampled_from(sorted(STREAMS)),
     planes=st.integers(1, 3),
+    threads=st.sampled_from(THREADS),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_activate_equals_the_reference(
-    shape: Any, outputs: tuple[str, ...], flags: Any, stream: str, planes: int, seed: int
+    shape: Any, outputs: tuple[str, ...], flags: Any, stream: str, planes: int, threads: int, seed: int
 ) -> None:
     values = activate_case(shape, seed, *flags, stream, planes)
     expected = expected_activation(values)
     for isa in available_isas():
         with forced_isa(isa):
-            session = InferenceSession(activate_model(values, outputs), session_options(1 + seed % 2))
+            session = InferenceSession(activate_model(values, outputs), session_options(threads))
         for name, got in zip(outputs, session.run(list(outputs), fed(values)), strict=True):
             np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
 
 
-def test_activate_of_a_large_map_on_two_threads(isa: str) -> None:
+@pytest.mark.parametrize("threads", THREADS)
+def test_activate_of_a_large_map_on_several_threads(isa: str, threads: int) -> None:
     """More than one task per image, and a gate of its own for each image."""
     values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False)
-    session = InferenceSession(activate_model(values, ("y", "next_bits")), session_options(2))
+    session = InferenceSession(activate_model(values, ("y", "next_bits")), session_options(threads))
     for name, got in zip(KINDS, session.run(None, fed(values)), strict=True):
         np.testing.assert_array_equal(got, expected_activation(values)[name], err_msg=name)
 
@@ -164,14 +166,14 @@ def pool_model(mode: str, kernel: Any, conv: Conv, x: np.ndarray, counts: bool, 
 
 
 @EXPLORE
-@given(case=pools(), half=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_pools_equal_the_reference(case: Any, half: bool, seed: int) -> None:
+@given(case=pools(), half=st.booleans(), threads=st.sampled_from(THREADS), seed=st.integers(0, 2**32 - 1))
+def test_pools_equal_the_reference(case: Any, half: bool, threads: int, seed: int) -> None:
     mode, kernel, conv, shape, counts = case
     x = np.random.default_rng(seed).normal(size=shape).astype(np.float16 if half else np.float32)
     expected = reference.pool(x, kernel, conv, mode=mode, count_include_pad=counts)
     for isa in available_isas():
         with forced_isa(isa):
-            session = InferenceSession(pool_model(mode, kernel, conv, x, counts), session_options(1 + seed % 2))
+            session = InferenceSession(pool_model(mode, kernel, conv, x, counts), session_options(threads))
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected, err_msg=isa, strict=True)
 
 

@@ -17,14 +17,17 @@ HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "binarize" / "native"
 RUNTIME_LIBRARIES = {"address,undefined": "libasan.so", "thread": "libtsan.so"}
 """What must be in the process before anything else is."""
-# ONNX Runtime is not instrumented: what it does with memory can be neither judged nor reported.
+# ONNX Runtime is not instrumented: what it does with memory can be neither judged nor reported. It, Python and torch
+# lose memory of their own: leak_check.py asks for leaks, and only those with a function of ours in their stack count.
 OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0",
+    "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
 }
 CASES = {"address,undefined": 400, "thread": 100}
 """Random layers for the core alone. Threads share them in the same few ways, whatever their shapes."""
+LEAK_CHECK = "leak_check"
+"""The plugin, a module beside this one."""
 IN_SESSIONS = ("test_kernels", "test_pointwise", "test_int8_conv", "test_malformed", "test_library")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -69,21 +72,45 @@ def run_core_test(build: Path, cases: int) -> None:
 def run_operators(build: Path, sanitizers: str) -> None:
     """The operators' own tests once more, fuzzing and concurrent sessions among them, with the instrumented library."""
     preloaded = [runtime_library(build, name) for name in (RUNTIME_LIBRARIES[sanitizers], "libstdc++.so.6")]
+    report = build / "report"
+    options = OPTIONS | {"ASAN_OPTIONS": f"{OPTIONS['ASAN_OPTIONS']}:log_path={report}"}
     environment = {
         **os.environ,
-        **OPTIONS,
+        **options,
+        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "LD_PRELOAD": " ".join(preloaded),
         "BINARIZE_SANITIZED_LIBRARY": str(build / "libbinarize_ops.so"),
     }
     for name in [name for name in environment if name.startswith("PYTEST_")]:  # this one is no part of the outer run
         del environment[name]
-    options = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--confcutdir={HERE}"]
+    arguments = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--confcutdir={HERE}"]
+    if "address" in sanitizers:
+        arguments += ["-p", LEAK_CHECK]
     # Not captured: a report is written and the process ended at once.
     tests = [str(HERE / f"{name}.py") for name in IN_SESSIONS]
-    command = [sys.executable, "-m", "pytest", "--capture=no", *options, *tests]
+    command = [sys.executable, "-m", "pytest", "--capture=no", *arguments, *tests]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1])
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
+    reports = "".join(path.read_text(errors="replace") for path in build.glob(f"{report.name}.*"))
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:] + reports[-6000:]
     assert "passed" in run.stdout and "Sanitizer" not in run.stdout + run.stderr
+    assert "ERROR: AddressSanitizer" not in reports and "Too many leaks" not in reports
+    assert "address" not in sanitizers or "leaks were looked for" in run.stdout
+    leaks = own_leaks(reports)
+    assert not leaks, "\n\n".join(leaks)
+
+
+def own_leaks(report: str) -> list[str]:
+    """The leaks in LeakSanitizer's report with a function of ours in their stack: its source, or the library."""
+    leaks = [block for block in report.split("\n\n") if " leak of " in block]
+    return [leak for leak in leaks if f"{NATIVE}{os.sep}" in leak or "libbinarize_ops" in leak]
+
+
+def test_a_leak_is_ours_where_our_function_allocated() -> None:
+    theirs = "Direct leak of 8 byte(s) in 1 object(s) allocated from:\n    #0 0x1 in malloc\n    #1 0x2 (libc.so+0x3)"
+    named = f"{theirs}\n    #2 0x4 in Pool {NATIVE}/ort/pool.cc:84"
+    unnamed = f"{theirs}\n    #2 0x4  (/somewhere/libbinarize_ops.so+0x5)"
+    header, summary = "==1==ERROR: LeakSanitizer: detected memory leaks", "SUMMARY: 24 byte(s) leaked"
+    assert own_leaks("\n\n".join([header, theirs, named, unnamed, summary])) == [named, unnamed]
 
 
 def runtime_library(build: Path, name: str) -> str:
