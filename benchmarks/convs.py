@@ -19,9 +19,10 @@ KINDS = (
     "1x1, strided",
     "larger kernels",
     "grouped",
-    "depthwise",
+    DEPTHWISE := "depthwise",
+    LINEAR := "of one pixel",
 )
-"""Of binary convs; what one node does for a linear layer is a 1x1 conv."""
+"""Of binary convs; the last are linear layers, which wait for their weights."""
 
 
 def times_by_kind(profile: Profile, file: str | Path) -> dict[str, dict[str, float]]:
@@ -38,6 +39,7 @@ def times_by_kind(profile: Profile, file: str | Path) -> dict[str, dict[str, flo
         conv = convs[timed.name]
         kind, channels, fan_in = _conv(conv, weights[conv.input[1]])
         outputs = math.prod(timed.shape[:3]) * channels
+        kind = LINEAR if timed.shape[1:3] == (1, 1) else kind
         row = sums.setdefault(kind, {"nodes": 0, "milliseconds": 0, "outputs": 0, "macs": 0})
         for name, value in {
             "nodes": 1, "milliseconds": timed.milliseconds, "outputs": outputs, "macs": outputs * fan_in

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
+from benchmarks.convs import DEPTHWISE, LINEAR
 from benchmarks.peers import DENSE, LINKS, RIVALS
 from benchmarks.records import Row
 from benchmarks.zoo import NETWORKS
@@ -225,7 +226,7 @@ def _convs() -> str:
         best = _best(row, _ours(row))
         kinds = row["convs"][best]
         kernels = records.find("kernels", row["machine"]["isa"], 1, row["machine"]["cpu"])
-        cells = [_conv_cells(sums, kernels) for sums in kinds.values()]
+        cells = [_conv_cells(sums, None if kind in (DEPTHWISE, LINEAR) else kernels) for kind, sums in kinds.items()]
         others = sum(row["profiles"][best].values()) - sum(sums["milliseconds"] for sums in kinds.values())
         lines = [*zip(kinds, cells, strict=True), ("all other operators", ["", _ms(others), "", ""])]
         rows += [[NETWORKS[row["subject"]].title, kind, *line] for kind, line in lines]
@@ -234,7 +235,8 @@ def _convs() -> str:
 
 
 def _conv_cells(sums: dict[str, float], kernels: Row | None) -> list[str]:
-    """Nodes, time, the time of the popcounts at the ceiling that `kernels` has, and the rest per 16 outputs."""
+    """Nodes, time, the time of the popcounts at the ceiling that `kernels` has, and the rest per 16 outputs; without
+    `kernels` popcounts are no limit."""
     measured = [str(sums["nodes"]), _ms(sums["milliseconds"])]
     if kernels is None or not kernels["ceiling"]:
         return [*measured, "–", "–"]
