@@ -22,7 +22,10 @@ KINDS = (
     DEPTHWISE := "depthwise",
     LINEAR := "of one pixel",
 )
-"""Of binary convs; the last are linear layers, which wait for their weights."""
+"""Of binary convs; the last are linear layers."""
+UNLIMITED = ("grouped", DEPTHWISE, LINEAR)
+"""Popcounts are no limit of these: groups are counted by whole words, depthwise convs in bit slices, and linear layers
+wait for their weights."""
 
 
 def times_by_kind(profile: Profile, file: str | Path) -> dict[str, dict[str, float]]:

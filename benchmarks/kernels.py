@@ -4,8 +4,8 @@ Each row is one BinaryConv2d with the full epilogue of a real layer (scale, bias
 bits), input bits given, on a float32 and a float16 stream, and beside it the same node without link and float
 output, which shows the convolution itself. Medians of many runs, minus the run time of an empty session, as
 multiply-accumulates per cycle; the ceiling is what the instruction set's inner step reaches on registers alone,
-the limits are what a bare loop from bits to bits reaches in the nearest cache, by K. `ceiling.cc` measures both
-in the same run (which needs a C++ compiler). Compare rows of one run only: machines and neighbours differ. A run
+the limits are what a bare loop from bits to bits, through floats, reaches in the nearest cache, by K. `ceiling.cc`
+measures both in the same run (which needs a C++ compiler). Compare rows of one run only: machines and neighbours differ. A run
 over all layers goes into results/kernels.json, which `python -m benchmarks.render` shows.
 """
 
@@ -146,7 +146,7 @@ def measure_layer(layer: Layer, isa: str, threads: int, seconds: float, empty: f
             **options,
         )
         if options.get("slope"):
-            case.values["slope"][...] = 0.25  # what activations start with; slopes in (0, 1] are the common case
+            case.values["slope"][...] = 0.25  # what activations start with, and as fast as any up to 1
         with forced_isa(isa):
             session = InferenceSession(conv_model(case), session_options(threads))
         return median_microseconds(session, feeds(case), list(case.outputs), seconds) - empty

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from benchmarks.convs import DEPTHWISE, LINEAR
+from benchmarks.convs import UNLIMITED
 from benchmarks.peers import DENSE, LINKS, RIVALS
 from benchmarks.records import Row
 from benchmarks.zoo import NETWORKS
@@ -226,7 +226,7 @@ def _convs() -> str:
         best = _best(row, _ours(row))
         kinds = row["convs"][best]
         kernels = records.find("kernels", row["machine"]["isa"], 1, row["machine"]["cpu"])
-        cells = [_conv_cells(sums, None if kind in (DEPTHWISE, LINEAR) else kernels) for kind, sums in kinds.items()]
+        cells = [_conv_cells(sums, None if kind in UNLIMITED else kernels) for kind, sums in kinds.items()]
         others = sum(row["profiles"][best].values()) - sum(sums["milliseconds"] for sums in kinds.values())
         lines = [*zip(kinds, cells, strict=True), ("all other operators", ["", _ms(others), "", ""])]
         rows += [[NETWORKS[row["subject"]].title, kind, *line] for kind, line in lines]

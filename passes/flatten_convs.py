@@ -88,8 +88,9 @@ def _rows_of(graph_module: GraphModule, source: Node, before: Node) -> Node:
 
 
 def _elementwise_user(node: Node) -> Node | None:
-    """The only user of `node`, if it computes each element from `node`'s alone."""
+    """The only user of `node`, if it computes each element from `node`'s alone, a map of any layout from a map."""
     user = next(iter(node.users), None)
     if user is None or len(node.users) != 1 or not is_pointwise(user.target):
         return None
-    return user if user.all_input_nodes == [node] else None
+    fits = user.all_input_nodes == [node] and rank_of(user) == 4 and "memory_format" not in user.kwargs
+    return user if fits else None

@@ -26,7 +26,7 @@ from binarize.passes.lower_tools import (
 )
 
 MOST_PLANES = 64
-"""Of one packed map: what the kernels take."""
+"""Of one packed map: what the kernels make."""
 
 
 class FusePacks:
@@ -75,6 +75,8 @@ def _fuse(graph_module: GraphModule, pack: Node) -> bool:
     if producer is None:
         return False
     bits = item_of(producer.node, 1)
+    if constant(threshold).dim() > 1 and len(constant(threshold)) > MOST_PLANES:
+        return False
     if bits is None:
         _set_threshold(graph_module, producer, constant(threshold), str(threshold.target))
         with graph_module.graph.inserting_after(source):

@@ -98,6 +98,24 @@ def test_convs_of_one_pixel_are_linear_layers(make: Callable[[], nn.Module], lin
     np.testing.assert_allclose(session.run(None, feeds)[0][:1], session.run(None, one)[0], rtol=1e-5, atol=1e-5)
 
 
+class Laid(nn.Module):
+    """A conv of one pixel, whose map is then laid out anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(24, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.conv(x).clone(memory_format=torch.channels_last))
+
+
+def test_what_needs_a_map_behind_the_conv_gets_one() -> None:
+    """Regression test: a copy to another memory format counts as elementwise, and rows have none."""
+    result, model = exported(Gated(Laid()))
+    assert weighted(model) == Counter(Conv=1, Gemm=1)
+    verify(result, model, (X,))
+
+
 def test_a_flattened_conv_keeps_its_weights_name_and_values() -> None:
     """A profile joins layers by it."""
     model = Gated(SqueezeExcite(24))

@@ -134,6 +134,7 @@ int64_t LinkOffset(int64_t kernel, int64_t stride, int64_t pad_begin, int64_t di
 
 // Only of one term, as a weight serves several. A bias of -0 would tell the sign of a product that is 0.
 ConvPlan::Turned ConvPlan::TurnRound(const ConvSpec& s, const ConvParameters& p, const uint64_t* weight) {
+  ValidateSpec(s);  // here, as nothing of a plan comes before
   Turned turned{p, weight, {}};
   const auto falls = [&](int64_t o) {
     const float scale = p.scale[p.scale.size() == 1 ? 0 : static_cast<size_t>(o)];
@@ -161,7 +162,7 @@ ConvPlan::Turned ConvPlan::TurnRound(const ConvSpec& s, const ConvParameters& p,
 }
 
 ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const uint64_t* weight, const Kernels& kernels)
-    : ConvPlan((ValidateSpec(spec), spec), kernels, TurnRound(spec, parameters, weight)) {}
+    : ConvPlan(spec, kernels, TurnRound(spec, parameters, weight)) {}
 
 ConvPlan::ConvPlan(const ConvSpec& spec, const Kernels& kernels, const Turned& turned)
     : spec_(spec),
@@ -382,7 +383,7 @@ void ConvPlan::FindBitLimits() {
   const ConvConst& k = constant_;
   const int32_t most = static_cast<int32_t>(spec_.kernel_h * spec_.kernel_w * (spec_.channels_in / spec_.group));
   const size_t padded = static_cast<size_t>(padded_channels_out());
-  if (k.terms != 1) return;
+  if (k.terms != 1 || !depthwise_.empty()) return;  // kernels of depthwise convs and of several terms use none
   for (size_t o = 0; o < padded; ++o) {
     const float slope = k.slope != nullptr ? k.slope[o] : 1.0f, shift = k.shift != nullptr ? k.shift[o] : 0.0f;
     const float largest = std::fma(k.scale[o], static_cast<float>(most), std::fabs(k.bias[o]));

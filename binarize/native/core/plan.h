@@ -50,7 +50,7 @@ class Epilogue {
   AlignedVector<float> scale_, bias_, gamma_, slope_, shift_, next_threshold_;
 };
 
-constexpr int64_t kMostPlanes = 64;  // of bits: a conv's own, those of the map it reads, those it makes
+constexpr int64_t kMostPlanes = 64;  // of a conv's input, before them in its map, or of the bits it makes
 
 // Throws InvalidModel unless `value` is within [lowest, highest].
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest);

@@ -12,8 +12,8 @@ template <class V, bool FULL, class X, class E, int PIXELS>
 BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
   using Floats = typename V::Floats;
   const size_t at = pixel * job.channels + channel;
-  Floats block[1][PIXELS];
-  Floats(&t)[PIXELS] = block[0];
+  Floats values[1][PIXELS];  // of one block
+  Floats(&t)[PIXELS] = values[0];
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(static_cast<const X*>(job.x) + at + m * job.channels, lanes);
   if (job.gate != nullptr) {
@@ -42,7 +42,7 @@ BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t c
     uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + pixel * step + channel / kLanes;
     const float* threshold = job.threshold + channel;
     for (size_t plane = 0; plane < job.planes; ++plane, bits += plane_step) {
-      WriteBits<V, FULL>(bits, step, block, threshold, lanes);
+      WriteBits<V, FULL>(bits, step, values, threshold, lanes);
       threshold += (job.channels + kLanes - 1) / kLanes * kLanes;
     }
   }
