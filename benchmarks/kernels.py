@@ -5,8 +5,8 @@ bits), input bits given, on a float32 and a float16 stream, and beside it the sa
 output, which shows the convolution itself. Medians of many runs, minus the run time of an empty session, as
 multiply-accumulates per cycle; the ceiling is what the instruction set's inner step reaches on registers alone,
 the limits are what a bare loop from bits to bits, through floats, reaches in the nearest cache, by K. `ceiling.cc`
-measures both in the same run (which needs a C++ compiler). Compare rows of one run only: machines and neighbours differ. A run
-over all layers goes into results/kernels.json, which `python -m benchmarks.render` shows.
+measures both in the same run (which needs a C++ compiler). Compare rows of one run only: machines and neighbours
+differ. A run over all layers goes into results/kernels.json, which `python -m benchmarks.render` shows.
 """
 
 from __future__ import annotations
