@@ -298,8 +298,7 @@ def test_a_conv_reads_its_planes_of_a_map_and_makes_several(shape: str) -> None:
     case = make_case(
         **SEVERAL_PLANES[shape], size=(9, 17), batch=2, first_plane=1, planes_behind=1, next_planes=2, link=True, seed=6
     )
-    assert_equals_reference(case)
-    assert_equals_reference(case, threads=2)
+    assert_equals_reference(case, threads=(1, 2))
 
 
 @pytest.mark.parametrize(
