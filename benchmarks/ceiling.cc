@@ -1,6 +1,6 @@
 // What the speed of the kernels is compared with: their inner steps with all operands in registers (the ceiling), and
-// bare loops that count and end in floats and their signs, from bits to bits, with nothing around them (the limits). Layers
-// that give bits alone need no floats: their kernels compare accumulators, and may pass these limits.
+// bare loops that count and end in floats and their signs, from bits to bits, with nothing around them (the limits).
+// Layers that give bits alone need no floats: their kernels compare accumulators, and may pass these limits.
 //
 // Prints JSON: the clock by a chain of dependent additions, and for each instruction set of this machine
 // multiply-accumulates per cycle of the steps, and of the loops by K, the input channels times the taps. A step is what

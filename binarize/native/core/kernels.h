@@ -133,7 +133,7 @@ struct ActivateJob {
   const void* residual;   // [pixels, channels], null when neutral; y may be its memory, or that of x
   const float* slope;
   const float* shift;
-  const float* threshold;  // [planes][channels up to a multiple of 16], of the float32 value before it is rounded to the stream's type
+  const float* threshold;  // [planes][channels up to a multiple of 16], of the float32 value before it is rounded
   void* y;                // null when not wanted
   uint64_t* bits;         // [pixels, planes, words], null when not wanted
   size_t pixels, channels, words, planes;

@@ -38,18 +38,6 @@ bool AllEqual(const std::vector<float>& values, float neutral) {
   return std::all_of(values.begin(), values.end(), [neutral](float v) { return v == neutral; });
 }
 
-// `rows` rows of a value per channel, from one for all, one per channel, or all of them, and `padding` up to whole blocks.
-const float* Expand(const std::vector<float>& values, int64_t rows, int64_t channels, float padding,
-                    AlignedVector<float>* storage) {
-  const size_t padded = static_cast<size_t>(RoundUp(channels, kLanes)), count = static_cast<size_t>(channels);
-  const size_t row_step = values.size() > count ? count : 0, step = values.size() == 1 ? 0 : 1;
-  storage->assign(static_cast<size_t>(rows) * padded, padding);
-  for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
-    for (size_t o = 0; o < count; ++o) (*storage)[row * padded + o] = values.at(row * row_step + o * step);
-  }
-  return storage->data();
-}
-
 // Accumulators are even where every tap adds an even number of terms. Half of one times twice the scale is the same
 // product, unless the scale overflows.
 bool CanHalve(const ConvSpec& s, const ConvParameters& p) {
@@ -64,6 +52,17 @@ ConvParameters Halved(ConvParameters p) {
 }
 
 }  // namespace
+
+const float* Expand(const std::vector<float>& values, int64_t rows, int64_t channels, float padding,
+                    AlignedVector<float>* storage) {
+  const size_t padded = static_cast<size_t>(RoundUp(channels, kLanes)), count = static_cast<size_t>(channels);
+  const size_t row_step = values.size() > count ? count : 0, step = values.size() == 1 ? 0 : 1;
+  storage->assign(static_cast<size_t>(rows) * padded, padding);
+  for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+    for (size_t o = 0; o < count; ++o) (*storage)[row * padded + o] = values.at(row * row_step + o * step);
+  }
+  return storage->data();
+}
 
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest) {
   Require(value >= lowest && value <= highest, [&] {

@@ -38,6 +38,11 @@ struct ConvParameters {
   Element element = Element::kFloat32;  // of link, residual and y
 };
 
+// `rows` rows of a value per channel, from one for all, one per channel, or all of them, and `padding` up to whole blocks;
+// a pointer into `storage`.
+const float* Expand(const std::vector<float>& values, int64_t rows, int64_t channels, float padding,
+                    AlignedVector<float>* storage);
+
 // The per-channel parameters as the kernels want them, padded to whole blocks: the owner of what ConvConst points to.
 class Epilogue {
  public:

@@ -4,6 +4,7 @@
 #include "core/bits.h"
 #include "core/dispatch.h"
 #include "core/half.h"
+#include "core/plan.h"
 #include "ort/custom_op.h"
 #include "ort/ports.h"
 #include "ort/shape_inference.h"
@@ -56,12 +57,12 @@ class Activate {
         has_gate_(!IsNeutral(api, info, kGate, 1.0f)),
         has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
     Require(channels_ >= 1 && channels_ <= kMostChannels, "the attribute channels must be in [1, 2^20]");
-    scale_ = Parameter(info, kScale, "scale");
-    bias_ = Parameter(info, kBias, "bias");
-    slope_ = Parameter(info, kSlope, "slope");
-    shift_ = Parameter(info, kShift, "shift");
+    Read(info, kScale, "scale", &scale_);
+    Read(info, kBias, "bias", &bias_);
+    Read(info, kSlope, "slope", &slope_);
+    Read(info, kShift, "shift", &shift_);
     const auto thresholds = PlaneParameter(api, info, kNextThreshold, "next_threshold", channels_, &planes_);
-    threshold_ = Padded(thresholds, planes_);
+    Expand(thresholds, planes_, channels_, 0.0f, &threshold_);
     if (STREAM == kFloat16) {
       for (float& threshold : threshold_) threshold = ThresholdBeforeRounding(threshold);
     }
@@ -107,19 +108,8 @@ class Activate {
   }
 
  private:
-  std::vector<float> Parameter(const OrtKernelInfo* info, Input index, const char* name) const {
-    return Padded(ChannelParameter(api_, info, index, name, channels_), 1);
-  }
-
-  // `rows` of a value per channel, from as many or one for all, and zeros up to a multiple of 16.
-  std::vector<float> Padded(const std::vector<float>& values, int64_t rows) const {
-    const size_t channels = static_cast<size_t>(channels_), step = values.size() == 1 ? 0 : 1;
-    const size_t padded = static_cast<size_t>(RoundUp(channels_, kLanes));
-    std::vector<float> all(static_cast<size_t>(rows) * padded, 0.0f);
-    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
-      for (size_t c = 0; c < channels; ++c) all[row * padded + c] = values[(row * channels + c) * step];
-    }
-    return all;
+  void Read(const OrtKernelInfo* info, Input index, const char* name, AlignedVector<float>* values) const {
+    Expand(ChannelParameter(api_, info, index, name, channels_), 1, channels_, 0.0f, values);
   }
 
   const OrtApi& api_;
@@ -127,7 +117,7 @@ class Activate {
   const int64_t channels_;
   const bool has_gate_, has_residual_;
   int64_t planes_ = 1;  // of the next bits
-  std::vector<float> scale_, bias_, slope_, shift_, threshold_;
+  AlignedVector<float> scale_, bias_, slope_, shift_, threshold_;
 };
 
 // y may take the memory of residual, or of an x of its own type: every element is read before it is written, by the
