@@ -4,8 +4,9 @@
 //
 // Prints JSON: the clock by a chain of dependent additions, and for each instruction set of this machine
 // multiply-accumulates per cycle of the steps, and of the loops by K, the input channels times the taps. A step is what
-// the kernels of that set do (binarize/native/isa): xor, count, add of 16 x 32 bits; or look up, add of one nibble of
-// 32 or 64 channels. There are loops for avx2 and avx512. Fails if one wrote other bits than plain code computes.
+// the kernels of that set do (binarize/native/isa): xor, count, add of 16 x 32 bits; look up, add of one nibble of 64
+// channels; or, for avx2, look up three nibbles of 32 channels for two pixels, add, take the pixels apart and add. There
+// are loops for avx2 and avx512. Fails if one wrote other bits than plain code computes.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -91,7 +92,18 @@ void ReportCeiling(const char* isa, double macs_per_step, F f) {
   }
 
 #if defined(__x86_64__)
-BINARIZE_CEILING(Avx2, "avx2", __m256i, "x", sum = _mm256_add_epi8(sum, _mm256_shuffle_epi8(a, b)))
+// Of two pixels that share a table. Both are added to one sum, as registers are few.
+__attribute__((target("avx2"), always_inline)) inline __m256i LookUpThree(__m256i sum, __m256i& a, __m256i b) {
+  __m256i both = _mm256_shuffle_epi8(a, b);
+  _Pragma("GCC unroll 2") for (int i = 0; i < 2; ++i) {
+    __asm__ volatile("" : "+x"(a), "+x"(both));
+    both = _mm256_add_epi8(both, _mm256_shuffle_epi8(a, b));
+  }
+  sum = _mm256_add_epi8(sum, _mm256_and_si256(both, b));
+  __asm__ volatile("" : "+x"(sum));
+  return _mm256_add_epi16(sum, _mm256_mulhi_epu16(both, b));
+}
+BINARIZE_CEILING(Avx2, "avx2", __m256i, "x", sum = LookUpThree(sum, a, b))
 BINARIZE_CEILING(Avx512Bw, "avx512f,avx512bw", __m512i, "v", sum = _mm512_add_epi8(sum, _mm512_shuffle_epi8(a, b)))
 BINARIZE_CEILING(Avx512, "avx512f,avx512vpopcntdq", __m512i, "v",
                  sum = _mm512_add_epi32(sum, _mm512_popcnt_epi32(_mm512_xor_si512(a, b))))
@@ -241,6 +253,28 @@ struct LookUp {
     }
   }
 
+  // The bits of the pixels from `first` on, of sums of even and of odd channels in 16 bits.
+  __attribute__((target("avx2,fma"), always_inline)) static void Finish(int first,
+                                                                        const __m256i (&counts)[PIXELS][PANELS][2]) {
+    BINARIZE_UNROLL for (int n = 0; n < PANELS; ++n) {
+      BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
+        __m256i above[4];
+        BINARIZE_UNROLL for (int set = 0; set < 4; ++set) {
+          __m256i own = counts[m][n][set % 2];
+          own = set < 2 ? _mm256_madd_epi16(own, _mm256_set1_epi32(1)) : _mm256_srai_epi32(own, 16);
+          const int at = 32 * n + 8 * set;
+          const __m256 s = _mm256_load_ps(packed_scale + at), b = _mm256_load_ps(packed_bias + at);
+          const __m256 x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(own), s, b);
+          above[set] = _mm256_castps_si256(_mm256_cmp_ps(x, _mm256_load_ps(packed_threshold + at), _CMP_GT_OQ));
+        }
+        const __m256i even = _mm256_blend_epi16(above[0], above[2], 0xaa);
+        const __m256i odd = _mm256_blend_epi16(above[1], above[3], 0xaa);
+        const __m256i all = _mm256_blendv_epi8(odd, even, _mm256_set1_epi16(255));
+        Store<uint32_t>((first + m) * PANELS + n, static_cast<uint32_t>(_mm256_movemask_epi8(all)));
+      }
+    }
+  }
+
   __attribute__((target("avx2,fma"), noinline)) static void Run(int pixels) {
     for (int first = 0; first < pixels; first += PIXELS) {
       const uint8_t* tile = reinterpret_cast<const uint8_t*>(map) + first * kBytes;
@@ -279,23 +313,75 @@ struct LookUp {
           }
         }
       }
-      BINARIZE_UNROLL for (int n = 0; n < PANELS; ++n) {
-        BINARIZE_UNROLL for (int m = 0; m < PIXELS; ++m) {
-          __m256i above[4];
-          BINARIZE_UNROLL for (int set = 0; set < 4; ++set) {
-            __m256i own = counts[m][n][set % 2];
-            own = set < 2 ? _mm256_madd_epi16(own, _mm256_set1_epi32(1)) : _mm256_srai_epi32(own, 16);
-            const int at = 32 * n + 8 * set;
-            const __m256 s = _mm256_load_ps(packed_scale + at), b = _mm256_load_ps(packed_bias + at);
-            const __m256 x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(own), s, b);
-            above[set] = _mm256_castps_si256(_mm256_cmp_ps(x, _mm256_load_ps(packed_threshold + at), _CMP_GT_OQ));
+      Finish(first, counts);
+    }
+  }
+};
+
+// The same with two pixels to a table.
+alignas(64) uint8_t pair_tables[256][16];
+
+template <int PANELS, int WORDS>
+struct LookUpTwo : LookUp<2, PANELS, WORDS> {
+  using One = LookUp<2, PANELS, WORDS>;
+  static constexpr int kFlushes = (WORDS + 6) / 7;
+
+  static void Pack() {
+    One::Pack();
+    for (unsigned i = 0; i < sizeof pair_tables; ++i) {
+      const unsigned byte = i / 16, low = __builtin_popcount((byte & 15) ^ i % 16);
+      pair_tables[byte][i % 16] = static_cast<uint8_t>(low + 16 * __builtin_popcount((byte >> 4) ^ i % 16));
+    }
+  }
+
+  // Nibble `nibble` of a word of two pixels, those of even numbers in the lower half of `pairs`.
+  __attribute__((target("avx2"), always_inline)) static __m256i FindTable(uint64_t pairs, int nibble) {
+    const int from = 8 * (nibble / 2 + 4 * (nibble % 2));
+    const size_t at = (from == 0 ? pairs << 4 : pairs >> (from - 4)) & 0xFF0;
+    __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(pair_tables[0] + at)));
+    __asm__("" : "+x"(table));
+    return table;
+  }
+
+  __attribute__((target("avx2,fma"), noinline)) static void Run(int pixels) {
+    const __m256i low_byte = _mm256_set1_epi16(255);
+    for (int first = 0; first < pixels; first += 2) {
+      const uint32_t* tile = map + first * WORDS;
+      const uint8_t* nibbles = packed;
+      __m256i counts[2][PANELS][2];
+      for (int flush = 0, i = 0; flush < kFlushes; ++flush) {
+        __m256i low[PANELS], high[PANELS], both[PANELS];
+        BINARIZE_UNROLL for (int n = 0; n < PANELS; ++n) low[n] = high[n] = _mm256_setzero_si256();
+        for (const int end = WORDS * (flush + 1) / kFlushes; i < end; ++i) {
+          const uint32_t a = tile[i], b = tile[WORDS + i], mask = 0x0F0F0F0F;
+          const uint32_t even = (a & mask) | (b << 4 & ~mask), odd = (a >> 4 & mask) | (b & ~mask);
+          const uint64_t pairs = even | static_cast<uint64_t>(odd) << 32;
+          BINARIZE_UNROLL for (int nibble = 0; nibble < 8; ++nibble, nibbles += 32) {
+            const __m256i table = FindTable(pairs, nibble);
+            BINARIZE_UNROLL for (int n = 0; n < PANELS; ++n) {
+              const void* panel = nibbles + n * 8 * WORDS * 32;
+              const __m256i own = _mm256_shuffle_epi8(table, _mm256_load_si256(static_cast<const __m256i*>(panel)));
+              both[n] = nibble % 3 == 0 ? own : _mm256_add_epi8(both[n], own);
+              __asm__ volatile("" : "+x"(both[n]));
+              if (nibble % 3 != 2 && nibble != 7) continue;
+              low[n] = _mm256_add_epi8(low[n], _mm256_and_si256(both[n], _mm256_set1_epi8(15)));
+              high[n] = _mm256_add_epi16(high[n], _mm256_mulhi_epu16(both[n], _mm256_set1_epi16(1 << 12)));
+              __asm__ volatile("" : "+x"(low[n]), "+x"(high[n]));
+            }
           }
-          const __m256i even = _mm256_blend_epi16(above[0], above[2], 0xaa);
-          const __m256i odd = _mm256_blend_epi16(above[1], above[3], 0xaa);
-          const __m256i all = _mm256_blendv_epi8(odd, even, _mm256_set1_epi16(255));
-          Store<uint32_t>((first + m) * PANELS + n, static_cast<uint32_t>(_mm256_movemask_epi8(all)));
+        }
+        BINARIZE_UNROLL for (int n = 0; n < PANELS; ++n) {
+          const __m256i upper = _mm256_srli_epi16(_mm256_andnot_si256(low_byte, low[n]), 4);
+          const __m256i of[2] = {low[n], _mm256_sub_epi16(high[n], upper)};
+          BINARIZE_UNROLL for (int m = 0; m < 2; ++m) {
+            const __m256i start = _mm256_set1_epi16(16 * WORDS);
+            const __m256i even = _mm256_and_si256(of[m], low_byte), odd = _mm256_srli_epi16(of[m], 8);
+            counts[m][n][0] = _mm256_sub_epi16(flush == 0 ? start : counts[m][n][0], even);
+            counts[m][n][1] = _mm256_sub_epi16(flush == 0 ? start : counts[m][n][1], odd);
+          }
         }
       }
+      One::Finish(first, counts);
     }
   }
 };
@@ -328,7 +414,8 @@ struct LookUpShapes {
   template <int WORDS>
   static double Best() {
     return std::max({LoopMacsPerCycle<LookUp<2, 4, WORDS>>(), LoopMacsPerCycle<LookUp<3, 3, WORDS>>(),
-                     LoopMacsPerCycle<LookUp<4, 2, WORDS>>()});
+                     LoopMacsPerCycle<LookUp<4, 2, WORDS>>(), LoopMacsPerCycle<LookUpTwo<4, WORDS>>(),
+                     LoopMacsPerCycle<LookUpTwo<3, WORDS>>(), LoopMacsPerCycle<LookUpTwo<2, WORDS>>()});
   }
 };
 
@@ -360,7 +447,7 @@ int main() {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512vpopcntdq");
-  if (avx2) ReportCeiling("avx2", 32 * 4, Avx2);
+  if (avx2) ReportCeiling("avx2", 3 * 2 * 32 * 4, Avx2);
   if (__builtin_cpu_supports("avx512bw")) ReportCeiling("avx512bw", 64 * 4, Avx512Bw);
   if (avx512) ReportCeiling("avx512", 16 * 32, Avx512);
 #elif defined(__aarch64__)

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kTasks = 16;              // enough to balance a few threads; a task costs about 0.1 us
 constexpr int64_t kFlatBytes = 16 * 1024;   // activations of one flat task: half of the smallest L1
-constexpr int64_t kTaskBlocks = 4;          // blocks are split at multiples of this: the widest tile or panel
 
 size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kCacheLine)); }
 
@@ -131,7 +130,7 @@ void ConvGeometry::PlanTasks() {
   column_pieces = CeilDiv(std::max<int64_t>(1, row_width), columns_per_task);
   const int64_t tasks = CeilDiv(rows, rows_per_task) * column_pieces;
   const int64_t wanted = s.group == 1 && tasks > 0 ? CeilDiv(kTasks / 2, tasks) : 1;
-  blocks_per_task = RoundUp(CeilDiv(blocks, wanted), kTaskBlocks);
+  blocks_per_task = RoundUp(CeilDiv(blocks, wanted), static_cast<int64_t>(plan.kernels().tile_blocks));
   block_pieces = CeilDiv(blocks, blocks_per_task);
   task_count = map.n == 0 ? 0 : static_cast<size_t>(tasks * block_pieces);
 }

@@ -55,6 +55,7 @@ struct ConvConst {
   size_t next_step;          // uint16 of these bits per output pixel
 
   bool counts_once;           // accumulator = base - mismatches, not twice them; see ConvPlan
+  bool counts_fit_int16;      // the mismatches of an output are below 2^15 - 1; not for ternary convs
   const float* scale;         // [terms][16 * block_count]
   const float* bias;
   const float* gamma;         // null: no link
@@ -110,7 +111,7 @@ struct ConvRow {
 struct ConvWork {
   const ConvRow* rows;
   size_t row_count;
-  size_t first_block, last_block;  // a multiple of 4, and one past the last
+  size_t first_block, last_block;  // a multiple of Kernels::tile_blocks, and one past the last
 };
 
 struct PackJob {
@@ -187,6 +188,7 @@ struct Int8FinishJob {
 // What an instruction set provides.
 struct Kernels {
   size_t panel_blocks;  // 0: `conv` reads ConvConst::weights; else, for blocks without masks, panels of so many blocks
+  size_t tile_blocks;   // of a dense conv's widest tile: its blocks are split between threads at multiples of this
   size_t taps_per_step;  // of an int8 convolution, in 4 bytes: 4 taps of one byte, or 2 of an int16
   void (*pack)(const PackJob& job);
   void (*conv)(const ConvConst& constant, const ConvCall& call, const ConvWork& work);

@@ -177,6 +177,8 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const Kernels& kernels, const Turned& t
   constant_.bases = static_cast<size_t>(spec.bases);
   constant_.terms = constant_.planes * constant_.bases;
   constant_.ternary = spec.ternary;
+  const int64_t most = spec.kernel_h * spec.kernel_w * RoundUp(spec.channels_in / spec.group, kHalfBits);
+  constant_.counts_fit_int16 = !spec.ternary && most < INT16_MAX;
 
   LayOutBlocks();
   // The depthwise kernels take one term, of signs; others go the way of other grouped convs.

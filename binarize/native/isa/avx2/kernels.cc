@@ -26,15 +26,16 @@ struct Avx2 {
   };
 
   static constexpr int kLinkSums = 7;
+  static constexpr bool kFewRegisters = true;
   static constexpr bool kSumsInEpilogue = false;
   static constexpr int kPixels = 3, kWidePixels = 3, kWideBlocks = 1;
 
-  // Lanes [0, n) of eight.
-  BINARIZE_INLINE __m256i First(size_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  // Lanes [0, n) of eight; n may lie outside.
+  BINARIZE_INLINE __m256i First(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  BINARIZE_INLINE size_t Low(size_t n) { return generic::Min(n, 8); }
-  BINARIZE_INLINE size_t High(size_t n) { return n > 8 ? n - 8 : 0; }
+  // Of sixteen, those of each half.
+  BINARIZE_INLINE Ints FirstLanes(size_t n) { return {First(static_cast<int>(n)), First(static_cast<int>(n) - 8)}; }
 
   BINARIZE_INLINE Floats Zero() { return Set(0.0f); }
   BINARIZE_INLINE Floats Set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -44,15 +45,31 @@ struct Avx2 {
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
   }
   BINARIZE_INLINE Floats LoadFirst(const float* p, size_t n) {
-    return {_mm256_maskload_ps(p, First(Low(n))), _mm256_maskload_ps(p + 8, First(High(n)))};
+    const Ints lanes = FirstLanes(n);
+    return {_mm256_maskload_ps(p, lanes.low), _mm256_maskload_ps(p + 8, lanes.high)};
   }
   BINARIZE_INLINE Floats LoadFirst(const Half* p, size_t n) { return LoadTwo(p, n, p, n); }
-  template <class E>
-  BINARIZE_INLINE Floats LoadTwo(const E* p, size_t n, const E* q, size_t end) {
-    E copy[generic::kLanes] = {};
-    for (size_t i = 0; i < n; ++i) copy[i] = p[i];
-    for (size_t i = n; i < end; ++i) copy[i] = q[i - n];
-    return Load(copy);
+  BINARIZE_INLINE Floats LoadTwo(const float* p, size_t n, const float* q, size_t end) {
+    const Ints first = FirstLanes(n), both = FirstLanes(end);
+    const Ints second = {_mm256_andnot_si256(first.low, both.low), _mm256_andnot_si256(first.high, both.high)};
+    q -= n;  // lane n is q's first element
+    return {_mm256_or_ps(_mm256_maskload_ps(p, first.low), _mm256_maskload_ps(q, second.low)),
+            _mm256_or_ps(_mm256_maskload_ps(p + 8, first.high), _mm256_maskload_ps(q + 8, second.high))};
+  }
+  // Masks are of 32 bits: two elements each.
+  BINARIZE_INLINE Floats LoadTwo(const Half* p, size_t n, const Half* q, size_t end) {
+    if ((n | end) % 2 != 0) {
+      Half copy[generic::kLanes] = {};
+      for (size_t i = 0; i < n; ++i) copy[i] = p[i];
+      for (size_t i = n; i < end; ++i) copy[i] = q[i - n];
+      return Load(copy);
+    }
+    const __m256i first = First(static_cast<int>(n / 2));
+    const __m256i second = _mm256_andnot_si256(first, First(static_cast<int>(end / 2)));
+    q -= n;
+    const __m256i x = _mm256_or_si256(_mm256_maskload_epi32(reinterpret_cast<const int*>(p), first),
+                                      _mm256_maskload_epi32(reinterpret_cast<const int*>(q), second));
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))};
   }
   BINARIZE_INLINE void Store(float* p, Floats x) {
     _mm256_storeu_ps(p, x.low);
@@ -63,8 +80,9 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
   }
   BINARIZE_INLINE void StoreFirst(float* p, Floats x, size_t n) {
-    _mm256_maskstore_ps(p, First(Low(n)), x.low);
-    _mm256_maskstore_ps(p + 8, First(High(n)), x.high);
+    const Ints lanes = FirstLanes(n);
+    _mm256_maskstore_ps(p, lanes.low, x.low);
+    _mm256_maskstore_ps(p + 8, lanes.high, x.high);
   }
   BINARIZE_INLINE void StoreFirst(Half* p, Floats x, size_t n) {
     Half copy[generic::kLanes];
@@ -142,7 +160,8 @@ struct Avx2 {
 
   // Pairs of int16: vpmaddubsw, of bytes, would saturate, and to widen bytes for each product costs as much as two of them.
   using Tap = int16_t;
-  static constexpr int kDotPixels = 2, kDotBlocks = 2;
+  static constexpr int kDotPixels = 4, kDotBlocks = 1;
+  static constexpr bool kUnrollsDots = true;
   BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
     const __m256i taps = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.low, x.high), 0xD8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), taps);
@@ -173,11 +192,11 @@ struct Avx2 {
   }
   BINARIZE_INLINE Ints Counts(Counter c) { return {SumOfBytes(c.low), SumOfBytes(c.high)}; }
 
-  // Tables: 2 pixels x 128 channels in bytes. Finding the two tables of a pixel costs as much as four of their uses, so
-  // registers are better spent on channels than on pixels.
+  // Tables: 2 pixels x 128 channels. Finding a table costs as much as two of its uses, so registers are better spent on
+  // channels than on pixels.
   using Panel = __m256i;
   static constexpr size_t kPanelBlocks = 2;
-  static constexpr int kPanelPixels = 4, kPanels = 4, kPanelSums = 8;
+  static constexpr int kPanelPixels = 4, kPanels = 4, kPanelSums = 8, kSharesTables = true;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm256_setzero_si256(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -187,6 +206,17 @@ struct Avx2 {
   }
   BINARIZE_INLINE Panel LookUp(Panel sums, Panel table, Panel weights) {
     return _mm256_add_epi8(sums, _mm256_shuffle_epi8(table, weights));
+  }
+  BINARIZE_INLINE Panel AddLowNibbles(Panel sums, Panel x) {
+    return _mm256_add_epi8(sums, _mm256_and_si256(x, _mm256_set1_epi8(15)));
+  }
+  // A product, not a shift: shifts share their units with the shuffles on Zen.
+  BINARIZE_INLINE Panel AddHighNibbles(Panel sums, Panel x) {
+    return _mm256_add_epi16(sums, _mm256_mulhi_epu16(x, _mm256_set1_epi16(1 << 12)));
+  }
+  BINARIZE_INLINE Panel HighNibbles(Panel high, Panel low) {
+    const __m256i upper = _mm256_andnot_si256(_mm256_set1_epi16(255), low);
+    return _mm256_sub_epi16(high, _mm256_srli_epi16(upper, 4));
   }
   BINARIZE_INLINE void PinPanel(Panel& x) { __asm__ volatile("" : "+x"(x)); }
   BINARIZE_INLINE void StorePanel(Panel x, uint16_t* counts) {
@@ -201,9 +231,36 @@ struct Avx2 {
     _mm256_store_si256(at, _mm256_add_epi16(_mm256_load_si256(at), low));
     _mm256_store_si256(at + 1, _mm256_add_epi16(_mm256_load_si256(at + 1), high));
   }
+  BINARIZE_INLINE Ints LoadCounts(const uint8_t* counts) { return LoadBytes(counts); }
   BINARIZE_INLINE Ints LoadCounts(const uint16_t* counts) {
     const __m128i* at = reinterpret_cast<const __m128i*>(counts);
     return {_mm256_cvtepu16_epi32(_mm_load_si128(at)), _mm256_cvtepu16_epi32(_mm_load_si128(at + 1))};
+  }
+
+  static constexpr bool kComparesCounts = true;
+  struct CountLimits {
+    __m256i first, second;  // of a block each
+  };
+  // base - count > limit, or base - 2 * count > limit. Saturates, which changes no comparison with a count below 2^15 - 1.
+  BINARIZE_INLINE __m256i CountLimitsOfBlock(const int32_t* base, const int32_t* limits, bool once) {
+    Ints room = SubInts(LoadInts(base), LoadInts(limits));
+    if (!once) {
+      const __m256i one = _mm256_set1_epi32(1);
+      room = AddInts(room, {one, one});
+      room = {_mm256_srai_epi32(room.low, 1), _mm256_srai_epi32(room.high, 1)};
+    }
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(room.low, room.high), 0xD8);
+  }
+  BINARIZE_INLINE CountLimits MakeCountLimits(const int32_t* base, const int32_t* limits, bool once) {
+    return {CountLimitsOfBlock(base, limits, once),
+            CountLimitsOfBlock(base + generic::kLanes, limits + generic::kLanes, once)};
+  }
+  BINARIZE_INLINE void StoreBelow(uint16_t* bits, const uint16_t* counts, CountLimits limits) {
+    const __m256i* at = reinterpret_cast<const __m256i*>(counts);
+    const __m256i first = _mm256_cmpgt_epi16(limits.first, _mm256_load_si256(at));
+    const __m256i second = _mm256_cmpgt_epi16(limits.second, _mm256_load_si256(at + 1));
+    const int mask = _mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(first, second), 0xD8));
+    __builtin_memcpy(bits, &mask, sizeof mask);
   }
 
   using Words = __m256i;
@@ -245,8 +302,8 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, 2, generic::Pack<Avx2>, generic::LookupConv<Avx2>,
-                              generic::Depthwise<Avx2>,
+const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, Avx2::kPanels * Avx2::kPanelBlocks, 2, generic::Pack<Avx2>,
+                              generic::LookupConv<Avx2>, generic::Depthwise<Avx2>,
   generic::Activate<Avx2>, generic::MaxPool<Avx2>, generic::AveragePool<Avx2>,
   generic::Quantize<Avx2>, generic::Int8Sums<Avx2>, generic::Int8Finish<Avx2>};
 

@@ -24,6 +24,7 @@ struct Avx512 : generic::Zmm {
 
   using Tap = uint8_t;
   static constexpr int kDotPixels = 6, kDotBlocks = 4;
+  static constexpr bool kUnrollsDots = false;
   BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
@@ -32,7 +33,7 @@ struct Avx512 : generic::Zmm {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {0, 4, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
+const Kernels kAvx512Kernels = {0, 4, 4, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
   generic::Activate<Avx512>, generic::MaxPool<Avx512>, generic::AveragePool<Avx512>,
   generic::Quantize<Avx512>, generic::Int8Sums<Avx512>, generic::Int8Finish<Avx512>};
 

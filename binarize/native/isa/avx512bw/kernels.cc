@@ -37,6 +37,7 @@ struct Avx512Bw : generic::Zmm {
   // Pairs of int16: vpmaddubsw, of bytes, would saturate, and to widen bytes for each product costs as much as two of them.
   using Tap = int16_t;
   static constexpr int kDotPixels = 4, kDotBlocks = 2;
+  static constexpr bool kUnrollsDots = false;
   BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
   }
@@ -45,7 +46,8 @@ struct Avx512Bw : generic::Zmm {
   // Tables: 6 pixels x 128 channels in bytes.
   using Panel = __m512i;
   static constexpr size_t kPanelBlocks = 4;
-  static constexpr int kPanelPixels = 6, kPanels = 2, kPanelSums = 12;
+  static constexpr int kPanelPixels = 6, kPanels = 2, kPanelSums = 12, kSharesTables = false;
+  static constexpr bool kComparesCounts = false;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm512_setzero_si512(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) { return _mm512_loadu_si512(p); }
   BINARIZE_INLINE Panel LoadTable(const uint8_t* p) {
@@ -72,7 +74,7 @@ struct Avx512Bw : generic::Zmm {
 
 }  // namespace
 
-const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, 2, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
+const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, 4, 2, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
                                   generic::Depthwise<Avx512Bw>,
   generic::Activate<Avx512Bw>, generic::MaxPool<Avx512Bw>, generic::AveragePool<Avx512Bw>,
   generic::Quantize<Avx512Bw>, generic::Int8Sums<Avx512Bw>, generic::Int8Finish<Avx512Bw>};

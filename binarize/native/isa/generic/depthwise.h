@@ -7,7 +7,7 @@
 // word is planes[p * step], and PLANES <= kBytePlanes.
 #pragma once
 
-#include "isa/generic/epilogue.h"
+#include "isa/generic/plain_epilogue.h"
 
 namespace binarize {
 namespace generic {
@@ -173,9 +173,43 @@ BINARIZE_INLINE void FinishBlocksOfWord(const ConvConst& k, const ConvCall& call
   for (; m < g.pixels; ++m) FinishTile<V, FULL, 1>(k, call, row, g, m, mismatches, w);
 }
 
+// `blocks` whole blocks of the group, from its first on, at all pixels.
+template <class V, class E>
+BINARIZE_INLINE void FinishPlainBlocks(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
+                                       size_t blocks, const Mismatches& mismatches) {
+  constexpr size_t kMost = 16;  // whose sums of the link stay in an L1
+  alignas(64) float link_sums[kMost * kTilePixels * kLanes];
+  const size_t step = g.step * kWordChannels;
+  for (size_t m = 0, pixels; m < g.pixels; m += pixels) {
+    pixels = m + kTilePixels <= g.pixels ? kTilePixels : 1;
+    const size_t column = g.column + m;
+    for (size_t done = 0, now; done < blocks; done += now) {
+      now = Min(kMost, blocks - done);
+      const size_t block = g.word * 4 + done;
+      const uint8_t* counts = mismatches.doubled[m * g.step] + done * kLanes;
+      if (pixels == kTilePixels) {
+        const Tile<kTilePixels> tile = MakeTile<kTilePixels>(k, row, column);
+        const auto link = FindTileLink<V, E, kTilePixels>(k, call, row, block, now, column, link_sums);
+        FinishPlain<V>(k, row, column, tile, link, block, now, counts, step);
+      } else {
+        const Tile<1> tile = MakeTile<1>(k, row, column);
+        const auto link = FindTileLink<V, E, 1>(k, call, row, block, now, column, link_sums);
+        FinishPlain<V>(k, row, column, tile, link, block, now, counts, step);
+      }
+    }
+  }
+}
+
 template <class V, class E>
 BINARIZE_INLINE void FinishGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
                                  const Mismatches& mismatches) {
+  if constexpr (V::kFewRegisters) {
+    const size_t blocks = Min(g.words * 4, k.block_count - g.word * 4);
+    const bool whole = WholeBlocks(k, g.word * 4, blocks) == blocks;
+    if (BINARIZE_LIKELY(whole && !mismatches.has_above && IsPlain(k, row))) {
+      return FinishPlainBlocks<V, E>(k, call, row, g, blocks, mismatches);
+    }
+  }
   for (size_t i = 0; i < g.words; ++i) {
     const size_t channels = k.channels_out - (g.word + i) * kWordChannels, full = Min(channels / kLanes, 4);
     if (full == 4) {

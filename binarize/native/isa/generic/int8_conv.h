@@ -31,7 +31,28 @@ void Quantize(const QuantizeJob& job) {
   }
 }
 
+// One step of PIXELS pixels `pixel_step` apart and BLOCKS blocks whose weights are `block_step` bytes apart.
 template <class V, int PIXELS, int BLOCKS>
+BINARIZE_INLINE void DotStep(const typename V::Tap* map, size_t pixel_step, const char* weights, size_t block_step,
+                             typename V::Ints (&sums)[PIXELS][BLOCKS]) {
+  typename V::Ints w[BLOCKS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) w[n] = V::LoadInts(weights + n * block_step), V::Pin(w[n]);
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) {
+    uint32_t taps;  // at any address
+    __builtin_memcpy(&taps, map + m * pixel_step, sizeof taps);
+    const typename V::Ints a = V::Broadcast(&taps);
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) {
+      sums[m][n] = V::Dot(sums[m][n], a, w[n]);
+      if constexpr (V::kUnrollsDots) V::Pin(sums[m][n]);  // else GCC multiplies first and spills the products
+    }
+  }
+}
+
+// STEPS: of a row of the kernel, where they are few and known, else 0.
+template <class V, int PIXELS, int BLOCKS, int STEPS>
 BINARIZE_INLINE void SumsTile(const Int8Const& k, const Int8SumsJob& job, size_t block, size_t column) {
   typename V::Ints sums[PIXELS][BLOCKS];
   BINARIZE_UNROLL
@@ -40,23 +61,20 @@ BINARIZE_INLINE void SumsTile(const Int8Const& k, const Int8SumsJob& job, size_t
     for (int n = 0; n < BLOCKS; ++n) sums[m][n] = V::ZeroInts();
   }
   constexpr size_t kTaps = kStepBytes / sizeof(typename V::Tap), kStep = kLanes * kStepBytes;
-  const size_t block_step = k.channels * k.kernel_h * k.steps * kStep;
+  const size_t steps = STEPS != 0 ? STEPS : k.steps, block_step = k.channels * k.kernel_h * steps * kStep;
   const char* weights = static_cast<const char*>(k.weights) + block * block_step;
   const typename V::Tap* map = static_cast<const typename V::Tap*>(job.map);
   for (size_t channel = 0; channel < k.channels; ++channel) {
     const typename V::Tap* row = map + channel * job.channel_step + column * job.pixel_step;
     for (size_t r = 0; r < k.kernel_h; ++r, row += job.row_step) {
-      for (size_t step = 0; step < k.steps; ++step, weights += kStep) {
-        typename V::Ints w[BLOCKS];
+      if constexpr (STEPS != 0) {
         BINARIZE_UNROLL
-        for (int n = 0; n < BLOCKS; ++n) w[n] = V::LoadInts(weights + n * block_step), V::Pin(w[n]);
-        BINARIZE_UNROLL
-        for (int m = 0; m < PIXELS; ++m) {
-          uint32_t taps;  // at any address
-          __builtin_memcpy(&taps, row + m * job.pixel_step + step * kTaps, sizeof taps);
-          const typename V::Ints a = V::Broadcast(&taps);
-          BINARIZE_UNROLL
-          for (int n = 0; n < BLOCKS; ++n) sums[m][n] = V::Dot(sums[m][n], a, w[n]);
+        for (int step = 0; step < STEPS; ++step, weights += kStep) {
+          DotStep<V, PIXELS, BLOCKS>(row + step * kTaps, job.pixel_step, weights, block_step, sums);
+        }
+      } else {
+        for (size_t step = 0; step < steps; ++step, weights += kStep) {
+          DotStep<V, PIXELS, BLOCKS>(row + step * kTaps, job.pixel_step, weights, block_step, sums);
         }
       }
     }
@@ -70,14 +88,23 @@ BINARIZE_INLINE void SumsTile(const Int8Const& k, const Int8SumsJob& job, size_t
 }
 
 // BLOCKS blocks of all pixels; the last tile overlaps the one before it.
+template <class V, int BLOCKS, int STEPS>
+void SumsOfSteps(const Int8Const& k, const Int8SumsJob& job, size_t block) {
+  constexpr int kPixels = V::kDotPixels;
+  size_t column = 0;
+  for (; column + kPixels <= job.pixels; column += kPixels) SumsTile<V, kPixels, BLOCKS, STEPS>(k, job, block, column);
+  if (column == job.pixels) return;
+  if (job.pixels >= kPixels) return SumsTile<V, kPixels, BLOCKS, STEPS>(k, job, block, job.pixels - kPixels);
+  for (; column < job.pixels; ++column) SumsTile<V, 1, BLOCKS, STEPS>(k, job, block, column);
+}
+
 template <class V, int BLOCKS>
 void SumsOfBlocks(const Int8Const& k, const Int8SumsJob& job, size_t block) {
-  constexpr size_t kPixels = V::kDotPixels;
-  size_t column = 0;
-  for (; column + kPixels <= job.pixels; column += kPixels) SumsTile<V, V::kDotPixels, BLOCKS>(k, job, block, column);
-  if (column == job.pixels) return;
-  if (job.pixels >= kPixels) return SumsTile<V, V::kDotPixels, BLOCKS>(k, job, block, job.pixels - kPixels);
-  for (; column < job.pixels; ++column) SumsTile<V, 1, BLOCKS>(k, job, block, column);
+  if constexpr (V::kUnrollsDots) {  // where a loop's own instructions weigh more
+    if (k.steps == 2) return SumsOfSteps<V, BLOCKS, 2>(k, job, block);  // kernels of 3 columns, in pairs
+    if (k.steps == 4) return SumsOfSteps<V, BLOCKS, 4>(k, job, block);  // of 7
+  }
+  SumsOfSteps<V, BLOCKS, 0>(k, job, block);
 }
 
 template <class V>

@@ -5,13 +5,22 @@
 // one shuffle counts the mismatches of four channels of all its outputs: two instructions, shuffle and add, per panel,
 // where xor, shuffle and add of both nibbles of a byte would take three.
 //
+// Where there are many panels, two pixels share a table: a byte of it counts one pixel's mismatches in its low nibble and
+// the other's in its high one. Three shuffles add up before a nibble overflows; to take them apart costs four instructions,
+// so that nine do what twelve did.
+//
 // V: Panel, kPanelBlocks; kPanels x kPanelPixels of a tile, whose panels are counted kPanelSums at a time, as many as fit
 // the registers; ZeroPanel(), LoadPanel(p), LoadTable(p) to all 16-byte parts, LookUp(sums, table, weights), PinPanel(x) as
 // Pin; StorePanel(x, counts) and AddPanel(x, counts): its bytes become, or are added to, uint16[16 * kPanelBlocks];
-// LoadCounts(counts): sixteen of those as Ints.
+// LoadCounts(counts): sixteen of those as Ints. kSharesTables: two pixels of kPanels panels share tables, by
+// AddLowNibbles(sums, x), to bytes; AddHighNibbles(sums, x), to uint16, each of which gets those of its upper byte times
+// 256 and the low nibbles of that byte times 16; and HighNibbles(high, low), the sums of high nibbles as bytes.
+// kComparesCounts: bits come from counts below 2^15, by CountLimits MakeCountLimits(base, limits, once): what the counts of
+// a panel have to be below of for accumulators above `limits`; StoreBelow(bits, counts, limits): a panel's bits.
 #pragma once
 
 #include "isa/generic/conv.h"
+#include "isa/generic/plain_epilogue.h"
 
 namespace binarize {
 namespace generic {
@@ -53,6 +62,24 @@ constexpr TernaryTables MakeTernaryTables() {
 
 static constexpr TernaryTables kTernaryTables = MakeTernaryTables();
 
+// A byte of two pixels' nibbles has their table at [byte]: of the low one, and 16 times that of the high one.
+struct PairTables {
+  alignas(64) uint8_t mismatches[256][16];
+};
+
+constexpr PairTables MakePairTables() {
+  PairTables tables{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    for (unsigned w = 0; w < 16; ++w) {
+      tables.mismatches[byte][w] =
+          static_cast<uint8_t>(OnesOfNibble((byte & 15) ^ w) + 16 * OnesOfNibble((byte >> 4) ^ w));
+    }
+  }
+  return tables;
+}
+
+static constexpr PairTables kPairTables = MakePairTables();
+
 // Of nibble `nibble` of two that follow each other, at byte `map` of a word or of the first of a pair.
 template <bool TERNARY>
 BINARIZE_INLINE const uint8_t* FindTable(const uint8_t* map, size_t nibble) {
@@ -61,6 +88,7 @@ BINARIZE_INLINE const uint8_t* FindTable(const uint8_t* map, size_t nibble) {
 
 constexpr size_t kNibbles = 8;        // of a word
 constexpr size_t kWordsPerFlush = 7;  // a word adds at most 32 to a byte
+constexpr size_t kPairSteps = 3;      // each adds at most 4 to a nibble
 
 // Mismatches of a tile: [pixel][panel][lane of its blocks]. ConvPlan makes no panels of convs that exceed 16 bits.
 template <class V, int PIXELS, int PANELS>
@@ -114,13 +142,70 @@ __attribute__((noinline)) void LookUpWords(const uint32_t* bits, size_t pixel_st
   }
 }
 
+// Of words a and b: their nibbles side by side, first the even ones, then the odd ones.
+BINARIZE_INLINE uint64_t PairNibbles(uint32_t a, uint32_t b) {
+  constexpr uint32_t kLow = 0x0F0F0F0Fu, kHigh = ~kLow;
+  const uint32_t even = (a & kLow) | ((b << 4) & kHigh), odd = ((a >> 4) & kLow) | (b & kHigh);
+  return even | static_cast<uint64_t>(odd) << 32;
+}
+
+// The table of nibble `nibble`. Its 16 bytes are shifted into place, because no address is 16 times a register.
+BINARIZE_INLINE const uint8_t* FindPairTable(uint64_t pairs, size_t nibble) {
+  const size_t from = 8 * (nibble / 2 + 4 * (nibble % 2));
+  const size_t at = from == 0 ? pairs << 4 : pairs >> (from - 4);
+  return kPairTables.mismatches[0] + (at & 0xFF0);
+}
+
+// LookUpWords of two pixels that share tables.
+template <class V, int PANELS>
+__attribute__((noinline)) void LookUpPairs(const uint32_t* bits, size_t pixel_step, const uint8_t* weights,
+                                           size_t panel_step, size_t words, bool first, uint16_t* counts, size_t step) {
+  constexpr size_t kLine = V::kPanelBlocks * kLanes;
+  typename V::Panel low[PANELS], high[PANELS];
+  BINARIZE_UNROLL
+  for (int n = 0; n < PANELS; ++n) low[n] = high[n] = V::ZeroPanel();
+  for (size_t word = 0; word < words; ++word, ++bits) {
+    const uint64_t pairs = PairNibbles(bits[0], bits[pixel_step]);
+    typename V::Panel both[PANELS];
+    BINARIZE_UNROLL
+    for (size_t nibble = 0; nibble < kNibbles; ++nibble, weights += kLine) {
+      typename V::Panel table = V::LoadTable(FindPairTable(pairs, nibble));
+      V::PinPanel(table);
+      BINARIZE_UNROLL
+      for (int n = 0; n < PANELS; ++n) {
+        const typename V::Panel sums = nibble % kPairSteps == 0 ? V::ZeroPanel() : both[n];
+        both[n] = V::LookUp(sums, table, V::LoadPanel(weights + n * panel_step));
+        V::PinPanel(both[n]);
+        if (nibble % kPairSteps != kPairSteps - 1 && nibble != kNibbles - 1) continue;
+        low[n] = V::AddLowNibbles(low[n], both[n]);
+        high[n] = V::AddHighNibbles(high[n], both[n]);
+        V::PinPanel(low[n]);
+        V::PinPanel(high[n]);
+      }
+    }
+  }
+  BINARIZE_UNROLL
+  for (int n = 0; n < PANELS; ++n) {
+    const typename V::Panel second = V::HighNibbles(high[n], low[n]);
+    uint16_t* at = counts + n * kLine;
+    first ? V::StorePanel(low[n], at) : V::AddPanel(low[n], at);
+    first ? V::StorePanel(second, at + step) : V::AddPanel(second, at + step);
+  }
+}
+
 // LookUpWords of all pixels of a tile from pixel FROM on.
 template <class V, bool TERNARY, int PIXELS, int PANELS, int FROM = 0>
 BINARIZE_INLINE void LookUpPixels(const uint32_t* bits, size_t pixel_step, const uint8_t* weights, size_t panel_step,
                                   size_t words, bool first, PanelCounts<V, PIXELS, PANELS>& counts) {
-  constexpr int kMost = V::kPanelSums / PANELS, kNow = PIXELS - FROM < kMost ? PIXELS - FROM : kMost;
-  LookUpWords<V, TERNARY, kNow, PANELS>(bits + FROM * pixel_step, pixel_step, weights, panel_step, words, first,
-                                        counts.value[FROM], counts.kStep);
+  constexpr bool kPair = V::kSharesTables && !TERNARY && PANELS == V::kPanels && PIXELS - FROM >= 2;
+  constexpr int kMost = kPair ? 2 : V::kPanelSums / PANELS, kNow = PIXELS - FROM < kMost ? PIXELS - FROM : kMost;
+  const uint32_t* from = bits + FROM * pixel_step;
+  uint16_t* to = counts.value[FROM];
+  if constexpr (kPair) {
+    LookUpPairs<V, PANELS>(from, pixel_step, weights, panel_step, words, first, to, counts.kStep);
+  } else {
+    LookUpWords<V, TERNARY, kNow, PANELS>(from, pixel_step, weights, panel_step, words, first, to, counts.kStep);
+  }
   if constexpr (FROM + kNow < PIXELS) {
     LookUpPixels<V, TERNARY, PIXELS, PANELS, FROM + kNow>(bits, pixel_step, weights, panel_step, words, first, counts);
   }
@@ -214,18 +299,25 @@ template <class V, class E, int PIXELS, int PANELS>
 void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
   constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
   const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
+  const bool is_plain = k.counts_once && !k.ternary && IsPlain(k, row);
+  const size_t plain = is_plain ? WholeBlocks(k, block, blocks) : 0;  // so many come first, the others one by one
   alignas(64) float sums[PIXELS][kStep], link_sums[PANELS * V::kPanelBlocks][PIXELS][kLanes];
   if (BINARIZE_UNLIKELY(k.terms > 1)) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
+  TileLink<E> plain_link{};
+  if (plain > 0) plain_link = FindTileLink<V, E, PIXELS>(k, call, row, block, plain, column, link_sums[0][0]);
   Link<E, 1> link{};
-  if (row.link != nullptr) {
-    if (ReadsMap<V>(k.blocks[block])) FindMap(call, row, column, PIXELS, link);
-    if (link.map == nullptr) LinkValues<V, E, PIXELS>(k, call, row, block, blocks, column, link_sums[0][0]);
+  if (row.link != nullptr && plain < blocks) {
+    if (ReadsMap<V>(k.blocks[block + plain])) FindMap(call, row, column, PIXELS, link);
+    if (link.map == nullptr) {
+      LinkValues<V, E, PIXELS>(k, call, row, block + plain, blocks - plain, column, link_sums[plain][0]);
+    }
   }
   FetchOutput<E, PIXELS, PANELS * V::kPanelBlocks>(k, row, block, column);
   PanelCounts<V, PIXELS, PANELS> counts;
   CountPanels(k, call, row, block, column, k.bases - 1, k.planes - 1, counts);
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, k.bases - 1);
-  for (size_t n = 0; n < blocks; ++n) {
+  if (plain > 0) FinishPlain<V>(k, row, column, tile, plain_link, block, plain, counts.value[0], kStep);
+  for (size_t n = plain; n < blocks; ++n) {
     const Block& b = k.blocks[block + n];
     link.values[0] = link_sums[n][0];
     if (link.map != nullptr && BINARIZE_UNLIKELY(!ReadsMap<V>(b))) {
@@ -240,6 +332,24 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   }
 }
 
+// The bits of a tile with one base, from its counts: sums are compared where they lie, 16 bits wide.
+template <class V, int PIXELS, int PANELS>
+BINARIZE_INLINE void WriteBitsOfCounts(const ConvConst& k, const ConvRow& row, size_t block, size_t column,
+                                       size_t panels, const int32_t* base, const PanelCounts<V, PIXELS, PANELS>& counts) {
+  constexpr size_t kPanelLanes = V::kPanelBlocks * kLanes;
+  const size_t step = k.next_step;
+  const int32_t* limits = k.bit_limits + block * kLanes;
+  uint16_t* bits = row.next_bits + column * step + block;
+  for (size_t plane = 0; plane < k.next_planes; ++plane, bits += k.words_out * 4, limits += k.block_count * kLanes) {
+    for (size_t n = 0; n < panels; ++n) {
+      const size_t lane = n * kPanelLanes;
+      const typename V::CountLimits most = V::MakeCountLimits(base + block * kLanes + lane, limits + lane, k.counts_once);
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) V::StoreBelow(bits + m * step + n * V::kPanelBlocks, counts.value[m] + lane, most);
+    }
+  }
+}
+
 // The same for rows that want bits alone.
 template <class V, int PIXELS, int PANELS>
 void LookupBits(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
@@ -248,7 +358,15 @@ void LookupBits(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   PanelCounts<V, PIXELS, PANELS> counts;
   CountPanels(k, call, row, block, column, 0, 0, counts);
   const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column, 0);
-  for (size_t n = 0; n < blocks; ++n) {
+  size_t n = 0;
+  if constexpr (V::kComparesCounts) {
+    if (BINARIZE_LIKELY(k.counts_fit_int16 && tile.one_base)) {
+      const size_t panels = WholeBlocks(k, block, blocks) / V::kPanelBlocks;
+      WriteBitsOfCounts<V, PIXELS, PANELS>(k, row, block, column, panels, tile.base[0], counts);
+      n = panels * V::kPanelBlocks;
+    }
+  }
+  for (; n < blocks; ++n) {
     typename V::Ints accumulators[1][PIXELS];
     LoadAccumulators<V, PIXELS>(k, call, row, column, tile, block + n, 0, counts.value[0] + n * kLanes, kStep,
                                 accumulators[0]);
@@ -278,10 +396,12 @@ struct LookupTiles {
 template <class V, class E>
 BINARIZE_INLINE void LookupBlocks(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t first,
                                   size_t last) {
-  constexpr size_t kMost = V::kPanelPixels;
+  constexpr size_t kMost = V::kPanelPixels, kUnit = V::kSharesTables ? 2 : 1;
+  static_assert(kMost % kUnit == 0, "a tile would be wider than the widest");
   size_t left = (row.end - row.begin + kMost - 1) / kMost;
   for (size_t column = row.begin; column < row.end; --left) {
-    const size_t size = (row.end - column + left - 1) / left;
+    const size_t even = (row.end - column + kUnit * left - 1) / (kUnit * left) * kUnit;
+    const size_t size = Min(even, row.end - column);
     for (size_t block = first, panels; block < last; block += panels * V::kPanelBlocks) {
       const size_t left_panels = (last - block + V::kPanelBlocks - 1) / V::kPanelBlocks;
       panels = left_panels >= V::kPanels ? V::kPanels : left_panels >= 2 ? 2 : 1;

@@ -28,8 +28,12 @@
 //   Tap, StoreTaps(p, x)            what an int8 convolution multiplies: uint8_t, or int16_t; values in [0, 255] to taps
 //   Dot(sum, a, w)                  sum + the products of a lane's taps in a and its weights, int8_t or int16_t, in w
 //   kDotPixels, kDotBlocks          the tile of sums that fits the registers
+//   kUnrollsDots                    short rows of the kernel are unrolled, as a loop's own instructions weigh there, and
+//                                   sums pinned
 //
 //   kLinkSums                       how many vectors fit the registers beside one more
+//   kFewRegisters                   blocks of a depthwise conv finish one by one (plain_epilogue.h, LoadCounts(const uint8_t*)),
+//                                   not four together
 //   kSumsInEpilogue                 sums of the link's channels are formed by the epilogue: registers are left for them
 //
 //   Words                           registers for the bit-sliced counters of Depthwise; see depthwise.h

@@ -13,6 +13,7 @@ namespace {
 struct Zmm {
   using Floats = __m512;
   using Ints = __m512i;
+  static constexpr bool kFewRegisters = false;
   static constexpr int kLinkSums = 28;
   static constexpr bool kSumsInEpilogue = true;
 

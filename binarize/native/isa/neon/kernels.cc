@@ -21,6 +21,7 @@ struct Neon {
   };
 
   // 4 pixels x 1 block: 16 counters, 4 weights and the broadcast words of 32 registers.
+  static constexpr bool kFewRegisters = false;
   static constexpr int kLinkSums = 7;
   static constexpr bool kSumsInEpilogue = false;
   static constexpr int kPixels = 4, kWidePixels = 4, kWideBlocks = 1;
@@ -164,6 +165,7 @@ struct Neon {
   // A product of a byte and a signed byte fits int16.
   using Tap = uint8_t;
   static constexpr int kDotPixels = 3, kDotBlocks = 1;
+  static constexpr bool kUnrollsDots = false;
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
     return EachInt([&](int i) {
       const uint8x16_t bytes = vreinterpretq_u8_u32(a.q[i]);
@@ -235,7 +237,7 @@ struct Neon {
 
 }  // namespace
 
-const Kernels kNeonKernels = {0, 4, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
+const Kernels kNeonKernels = {0, 4, 4, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
   generic::Activate<Neon>, generic::MaxPool<Neon>, generic::AveragePool<Neon>,
   generic::Quantize<Neon>, generic::Int8Sums<Neon>, generic::Int8Finish<Neon>};
 

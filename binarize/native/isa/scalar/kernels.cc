@@ -359,7 +359,7 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {0,           4,          Pack,     Conv,     Depthwise, Activate,
+const Kernels kScalarKernels = {0, 4, 4, Pack, Conv, Depthwise, Activate,
                                 Pool<false>, Pool<true>, Quantize, Int8Sums, Int8Finish};
 
 }  // namespace binarize
