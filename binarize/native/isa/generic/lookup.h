@@ -211,25 +211,45 @@ BINARIZE_INLINE void LookUpPixels(const uint32_t* bits, size_t pixel_step, const
   }
 }
 
-// Mismatches of a tile, over the input's plane `plane` and the weight's base `base`.
-template <class V, bool TERNARY, int PIXELS, int PANELS>
-BINARIZE_INLINE void LookUpTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
-                                size_t column, size_t base, size_t plane, PanelCounts<V, PIXELS, PANELS>& counts) {
+// Where the taps of a row's tiles lie, for the panels from a block on: see Taps in conv.h.
+struct PanelTaps {
+  const uint32_t* map;     // of column 0
+  const uint8_t* weights;
+  size_t rows, runs, words;  // rows of the kernel inside the map, runs of such a row, words of a run
+  size_t panel_step;         // bytes from panel to panel
+};
+
+// Of `block`, for the input's plane `plane` and the weight's base `base`.
+template <class V, bool TERNARY>
+BINARIZE_INLINE PanelTaps FindPanelTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                        size_t base, size_t plane) {
   constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes, kWords = TERNARY ? 2 : 1;
   const Block& b = k.blocks[base * k.block_count + block];
   const bool one_run = call.tap_step == b.span * kWords;  // a kernel row is one run of words
-  const size_t runs = one_run ? 1 : k.kernel_w;
-  const size_t words = one_run ? k.kernel_w * b.span : b.span;
-  const size_t panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
-  const uint32_t* map_row = row.bits + column * call.pixel_step + b.first * kWords + plane * call.plane_step;
-  const uint8_t* weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
+  PanelTaps taps;
+  taps.map = row.bits + b.first * kWords + plane * call.plane_step;
+  taps.weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
+  taps.rows = row.tap_end - row.tap_begin;
+  taps.runs = one_run ? 1 : k.kernel_w;
+  taps.words = one_run ? k.kernel_w * b.span : b.span;
+  taps.panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
+  return taps;
+}
+
+// Mismatches of the tile at `column`.
+template <class V, bool TERNARY, int PIXELS, int PANELS>
+BINARIZE_INLINE void LookUpTaps(const ConvCall& call, const PanelTaps& taps, size_t column,
+                                PanelCounts<V, PIXELS, PANELS>& counts) {
+  constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes, kWords = TERNARY ? 2 : 1;
+  const uint32_t* map_row = taps.map + column * call.pixel_step;
+  const uint8_t* weights = taps.weights;
   bool first = true;
-  for (size_t r = row.tap_begin; r < row.tap_end; ++r, map_row += call.row_step) {
-    for (size_t run = 0; run < runs; ++run) {
+  for (size_t r = 0; r < taps.rows; ++r, map_row += call.row_step) {
+    for (size_t run = 0; run < taps.runs; ++run) {
       const uint32_t* bits = map_row + run * call.tap_step;
-      for (size_t i = 0, now; i < words; i += now, weights += now * kWordBytes) {
-        now = Min(words - i, kWordsPerFlush);
-        LookUpPixels<V, TERNARY>(bits + i * kWords, call.pixel_step, weights, panel_step, now, first, counts);
+      for (size_t i = 0, now; i < taps.words; i += now, weights += now * kWordBytes) {
+        now = Min(taps.words - i, kWordsPerFlush);
+        LookUpPixels<V, TERNARY>(bits + i * kWords, call.pixel_step, weights, taps.panel_step, now, first, counts);
         first = false;
       }
     }
@@ -242,14 +262,15 @@ template <class V, int PIXELS, int PANELS>
 __attribute__((noinline)) void LookUpTernaryTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row,
                                                  size_t block, size_t column, size_t base, size_t plane,
                                                  PanelCounts<V, PIXELS, PANELS>& counts) {
-  LookUpTaps<V, true>(k, call, row, block, column, base, plane, counts);
+  LookUpTaps<V, true>(call, FindPanelTaps<V, true>(k, call, row, block, base, plane), column, counts);
 }
 
+// Mismatches of the tile at `column`, over the input's plane `plane` and the weight's base `base`.
 template <class V, int PIXELS, int PANELS>
 BINARIZE_INLINE void CountPanels(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                  size_t column, size_t base, size_t plane, PanelCounts<V, PIXELS, PANELS>& counts) {
-  k.ternary ? LookUpTernaryTaps(k, call, row, block, column, base, plane, counts)
-            : LookUpTaps<V, false>(k, call, row, block, column, base, plane, counts);
+  if (k.ternary) return LookUpTernaryTaps(k, call, row, block, column, base, plane, counts);
+  LookUpTaps<V, false>(call, FindPanelTaps<V, false>(k, call, row, block, base, plane), column, counts);
 }
 
 // Accumulators, or half of them, of PIXELS pixels of one block, for the input's plane `plane` and the weight's base of
@@ -295,12 +316,14 @@ __attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCa
   }
 }
 
+// A tile of which not all is plain, or that has a short block: what is plain comes first, the other blocks one by one.
 template <class V, class E, int PIXELS, int PANELS>
-void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
+__attribute__((noinline)) void LookupAnyTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                             size_t column) {
   constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
   const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
   const bool is_plain = k.counts_once && !k.ternary && IsPlain(k, row);
-  const size_t plain = is_plain ? WholeBlocks(k, block, blocks) : 0;  // so many come first, the others one by one
+  const size_t plain = is_plain ? WholeBlocks(k, block, blocks) : 0;
   alignas(64) float sums[PIXELS][kStep], link_sums[PANELS * V::kPanelBlocks][PIXELS][kLanes];
   if (BINARIZE_UNLIKELY(k.terms > 1)) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
   TileLink<E> plain_link{};
@@ -332,6 +355,31 @@ void LookupTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   }
 }
 
+// `tiles` tiles side by side from `column` on. What does not change from tile to tile is found once.
+template <class V, class E, int PIXELS, int PANELS>
+void LookupTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column,
+                 size_t tiles) {
+  constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
+  const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks), end = column + tiles * PIXELS;
+  const bool plain = k.counts_once && !k.ternary && IsPlain(k, row) && WholeBlocks(k, block, blocks) == blocks;
+  if (BINARIZE_UNLIKELY(!plain)) {
+    for (; column < end; column += PIXELS) LookupAnyTile<V, E, PIXELS, PANELS>(k, call, row, block, column);
+    return;
+  }
+  alignas(64) float link_sums[PANELS * V::kPanelBlocks][PIXELS][kLanes];
+  PanelCounts<V, PIXELS, PANELS> counts;
+  const PanelTaps taps = FindPanelTaps<V, false>(k, call, row, block, 0, 0);
+  TileLink<E> link = FindMapLink<E>(k, call, row, block, blocks, column, end - column);
+  const bool sums_first = row.link != nullptr && link.map == nullptr;
+  for (; column < end; column += PIXELS) {
+    if (sums_first) link = FindTileLink<V, E, PIXELS>(k, call, row, block, blocks, column, link_sums[0][0]);
+    FetchOutput<E, PIXELS, PANELS * V::kPanelBlocks>(k, row, block, column);
+    LookUpTaps<V, false>(call, taps, column, counts);
+    FinishPlain<V>(k, row, column, MakeTile<PIXELS>(k, row, column), link, block, blocks, counts.value[0], kStep);
+    if (!sums_first) link.map += PIXELS * link.step;
+  }
+}
+
 // The bits of a tile with one base, from its counts: sums are compared where they lie, 16 bits wide.
 template <class V, int PIXELS, int PANELS>
 BINARIZE_INLINE void WriteBitsOfCounts(const ConvConst& k, const ConvRow& row, size_t block, size_t column,
@@ -350,9 +398,10 @@ BINARIZE_INLINE void WriteBitsOfCounts(const ConvConst& k, const ConvRow& row, s
   }
 }
 
-// The same for rows that want bits alone.
+// A tile of rows that want bits alone.
 template <class V, int PIXELS, int PANELS>
-void LookupBits(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column) {
+BINARIZE_INLINE void LookupBits(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                size_t column) {
   constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
   const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
   PanelCounts<V, PIXELS, PANELS> counts;
@@ -375,42 +424,62 @@ void LookupBits(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   }
 }
 
-using LookupFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column);
+template <class V, int PIXELS, int PANELS>
+void LookupBitTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block, size_t column,
+                    size_t tiles) {
+  for (size_t end = column + tiles * PIXELS; column < end; column += PIXELS) {
+    LookupBits<V, PIXELS, PANELS>(k, call, row, block, column);
+  }
+}
+
+using LookupFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, size_t block, size_t column,
+                                size_t tiles);
 
 template <class V, class E, int PANELS>
-struct LookupTiles {
+struct LookupTileOf {
   template <int PIXELS>
   static constexpr LookupFunction Make() {
     constexpr int kPixels = PIXELS < V::kPanelPixels ? PIXELS : V::kPanelPixels;
     if constexpr (kHasStream<E>) {
-      return LookupTile<V, E, kPixels, PANELS>;
+      return LookupTiles<V, E, kPixels, PANELS>;
     } else {
-      return LookupBits<V, kPixels, PANELS>;
+      return LookupBitTiles<V, kPixels, PANELS>;
     }
   }
   static constexpr LookupFunction kByPixels[kMostPixels + 1] = {nullptr,   Make<1>(), Make<2>(), Make<3>(),
                                                                 Make<4>(), Make<5>(), Make<6>(), Make<7>()};
 };
 
-// Blocks [first, last) without masks; `first` starts a panel.
+// The width of the next of `left` tiles for `pixels` pixels: near-equal, and even where two pixels share tables.
+template <class V>
+BINARIZE_INLINE size_t NextWidth(size_t pixels, size_t left) {
+  constexpr size_t kUnit = V::kSharesTables ? 2 : 1;
+  static_assert(V::kPanelPixels % kUnit == 0, "a tile would be wider than the widest");
+  return Min(pixels, (pixels + kUnit * left - 1) / (kUnit * left) * kUnit);
+}
+
+// Blocks [first, last) without masks; `first` starts a panel. Tiles of one width that are neighbours go together.
 template <class V, class E>
 BINARIZE_INLINE void LookupBlocks(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t first,
                                   size_t last) {
-  constexpr size_t kMost = V::kPanelPixels, kUnit = V::kSharesTables ? 2 : 1;
-  static_assert(kMost % kUnit == 0, "a tile would be wider than the widest");
+  constexpr size_t kMost = V::kPanelPixels;
   size_t left = (row.end - row.begin + kMost - 1) / kMost;
-  for (size_t column = row.begin; column < row.end; --left) {
-    const size_t even = (row.end - column + kUnit * left - 1) / (kUnit * left) * kUnit;
-    const size_t size = Min(even, row.end - column);
+  for (size_t column = row.begin; column < row.end;) {
+    const size_t width = NextWidth<V>(row.end - column, left);
+    size_t tiles = 1, end = column + width;
+    while (tiles < kStripTiles && end < row.end && NextWidth<V>(row.end - end, left - tiles) == width) {
+      ++tiles, end += width;
+    }
     for (size_t block = first, panels; block < last; block += panels * V::kPanelBlocks) {
       const size_t left_panels = (last - block + V::kPanelBlocks - 1) / V::kPanelBlocks;
       panels = left_panels >= V::kPanels ? V::kPanels : left_panels >= 2 ? 2 : 1;
-      const LookupFunction tile = panels == V::kPanels ? LookupTiles<V, E, V::kPanels>::kByPixels[size]
-                                  : panels == 2        ? LookupTiles<V, E, 2>::kByPixels[size]
-                                                       : LookupTiles<V, E, 1>::kByPixels[size];
-      tile(k, call, row, block, column);
+      const LookupFunction function = panels == V::kPanels ? LookupTileOf<V, E, V::kPanels>::kByPixels[width]
+                                      : panels == 2        ? LookupTileOf<V, E, 2>::kByPixels[width]
+                                                           : LookupTileOf<V, E, 1>::kByPixels[width];
+      function(k, call, row, block, column, tiles);
     }
-    column += size;
+    column = end;
+    left -= tiles;
   }
 }
 

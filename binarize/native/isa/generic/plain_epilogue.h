@@ -39,16 +39,24 @@ BINARIZE_INLINE bool LieInMap(const Block* blocks, size_t count) {
   return true;
 }
 
-// The link of whole blocks; `sums` is for what is summed before.
+// The link of `blocks` whole blocks at `pixels` pixels from `column` on where it is read in the map, else none.
+template <class E>
+BINARIZE_INLINE TileLink<E> FindMapLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
+                                        size_t blocks, size_t column, size_t pixels) {
+  TileLink<E> link{};
+  if (row.link == nullptr || !LieInMap(k.blocks + block, blocks)) return link;
+  Link<E, 1> found{};
+  FindMap(call, row, column, pixels, found);
+  link.map = found.map, link.step = found.step, link.terms = k.blocks[block].link_terms;
+  return link;
+}
+
+// The same where it may be summed before, to `sums`.
 template <class V, class E, int PIXELS>
 BINARIZE_INLINE TileLink<E> FindTileLink(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                          size_t blocks, size_t column, float* sums) {
-  TileLink<E> link{};
-  if (row.link == nullptr) return link;
-  Link<E, 1> found{};
-  if (LieInMap(k.blocks + block, blocks)) FindMap(call, row, column, PIXELS, found);
-  link.map = found.map, link.step = found.step, link.terms = k.blocks[block].link_terms;
-  if (link.map != nullptr) return link;
+  TileLink<E> link = FindMapLink<E>(k, call, row, block, blocks, column, PIXELS);
+  if (row.link == nullptr || link.map != nullptr) return link;
   LinkValues<V, E, PIXELS>(k, call, row, block, blocks, column, sums);
   link.values = sums;
   return link;
