@@ -196,7 +196,8 @@ struct Avx2 {
   // channels than on pixels.
   using Panel = __m256i;
   static constexpr size_t kPanelBlocks = 2;
-  static constexpr int kPanelPixels = 4, kPanels = 4, kPanelSums = 8, kSharesTables = true;
+  static constexpr int kPanelPixels = 4, kPanels = 4, kPanelSums = 8;
+  static constexpr bool kSharesTables = true;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm256_setzero_si256(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -46,8 +46,8 @@ struct Avx512Bw : generic::Zmm {
   // Tables: 6 pixels x 128 channels in bytes.
   using Panel = __m512i;
   static constexpr size_t kPanelBlocks = 4;
-  static constexpr int kPanelPixels = 6, kPanels = 2, kPanelSums = 12, kSharesTables = false;
-  static constexpr bool kComparesCounts = false;
+  static constexpr int kPanelPixels = 6, kPanels = 2, kPanelSums = 12;
+  static constexpr bool kSharesTables = false, kComparesCounts = false;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm512_setzero_si512(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) { return _mm512_loadu_si512(p); }
   BINARIZE_INLINE Panel LoadTable(const uint8_t* p) {

@@ -316,14 +316,18 @@ __attribute__((noinline)) void SumLookedUpTerms(const ConvConst& k, const ConvCa
   }
 }
 
+// Whether what is looked up in a row goes the way of FinishPlain: accumulators are a base less counts.
+BINARIZE_INLINE bool CountsArePlain(const ConvConst& k, const ConvRow& row) {
+  return k.counts_once && !k.ternary && IsPlain(k, row);
+}
+
 // A tile of which not all is plain, or that has a short block: what is plain comes first, the other blocks one by one.
 template <class V, class E, int PIXELS, int PANELS>
 __attribute__((noinline)) void LookupAnyTile(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t block,
                                              size_t column) {
   constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
   const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks);
-  const bool is_plain = k.counts_once && !k.ternary && IsPlain(k, row);
-  const size_t plain = is_plain ? WholeBlocks(k, block, blocks) : 0;
+  const size_t plain = CountsArePlain(k, row) ? WholeBlocks(k, block, blocks) : 0;
   alignas(64) float sums[PIXELS][kStep], link_sums[PANELS * V::kPanelBlocks][PIXELS][kLanes];
   if (BINARIZE_UNLIKELY(k.terms > 1)) SumLookedUpTerms<V, PIXELS, PANELS>(k, call, row, block, column, blocks, sums);
   TileLink<E> plain_link{};
@@ -361,7 +365,7 @@ void LookupTiles(const ConvConst& k, const ConvCall& call, const ConvRow& row, s
                  size_t tiles) {
   constexpr size_t kStep = PanelCounts<V, PIXELS, PANELS>::kStep;
   const size_t blocks = Min(k.blocks[block].alike, PANELS * V::kPanelBlocks), end = column + tiles * PIXELS;
-  const bool plain = k.counts_once && !k.ternary && IsPlain(k, row) && WholeBlocks(k, block, blocks) == blocks;
+  const bool plain = CountsArePlain(k, row) && WholeBlocks(k, block, blocks) == blocks;
   if (BINARIZE_UNLIKELY(!plain)) {
     for (; column < end; column += PIXELS) LookupAnyTile<V, E, PIXELS, PANELS>(k, call, row, block, column);
     return;

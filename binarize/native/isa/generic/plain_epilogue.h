@@ -1,6 +1,6 @@
-// The epilogue that nearly all tiles have, of many blocks whose counts lie in memory: where registers are few, or counts are
-// read from there anyway. Nothing that is the same for all blocks is found anew for one of them; between two blocks that
-// took as many instructions as their arithmetic.
+// The epilogue that nearly all tiles have, of many blocks whose counts lie in memory: where registers are few, or counts
+// are read from there anyway. Nothing that is the same for all blocks is found anew for one of them; between two blocks
+// that took as many instructions as their arithmetic.
 //
 // V: LoadCounts(p): sixteen uint16 or uint8 as Ints.
 #pragma once
@@ -118,8 +118,8 @@ BINARIZE_INLINE void SumTerms(const TileLink<E>& link, const E* run, size_t term
   }
 }
 
-// The plain epilogue of `blocks` whole blocks of PIXELS pixels: `counts` are those of the first one, `step` apart from pixel to
-// pixel, and follow each other from block to block.
+// The plain epilogue of `blocks` whole blocks of PIXELS pixels: `counts` are those of the first one, `step` apart from
+// pixel to pixel, and follow each other from block to block.
 template <class V, class E, class C, int PIXELS>
 __attribute__((noinline)) void FinishPlain(const ConvConst& k, const ConvRow& row, size_t column,
                                            const Tile<PIXELS>& bases, const TileLink<E>& link_of_tile, size_t block,

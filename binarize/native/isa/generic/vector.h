@@ -32,8 +32,8 @@
 //                                   sums pinned
 //
 //   kLinkSums                       how many vectors fit the registers beside one more
-//   kFewRegisters                   blocks of a depthwise conv finish one by one (plain_epilogue.h, LoadCounts(const uint8_t*)),
-//                                   not four together
+//   kFewRegisters                   blocks of a depthwise conv finish one by one, not four together: plain_epilogue.h,
+//                                   with LoadCounts(const uint8_t*)
 //   kSumsInEpilogue                 sums of the link's channels are formed by the epilogue: registers are left for them
 //
 //   Words                           registers for the bit-sliced counters of Depthwise; see depthwise.h
