@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from binarize.passes.lower_tools import POOL, constant, fake_value, tensor_of
+from binarize.passes.lower_tools import PLACE, POOL, constant, fake_value, tensor_of
 
 ATEN = torch.ops.aten
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -376,6 +376,7 @@ MOVES = {
     ATEN.clone.default,
     ATEN.expand.default,
     operator.getitem,
+    PLACE,
 }
 """Operators that compute nothing."""
 

@@ -74,7 +74,7 @@ def neutral_activate(graph_module: GraphModule, source: Node, before: Node) -> N
     first = [new("gate", absent + 1), new("scale", one), new("bias", zero), new("residual", absent)]
     last = [new("slope", one), new("shift", zero), new("next_threshold", zero)]
     with graph_module.graph.inserting_before(before):
-        activate = graph_module.graph.call_function(ACTIVATE, (source, *first, *last))
+        activate = graph_module.graph.call_function(ACTIVATE, (source, *first, *last, shape_of(source)[3]))
         y = graph_module.graph.call_function(operator.getitem, (activate, 0))
     activate.meta["layer"] = before.name
     return set_value_like(y, source, lambda v: v)

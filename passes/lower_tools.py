@@ -18,6 +18,7 @@ PACK = OPS.pack.default
 PACKED_CONV = OPS.packed_conv2d.default
 ACTIVATE = OPS.activate.default
 POOL = OPS.pool2d.default
+PLACE = OPS.place.default
 PERMUTE = torch.ops.aten.permute.default
 TO_NHWC = [0, 2, 3, 1]
 TO_NCHW = [0, 3, 1, 2]
@@ -28,7 +29,7 @@ ARGUMENTS = {
         *("bits", "weight", "scale", "bias", "link", "gamma", "residual", *_EPILOGUE),
         *("gate", "factor", "geometry", "terms"),
     ],
-    ACTIVATE: ["x", "gate", "scale", "bias", "residual", *_EPILOGUE],
+    ACTIVATE: ["x", "gate", "scale", "bias", "residual", *_EPILOGUE, "channels"],
 }
 """Names of the arguments, in order, of the two operators that end in an epilogue."""
 

@@ -26,15 +26,16 @@ class NarrowStream:
         if context.config.export.stream == "float32":
             return PassResult(graph_module, 0)
         narrowed: set[Node] = set()
+        copies: dict[Node, Node] = {}
         for node in list(graph_module.graph.nodes):
             if node.target in ARGUMENTS:
-                _narrow_fused(graph_module, Fused(node), narrowed)
+                _narrow_fused(graph_module, Fused(node), narrowed, copies)
                 node.meta["stream"] = torch.float16
             elif _stays(node, narrowed):
                 narrowed.add(node)
                 if node.target in MOVES:
                     for operand in [i for i in node.all_input_nodes if is_map(i) and i not in narrowed]:
-                        node.replace_input_with(operand, _narrow(graph_module, operand, node))
+                        node.replace_input_with(operand, _narrow(graph_module, operand, node, copies))
             elif node.target is not PACK and not _is_bits(node):
                 for operand in [i for i in node.all_input_nodes if i in narrowed]:
                     node.replace_input_with(operand, _widen(operand, node))
@@ -55,7 +56,7 @@ def _stays(node: Node, narrowed: set[Node]) -> bool:
     return node.target in MOVES | {POOL} and any(i in narrowed for i in node.all_input_nodes)
 
 
-def _narrow_fused(graph_module: GraphModule, fused: Fused, narrowed: set[Node]) -> None:
+def _narrow_fused(graph_module: GraphModule, fused: Fused, narrowed: set[Node], copies: dict[Node, Node]) -> None:
     for name in ("link", "residual"):
         if not fused.has(name):
             continue
@@ -63,13 +64,16 @@ def _narrow_fused(graph_module: GraphModule, fused: Fused, narrowed: set[Node]) 
             neutral = fused.value(name).half()
             fused.update(**{name: add_constant(graph_module, f"{fused.node.name}_{name}", neutral, fused.node)})
         elif fused[name] not in narrowed:
-            fused.update(**{name: _narrow(graph_module, fused[name], fused.node)})
+            fused.update(**{name: _narrow(graph_module, fused[name], fused.node, copies)})
     if fused.has("gate") and fused["gate"] in narrowed:
         fused.update(gate=_widen(fused["gate"], fused.node))
 
 
-def _narrow(graph_module: GraphModule, operand: Node, before: Node) -> Node:
-    y = neutral_activate(graph_module, operand, before)
+def _narrow(graph_module: GraphModule, operand: Node, before: Node, copies: dict[Node, Node]) -> Node:
+    """`operand` as float16: the one copy of it that there is, made before its first reader."""
+    if operand in copies:
+        return copies[operand]
+    y = copies[operand] = neutral_activate(graph_module, operand, before)
     activate = y.args[0]
     assert isinstance(activate, Node)
     neutral = add_constant(graph_module, f"{y.name}_residual", torch.zeros(1, 1, 1, 1).half(), activate)

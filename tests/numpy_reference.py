@@ -271,7 +271,10 @@ def activate(
     residual: Float | None = None,
     stream: type = np.float32,
 ) -> tuple[Float, Bits]:
-    """`(y, next_bits)` of docs/ops.md, "Activate"; parameters are float32 `[C]` or `[1]`, gate `[N, 1, 1, C]`."""
+    """`(y, next_bits)` of docs/ops.md, "Activate"; parameters are float32 `[C]` or `[1]`, gate `[N, 1, 1, C]`.
+
+    `x` has the channels that are meant, and no more.
+    """
     x = x.astype(np.float32)
     t = x if gate is None else x * gate
     t = fma(t, np.broadcast_to(scale, t.shape), np.broadcast_to(bias, t.shape))
@@ -279,6 +282,14 @@ def activate(
         t = t + residual.astype(np.float32)
     y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
     return y, pack(y, next_threshold)
+
+
+def place(x: Float, into: Float | None, first: int, channels: int) -> Float:
+    """`y` of docs/ops.md, "Place"."""
+    y = np.zeros((*x.shape[:3], channels), x.dtype) if into is None else into.copy()
+    for channel in range(x.shape[3]):
+        y[..., first + channel] = x[..., channel]
+    return y
 
 
 def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_include_pad: bool = False) -> Float:

@@ -22,7 +22,7 @@ from binarize.files import atomic_output
 from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
 from binarize.lowering.quiet import quiet
 from binarize.nn.ops import Terms, geometry_from_ints
-from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, packed_convs
+from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, PLACE, POOL, packed_convs
 
 DOMAIN = "ai.binarize"
 OPSET = 18
@@ -150,6 +150,7 @@ def _operators() -> Any:
     )
     inputs = typed("x", "gate", "scale", "bias", "residual", *epilogue, x="own")
     register("Activate", inputs, both, {"channels": types.INT})
+    register("Place", typed("x", "into"), typed("y"), dict.fromkeys(("first", "channels"), types.INT))
     register("MaxPool", typed("x"), typed("y"), window | {"dilations": types.INTS})
     register("AveragePool", typed("x"), typed("y"), window | {"count_include_pad": types.INT})
     return values.Opset(DOMAIN, 1)
@@ -174,7 +175,12 @@ def _translate_conv(*arguments: Any) -> Any:
 
 
 def _translate_activate(x: Any, *parameters: Any) -> Any:
-    return _operators().Activate(x, *parameters, channels=int(x.shape[3]))
+    *tensors, channels = parameters
+    return _operators().Activate(x, *tensors, channels=channels)
+
+
+def _translate_place(x: Any, into: Any, first: int, channels: int) -> Any:
+    return _operators().Place(x, into, first=first, channels=channels)
 
 
 def _translate_pool(
@@ -197,6 +203,7 @@ _TRANSLATIONS = {
     PACKED_CONV: _translate_conv,
     ACTIVATE: _translate_activate,
     POOL: _translate_pool,
+    PLACE: _translate_place,
 }
 
 

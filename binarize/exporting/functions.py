@@ -251,7 +251,9 @@ def _epilogue(body: _Body, t: str) -> None:
 
 def _activate_function() -> onnx.FunctionProto:
     body = _Body()
-    gated = body.op("Mul", body.floats("x"), "gate")
+    axis = body.constant([3])
+    read = body.op("Slice", "x", body.constant([0]), body.int_attribute("channels"), axis)  # ends where x does
+    gated = body.op("Mul", body.floats(read), "gate")
     _epilogue(body, body.op("Add", body.op("Mul", gated, "scale"), "bias"))
     inputs = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
     return helper.make_function(
@@ -262,6 +264,25 @@ def _activate_function() -> onnx.FunctionProto:
         body.nodes,
         [helper.make_opsetid("", OPSET)],
         attributes=["channels"],
+    )
+
+
+def _place_function() -> onnx.FunctionProto:
+    body = _Body()
+    axis, zero, first = body.constant([3]), body.constant([0]), body.int_attribute("first")
+    channels = body.int_attribute("channels")
+    wide = body.op("Expand", "into", body.concat(body.extents("x", 0, 3), channels))
+    before = body.op("Slice", wide, zero, first, axis)
+    behind = body.op("Slice", wide, body.op("Add", first, body.extents("x", 3, 4)), channels, axis)
+    body.op("Concat", before, "x", behind, axis=3, output="y")
+    return helper.make_function(
+        DOMAIN,
+        "Place",
+        ["x", "into"],
+        ["y"],
+        body.nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["first", "channels"],
     )
 
 
@@ -374,6 +395,7 @@ def model_local_functions() -> list[onnx.FunctionProto]:
         _pack_function(),
         _binary_conv2d_function(),
         _activate_function(),
+        _place_function(),
         _pool_function("MaxPool", "dilations", [1, 1]),
         _pool_function("AveragePool", "count_include_pad", 0),
         _int8_conv2d_function(),

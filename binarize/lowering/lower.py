@@ -25,6 +25,7 @@ from binarize.passes.drop_expands import DropExpands
 from binarize.passes.flatten_convs import FlattenConvs
 from binarize.passes.fuse_epilogue import FuseEpilogue
 from binarize.passes.fuse_packs import FusePacks
+from binarize.passes.grow_maps import GrowMaps
 from binarize.passes.lower_activations import LowerActivations
 from binarize.passes.lower_convs import LowerConvs
 from binarize.passes.lower_layers import lower_layers
@@ -48,6 +49,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     FusePacks(),
     AbsorbShifts(),
     NarrowStream(),
+    GrowMaps(),
     DecomposeUnfused(),
 )
 

@@ -273,12 +273,14 @@ def activate(
     slope: Tensor,
     shift: Tensor,
     next_threshold: Tensor,
+    channels: int,
 ) -> tuple[Tensor, Tensor]:
     """The operator `ai.binarize::Activate` of docs/ops.md: a packed conv's epilogue on an NHWC float map.
 
-    `residual` and `y` have one element type, float32 or float16; `x` has it too or is float32.
+    It is about the first `channels` channels of `x`. `residual` and `y` have one element type, float32 or float16; `x`
+    has it too or is float32.
     """
-    return _epilogue(x.float() * gate * scale + bias, residual, slope, shift, next_threshold)
+    return _epilogue(x[..., :channels].float() * gate * scale + bias, residual, slope, shift, next_threshold)
 
 
 @activate.register_fake
@@ -291,9 +293,26 @@ def _(
     slope: Tensor,
     shift: Tensor,
     next_threshold: Tensor,
+    channels: int,
 ) -> tuple[Tensor, Tensor]:
-    words = _words(x.shape[-1], next_threshold)
-    return residual.new_empty(x.shape), x.new_empty(*x.shape[:-1], words, dtype=torch.uint64)
+    pixels, words = x.shape[:-1], _words(channels, next_threshold)
+    return residual.new_empty(*pixels, channels), x.new_empty(*pixels, words, dtype=torch.uint64)
+
+
+@torch.library.custom_op("binarize::place", mutates_args=())
+def place(x: Tensor, into: Tensor, first: int, channels: int) -> Tensor:
+    """The operator `ai.binarize::Place` of docs/ops.md: `into` with `x` as its channels from `first` on, NHWC.
+
+    Where `into` is absent, there are 0 around `x`, `channels` in all.
+    """
+    wide = into.expand(*x.shape[:-1], channels).clone()
+    wide[..., first : first + x.shape[-1]] = x
+    return wide
+
+
+@place.register_fake
+def _(x: Tensor, into: Tensor, first: int, channels: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], channels)
 
 
 @torch.library.custom_op("binarize::pool2d", mutates_args=())

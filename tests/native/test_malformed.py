@@ -293,6 +293,21 @@ def test_activate_of_any_shape_never_crashes(x: tuple[int, ...], channels: int, 
 
 
 @settings(max_examples=100, deadline=None)
+@given(x=maps, into=maps, constant=st.booleans(), attributes=st.fixed_dictionaries({"first": huge, "channels": huge}))
+def test_places_of_any_shape_never_crash(
+    x: tuple[int, ...], into: tuple[int, ...], constant: bool, attributes: dict[str, int]
+) -> None:
+    node = helper.make_node("Place", ["x", "into"], ["y"], name="node_under_test", domain="ai.binarize", **attributes)
+    inputs = {n: np.zeros((1,) * len(shape), np.float32) for n, shape in (("x", x), ("into", into))}
+    if constant:
+        del inputs["into"]
+    constants = {"into": np.zeros([min(max(e, 0), 3) for e in into], np.float32)} if constant else {}
+    model = model_bytes([node], inputs, constants, {"y": onnx.TensorProto.FLOAT})
+    fed = {"x": x} | ({} if constant else {"into": into})
+    runs_or_is_refused(model, {name: (np.dtype(np.float32), shape) for name, shape in fed.items()})
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     x=maps,
     op=st.sampled_from(["MaxPool", "AveragePool"]),

@@ -37,17 +37,18 @@ def activate_case(
     scalar: bool,
     stream: str = "float32",
     planes: int = 1,
+    wider: int = 0,
 ) -> dict[str, np.ndarray]:
-    """All inputs of an Activate by name; what is not wanted is neutral."""
+    """All inputs of an Activate by name; what is not wanted is neutral. `x` has `wider` channels that nobody wants."""
     own, kept = STREAMS[stream]
     rng = np.random.default_rng(seed)
     channels = 1 if scalar else shape[3]
     values = {n: rng.normal(size=channels).astype(np.float32) for n in ("scale", "bias", "slope", "shift")}
     threshold = channels if planes == 1 else (planes, shape[3])
     values["next_threshold"] = rng.normal(size=threshold).astype(np.float32)
-    values["x"] = rng.normal(size=shape).astype(np.float32)
-    values["x"][rng.random(shape) < 0.05] = np.nan
-    values["x"][rng.random(shape) < 0.05] = -0.0
+    x = values["x"] = rng.normal(size=(*shape[:3], shape[3] + wider)).astype(np.float32)
+    x[rng.random(x.shape) < 0.05] = np.nan
+    x[rng.random(x.shape) < 0.05] = -0.0
     values["gate"] = rng.random((shape[0], 1, 1, shape[3])).astype(np.float32) if gate else NEUTRAL["gate"]
     values["residual"] = rng.normal(size=shape).astype(np.float32) if residual else NEUTRAL["residual"]
     if kept is np.float16:
@@ -56,9 +57,11 @@ def activate_case(
     return values
 
 
-def activate_model(values: dict[str, np.ndarray], outputs: tuple[str, ...], functions: Any = ()) -> bytes:
+def activate_model(
+    values: dict[str, np.ndarray], outputs: tuple[str, ...], functions: Any = (), wider: int = 0
+) -> bytes:
     names = [n if n in outputs else "" for n in KINDS]
-    channels = values["x"].shape[3]
+    channels = values["x"].shape[3] - wider
     node = helper.make_node("Activate", INPUTS, names, name="act", domain="ai.binarize", channels=channels)
     data = fed(values)
     constants = {n: a for n, a in values.items() if n not in data}
@@ -74,11 +77,12 @@ def fed(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: a for n, a in values.items() if n == "x" or (n in NEUTRAL and not is_neutral(values, n))}
 
 
-def expected_activation(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def expected_activation(values: dict[str, np.ndarray], wider: int = 0) -> dict[str, np.ndarray]:
+    x = values["x"][..., : values["x"].shape[3] - wider]
     optional = {n: values[n] for n in NEUTRAL if not is_neutral(values, n)}
     parameters = {n: values[n] for n in ("scale", "bias", "slope", "shift", "next_threshold")}
     stream = values["residual"].dtype.type
-    return dict(zip(KINDS, reference.activate(values["x"], **parameters, **optional, stream=stream), strict=True))
+    return dict(zip(KINDS, reference.activate(x, **parameters, **optional, stream=stream), strict=True))
 
 
 @EXPLORE
@@ -88,17 +92,18 @@ def expected_activation(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     stream=st.sampled_from(sorted(STREAMS)),
     planes=st.integers(1, 3),
+    wider=st.sampled_from([0, 1, 16, 37]),
     threads=st.sampled_from(THREADS),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_activate_equals_the_reference(
-    shape: Any, outputs: tuple[str, ...], flags: Any, stream: str, planes: int, threads: int, seed: int
+    shape: Any, outputs: tuple[str, ...], flags: Any, stream: str, planes: int, wider: int, threads: int, seed: int
 ) -> None:
-    values = activate_case(shape, seed, *flags, stream, planes)
-    expected = expected_activation(values)
+    values = activate_case(shape, seed, *flags, stream, planes, wider)
+    expected = expected_activation(values, wider)
     for isa in available_isas():
         with forced_isa(isa):
-            session = InferenceSession(activate_model(values, outputs), session_options(threads))
+            session = InferenceSession(activate_model(values, outputs, wider=wider), session_options(threads))
         for name, got in zip(outputs, session.run(list(outputs), fed(values)), strict=True):
             np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
 
@@ -106,21 +111,22 @@ def test_activate_equals_the_reference(
 @pytest.mark.parametrize("threads", THREADS)
 def test_activate_of_a_large_map_on_several_threads(isa: str, threads: int) -> None:
     """More than one task per image, and a gate of its own for each image."""
-    values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False)
-    session = InferenceSession(activate_model(values, ("y", "next_bits")), session_options(threads))
+    values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False, wider=11)
+    session = InferenceSession(activate_model(values, ("y", "next_bits"), wider=11), session_options(threads))
     for name, got in zip(KINDS, session.run(None, fed(values)), strict=True):
-        np.testing.assert_array_equal(got, expected_activation(values)[name], err_msg=name)
+        np.testing.assert_array_equal(got, expected_activation(values, 11)[name], err_msg=name)
 
 
-@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize(("planes", "wider"), [(1, 0), (2, 0), (1, 9)])
 @pytest.mark.parametrize("stream", STREAMS)
-def test_activate_function_agrees(stream: str, planes: int) -> None:
-    values = activate_case((2, 3, 5, 70), 2, gate=True, residual=True, scalar=False, stream=stream, planes=planes)
+def test_activate_function_agrees(stream: str, planes: int, wider: int) -> None:
+    flags = {"gate": True, "residual": True, "scalar": False}
+    values = activate_case((2, 3, 5, 70), 2, **flags, stream=stream, planes=planes, wider=wider)
     values["x"] = np.nan_to_num(values["x"])
-    model = activate_model(values, ("y", "next_bits"), model_local_functions())
+    model = activate_model(values, ("y", "next_bits"), model_local_functions(), wider)
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     y, bits = onnxruntime.InferenceSession(model, session_options()).run(None, fed(values))
-    expected = expected_activation(values)
+    expected = expected_activation(values, wider)
     near = 1e-5 if stream == "float32" else 2**-10 * np.abs(expected["y"]).max()
     np.testing.assert_allclose(y, expected["y"], rtol=0, atol=near)
     assert reference.wrong_bits(bits, expected["next_bits"], expected["y"], values["next_threshold"], near) == 0
@@ -130,7 +136,7 @@ def test_activate_function_agrees(stream: str, planes: int) -> None:
     ("broken", "message"),
     [
         ({"scale": np.zeros(3, np.float32)}, "input scale must have the shape"),
-        ({"x": np.zeros((1, 2, 2, 6), np.float32)}, "input x must have the shape"),
+        ({"x": np.zeros((1, 2, 2, 4), np.float32)}, "input x must have the shape"),
         ({"residual": np.zeros((1, 2, 2, 4), np.float32)}, "input residual must have the shape"),
         ({"gate": np.zeros((1, 2, 2, 5), np.float32)}, "input gate must have the shape"),
     ],
@@ -141,6 +147,89 @@ def test_activate_refuses_shapes_that_do_not_fit(broken: dict[str, np.ndarray], 
     model.graph.node[0].attribute[0].i = 5
     with pytest.raises(Exception, match=rf"Activate node .act..*{message}"):
         InferenceSession(model.SerializeToString(), session_options()).run(None, fed({**values, **broken}))
+
+
+def place_model(x: np.ndarray, into: np.ndarray | None, first: int, channels: int, functions: Any = ()) -> bytes:
+    node = helper.make_node(
+        "Place", ["x", "into"], ["y"], name="place", domain="ai.binarize", first=first, channels=channels
+    )
+    constants = {"into": np.zeros((1, 1, 1, 1), x.dtype)} if into is None else {}
+    return model_bytes([node], placed(x, into), constants, {"y": tensor_type(x)}, functions)
+
+
+def placed(x: np.ndarray, into: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {"x": x} if into is None else {"x": x, "into": into}
+
+
+@EXPLORE
+@given(
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 40), st.integers(0, 70)),
+    around=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    new=st.booleans(),
+    half=st.booleans(),
+    threads=st.sampled_from(THREADS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_place_equals_the_reference_and_its_function(
+    shape: Any, around: tuple[int, int], new: bool, half: bool, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    first, channels = around[0], max(1, sum(around) + shape[3])
+    x, into = (
+        rng.normal(size=(*shape[:3], c)).astype(np.float16 if half else np.float32) for c in (shape[3], channels)
+    )
+    wide = None if new else into
+    expected = reference.place(x, wide, first, channels)
+    session = InferenceSession(place_model(x, wide, first, channels), session_options(threads))
+    np.testing.assert_array_equal(session.run(None, placed(x, wide))[0], expected, strict=True)
+    model = place_model(x, wide, first, channels, model_local_functions())
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    stock = onnxruntime.InferenceSession(model, session_options(threads))
+    np.testing.assert_array_equal(stock.run(None, placed(x, wide))[0], expected, strict=True)
+
+
+@pytest.mark.parametrize("read_later", [False, True])
+@pytest.mark.parametrize("threads", THREADS)
+def test_place_takes_the_memory_of_a_map_that_nobody_needs_any_more(read_later: bool, threads: int) -> None:
+    """Two maps become one; the half-filled one is read before the second comes, or behind it too."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.normal(size=(2, 30, 31, c)).astype(np.float32) for c in (24, 40))
+
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(op, inputs, [output], name=output, domain="ai.binarize", **attributes)
+
+    pool = {"kernel_shape": [1, 1]}
+    nodes = [
+        node("Place", ["a", "none"], "half", first=0, channels=64),
+        node("MaxPool", ["half"], "early", **pool),
+        node("Place", ["b", "half"], "whole", first=24, channels=64),
+        *([node("AveragePool", ["half"], "late", **pool)] if read_later else []),
+        node("MaxPool", ["whole"], "y", **pool),
+    ]
+    outputs = ["early", "y", *(["late"] if read_later else [])]
+    none = {"none": np.zeros((1, 1, 1, 1), np.float32)}
+    model = model_bytes(nodes, {"a": a, "b": b}, none, dict.fromkeys(outputs, TensorProto.FLOAT))
+    got = dict(zip(outputs, InferenceSession(model, session_options(threads)).run(None, {"a": a, "b": b}), strict=True))
+    half = np.concatenate([a, np.zeros_like(b)], 3)
+    np.testing.assert_array_equal(got["y"], np.concatenate([a, b], 3))
+    for name in set(outputs) - {"y"}:
+        np.testing.assert_array_equal(got[name], half, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("x", "into", "first", "channels", "message"),
+    [
+        ((1, 2, 2, 5), (1, 2, 2, 8), 4, 8, "input x must have the shape"),
+        ((1, 2, 2, 5), (1, 2, 3, 8), 0, 8, "input into must have the shape"),
+        ((1, 2, 2, 5), (1, 2, 2, 9), 0, 8, "input into must have the shape"),
+        ((1, 2, 2, 5), (1, 2, 2, 8), 9, 8, "the attribute first"),
+        ((1, 2, 2, 5), (1, 2, 2, 8), 0, 0, "the attribute channels"),
+    ],
+)
+def test_place_refuses_what_does_not_fit(x: Any, into: Any, first: int, channels: int, message: str) -> None:
+    maps = np.zeros(x, np.float32), np.zeros(into, np.float32)
+    with pytest.raises(Exception, match=rf"Place node .place..*{message}"):
+        InferenceSession(place_model(*maps, first, channels), session_options()).run(None, placed(*maps))
 
 
 @st.composite

@@ -127,7 +127,7 @@ struct PackJob {
 struct ActivateJob {
   Element x_element;      // of x: the stream's, or float32
   Element stream;         // of residual and y
-  const void* x;          // [pixels, channels]
+  const void* x;          // [pixels, x_step], of which the first channels are meant
   const float* gate;      // [channels], null when neutral
   const float* scale;
   const float* bias;
@@ -137,7 +137,7 @@ struct ActivateJob {
   const float* threshold;  // [planes][channels up to a multiple of 16], of the float32 value before it is rounded
   void* y;                // null when not wanted
   uint64_t* bits;         // [pixels, planes, words], null when not wanted
-  size_t pixels, channels, words, planes;
+  size_t pixels, channels, words, planes, x_step;
 };
 
 // The rows [first_row, last_row) of the output of one image.

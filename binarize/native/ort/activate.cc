@@ -31,7 +31,7 @@ void RunTask(void* user, size_t task) {
   const size_t image = task / call.tasks_per_image, first = task % call.tasks_per_image * call.pixels_per_task;
   const size_t pixel = image * call.job.pixels + first, at = pixel * job.channels;
   job.pixels = std::min(call.pixels_per_task, call.job.pixels - first);
-  job.x = static_cast<const char*>(job.x) + at * SizeOf(job.x_element);
+  job.x = static_cast<const char*>(job.x) + pixel * job.x_step * SizeOf(job.x_element);
   if (job.gate != nullptr) job.gate += image * job.channels;
   if (job.residual != nullptr) job.residual = static_cast<const char*>(job.residual) + at * SizeOf(job.stream);
   if (job.y != nullptr) job.y = static_cast<char*>(job.y) + at * SizeOf(job.stream);
@@ -70,10 +70,11 @@ class Activate {
 
   void Compute(OrtKernelContext* context) const {
     const Tensor x = ReadInput(api_, context, kX, "x");
-    Require(x.dims.size() == 4 && x.dims[3] == channels_, [&] {
-      return "input x must have the shape [N,H,W," + std::to_string(channels_) + "], has " + ShapeText(x.dims);
+    Require(x.dims.size() == 4 && x.dims[3] >= channels_, [&] {
+      return "input x must have the shape [N,H,W," + std::to_string(channels_) + " or more], has " + ShapeText(x.dims);
     });
     const int64_t images = x.dims[0];
+    const std::vector<int64_t> dims = {images, x.dims[1], x.dims[2], channels_};
     const std::vector<int64_t> factors = {images, 1, 1, channels_};
     Call call{};
     call.kernels = kernels_;
@@ -82,17 +83,18 @@ class Activate {
     job.stream = ElementOf(STREAM);
     job.x = x.data;
     job.gate = has_gate_ ? ReadInput(api_, context, kGate, "gate", factors).floats() : nullptr;
-    job.residual = has_residual_ ? ReadInput(api_, context, kResidual, "residual", x.dims).data : nullptr;
+    job.residual = has_residual_ ? ReadInput(api_, context, kResidual, "residual", dims).data : nullptr;
     job.scale = scale_.data(), job.bias = bias_.data();
     job.slope = slope_.data(), job.shift = shift_.data(), job.threshold = threshold_.data();
     const int64_t words = WordsFor(channels_), row = planes_ * words;
-    job.y = MakeOutput(api_, context, kY, x.dims);
+    job.y = MakeOutput(api_, context, kY, dims);
     job.bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, {images, x.dims[1], x.dims[2], row}));
     job.channels = static_cast<size_t>(channels_);
     job.words = static_cast<size_t>(words);
     job.planes = static_cast<size_t>(planes_);
+    job.x_step = static_cast<size_t>(x.dims[3]);
     if (x.size() == 0 || (job.y == nullptr && job.bits == nullptr)) return;
-    job.pixels = static_cast<size_t>(x.size() / images / channels_);
+    job.pixels = static_cast<size_t>(x.dims[1] * x.dims[2]);
     call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels_ * 4)));
     call.tasks_per_image = (job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
     const size_t tasks = static_cast<size_t>(images) * call.tasks_per_image;
@@ -102,6 +104,7 @@ class Activate {
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
     std::vector<Dim> dims = InputDims(api, context, kX);
     if (dims.size() != 4) return;
+    dims[3] = {ReadInt(api, context, "channels", -1), ""};
     SetOutput(api, context, kY, InputType(api, context, kResidual, STREAM), dims);
     dims[3] = BitsOf(dims[3], InputDims(api, context, kNextThreshold));
     SetOutput(api, context, kNextBits, kUint64, dims);
@@ -120,27 +123,12 @@ class Activate {
   AlignedVector<float> scale_, bias_, slope_, shift_, threshold_;
 };
 
-// y may take the memory of residual, or of an x of its own type: every element is read before it is written, by the
-// same thread.
-int in_place_input[] = {kResidual, kX};
-int in_place_output[] = {kY, kY};
-
-template <size_t COUNT>
-size_t BINARIZE_ORT_CALL MayInplace(int** input_index, int** output_index) {
-  *input_index = in_place_input;
-  *output_index = in_place_output;
-  return COUNT;
-}
-void BINARIZE_ORT_CALL ReleaseMayInplace(int*, int*) {}
-
+// y may take the memory of residual, or of an x of its own type and shape: every element is read before it is written,
+// by the same thread.
 template <int32_t X, int32_t STREAM>
 const OrtCustomOp* Make() {
-  static const OrtCustomOp op = [] {
-    OrtCustomOp made = CustomOp<Activate<X, STREAM>>::Make();
-    made.GetMayInplace = MayInplace<X == STREAM ? 2 : 1>;
-    made.ReleaseMayInplace = ReleaseMayInplace;
-    return made;
-  }();
+  using Op = CustomOp<Activate<X, STREAM>>;
+  static const OrtCustomOp op = X == STREAM ? WithInPlace<kResidual, kX>(Op::Make()) : WithInPlace<kResidual>(Op::Make());
   return &op;
 }
 

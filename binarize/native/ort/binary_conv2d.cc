@@ -246,22 +246,9 @@ void BinaryConv2d<STREAM>::InferShapes(const OrtApi& api, OrtShapeInferContext* 
 }
 
 // y may take the memory of residual: every element is read before it is written, by the same thread.
-int in_place_input[] = {kResidual};
-int in_place_output[] = {kY};
-
-size_t BINARIZE_ORT_CALL MayInplace(int** input_index, int** output_index) {
-  *input_index = in_place_input;
-  *output_index = in_place_output;
-  return 1;
-}
-void BINARIZE_ORT_CALL ReleaseMayInplace(int*, int*) {}
-
 template <int32_t STREAM>
 OrtCustomOp MakeConv() {
-  OrtCustomOp op = CustomOp<BinaryConv2d<STREAM>>::Make();
-  op.GetMayInplace = MayInplace;
-  op.ReleaseMayInplace = ReleaseMayInplace;
-  return op;
+  return WithInPlace<kResidual>(CustomOp<BinaryConv2d<STREAM>>::Make());
 }
 
 }  // namespace

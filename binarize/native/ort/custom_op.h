@@ -99,6 +99,20 @@ struct CustomOp {
   }
 };
 
+// `op`, whose output 0 may take the memory of one of the inputs listed, where that is a temporary.
+template <int... INPUTS>
+OrtCustomOp WithInPlace(OrtCustomOp op) {
+  op.GetMayInplace = [](int** input_index, int** output_index) -> size_t {
+    static int inputs[] = {INPUTS...};
+    static int outputs[sizeof...(INPUTS)] = {};
+    *input_index = inputs;
+    *output_index = outputs;
+    return sizeof...(INPUTS);
+  };
+  op.ReleaseMayInplace = [](int*, int*) {};
+  return op;
+}
+
 // The operators, those with a feature stream once per element type. The objects live as long as the library: sessions
 // keep pointers to them.
 const OrtCustomOp* PackOp();
@@ -108,6 +122,8 @@ const OrtCustomOp* BinaryConv2dHalfOp();
 const OrtCustomOp* ActivateOp();
 const OrtCustomOp* ActivateHalfOp();
 const OrtCustomOp* ActivateNarrowOp();  // float32 in, float16 out
+const OrtCustomOp* PlaceOp();
+const OrtCustomOp* PlaceHalfOp();
 const OrtCustomOp* MaxPoolOp();
 const OrtCustomOp* MaxPoolHalfOp();
 const OrtCustomOp* AveragePoolOp();

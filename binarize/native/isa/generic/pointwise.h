@@ -12,10 +12,11 @@ template <class V, bool FULL, class X, class E, int PIXELS>
 BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
   using Floats = typename V::Floats;
   const size_t at = pixel * job.channels + channel;
+  const X* x = static_cast<const X*>(job.x) + pixel * job.x_step + channel;
   Floats values[1][PIXELS];  // of one block
   Floats(&t)[PIXELS] = values[0];
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(static_cast<const X*>(job.x) + at + m * job.channels, lanes);
+  for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(x + m * job.x_step, lanes);
   if (job.gate != nullptr) {
     const Floats gate = Read<V, FULL>(job.gate + channel, lanes);
     BINARIZE_UNROLL

@@ -260,7 +260,7 @@ void ActivateElements(const ActivateJob& job) {
     std::fill_n(bits, words, uint64_t{0});
     for (size_t c = 0; c < job.channels; ++c) {
       const size_t at = pixel * job.channels + c;
-      float t = Widen(static_cast<const X*>(job.x)[at]);
+      float t = Widen(static_cast<const X*>(job.x)[pixel * job.x_step + c]);
       if (job.gate != nullptr) t = t * job.gate[c];
       t = std::fma(t, job.scale[c], job.bias[c]);
       if (job.residual != nullptr) t = t + Widen(static_cast<const E*>(job.residual)[at]);
