@@ -65,7 +65,7 @@ class PassError(BinarizeError):
 def run_passes(
     passes: Sequence[Pass], graph_module: GraphModule, context: PassContext
 ) -> tuple[GraphModule, dict[str, int]]:
-    """Run `passes` in order; after each, the graph is linted and recompiled.
+    """Run `passes` in order; after each, the graph is linted. No pass runs it, so that it is compiled once.
 
     Returns:
         The graph, and in how many places each pass changed it.
@@ -79,7 +79,6 @@ def run_passes(
             result = step.run(graph_module, context)
             graph_module = result.graph_module
             graph_module.graph.lint()
-            graph_module.recompile()
         except BinarizeError:
             raise
         except Exception as error:
@@ -89,4 +88,5 @@ def run_passes(
                 hint="this is a bug of binarize; please report it with the model",
             ) from error
         done[step.name] = result.changed
+    graph_module.recompile()
     return graph_module, done

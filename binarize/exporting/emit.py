@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import operator
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,11 @@ from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
 from binarize.lowering.quiet import quiet
 from binarize.nn.ops import Terms, geometry_from_ints
 from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, PLACE, POOL, packed_convs
+
+try:
+    from torch.onnx._internal.exporter import _fx_passes
+except ImportError:  # this torch has no such module
+    _fx_passes = None  # type: ignore[assignment]
 
 DOMAIN = "ai.binarize"
 OPSET = 18
@@ -80,7 +86,7 @@ def to_onnx(
     inputs = float_inputs(example_inputs)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), _signatures_read_once():
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), _signatures_read_once(), _traced_once():
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -220,6 +226,19 @@ def _remembered_signature() -> property | None:
     """What tells a function's signature from the second time on; None if this onnxscript has another way."""
     told = getattr(getattr(values, "TracedOnnxFunction", None), "function_ir", None)
     return property(cache(told.fget)) if isinstance(told, property) and told.fget is not None else None
+
+
+def _traced_once() -> contextlib.AbstractContextManager[Any]:
+    """The exporter traces a program again to decompose what ONNX has no form for, also where there is nothing of it."""
+    decompose = getattr(_fx_passes, "decompose_with_registry", None)
+    if decompose is None:  # this torch does it elsewhere
+        return contextlib.nullcontext()
+
+    def where_needed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
+        calls = {node.target for node in program.graph.nodes if node.op == "call_function"} - {operator.getitem}
+        return program if all(registry.is_registered(call) for call in calls) else decompose(program, registry)
+
+    return mock.patch.object(_fx_passes, "decompose_with_registry", where_needed)
 
 
 def _strip(model: onnx.ModelProto) -> None:
