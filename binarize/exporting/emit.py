@@ -16,6 +16,7 @@ import torch
 from onnx import defs
 from onnxscript import values
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
@@ -229,14 +230,20 @@ def _remembered_signature() -> property | None:
 
 
 def _traced_once() -> contextlib.AbstractContextManager[Any]:
-    """The exporter traces a program again to decompose what ONNX has no form for, also where there is nothing of it."""
+    """The exporter traces a program again to decompose what ONNX has no form for, also where there is nothing of it.
+
+    That tracing also makes operators that write into functions of what they read, so that those count as well.
+    """
     decompose = getattr(_fx_passes, "decompose_with_registry", None)
     if decompose is None:  # this torch does it elsewhere
         return contextlib.nullcontext()
 
     def where_needed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
         calls = {node.target for node in program.graph.nodes if node.op == "call_function"} - {operator.getitem}
-        return program if all(registry.is_registered(call) for call in calls) else decompose(program, registry)
+        writes = any(isinstance(call, OpOverload) and call._schema.is_mutable for call in calls)
+        if writes or not all(registry.is_registered(call) for call in calls):
+            return decompose(program, registry)
+        return program
 
     return mock.patch.object(_fx_passes, "decompose_with_registry", where_needed)
 

@@ -44,6 +44,29 @@ def binary_file(model: torch.nn.Module, float_file: Path) -> Path:
     return path
 
 
+class Writes(torch.nn.Module):
+    """Reads a view of a map behind which it has changed the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.norm(self.conv(x))
+        rows = y.view(y.shape[0], -1)
+        y.relu_()
+        y += 1
+        return y.mean((2, 3)), rows.sum(1)
+
+
+def test_the_float_file_of_code_that_writes_in_place_is_equal(tmp_path: Path) -> None:
+    net, x = Writes().eval(), torch.randn(2, *SHAPE)
+    float_onnx(net, tmp_path / "writes.onnx", (x,))
+    got = open_session(tmp_path / "writes.onnx", 1).run(None, {"input": x.numpy()})
+    for wanted, found in zip(net(x), got, strict=True):
+        np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_the_float_file_computes_the_model_for_any_batch(model: torch.nn.Module, float_file: Path) -> None:
     session = open_session(float_file, threads=1)
     assert input_shape(session, batch=5) == (5, *SHAPE)
