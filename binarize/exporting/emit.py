@@ -8,6 +8,7 @@ import operator
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any
 from unittest import mock
 
@@ -50,7 +51,8 @@ def emit(lowered: Lowered, example_inputs: tuple[Tensor, ...]) -> onnx.ModelProt
         UnsupportedModelError: an operator has no ONNX form, and is named; or the file would be too large.
     """
     _check_size(lowered.fused)
-    model = to_onnx(lowered.fused, example_inputs, _TRANSLATIONS, lowered.shapes)
+    with _traced_once():
+        model = to_onnx(lowered.fused, example_inputs, _TRANSLATIONS, lowered.shapes)
     _name_nodes(model, lowered)
     _drop_unread_outputs(model)
     model.functions.extend(model_local_functions())
@@ -87,7 +89,7 @@ def to_onnx(
     inputs = float_inputs(example_inputs)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), _signatures_read_once(), _traced_once():
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), _signatures_read_once():
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -232,18 +234,19 @@ def _remembered_signature() -> property | None:
 def _traced_once() -> contextlib.AbstractContextManager[Any]:
     """The exporter traces a program again to decompose what ONNX has no form for, also where there is nothing of it.
 
-    That tracing also makes operators that write into functions of what they read, so that those count as well.
+    For fused graphs alone: they are functional. In others that tracing also takes apart what writes, and composite
+    operators (`chunk`, `narrow`) whose ONNX forms it never lets come to use.
     """
     decompose = getattr(_fx_passes, "decompose_with_registry", None)
     if decompose is None:  # this torch does it elsewhere
         return contextlib.nullcontext()
 
-    def where_needed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
-        calls = {node.target for node in program.graph.nodes if node.op == "call_function"} - {operator.getitem}
-        writes = any(isinstance(call, OpOverload) and call._schema.is_mutable for call in calls)
-        if writes or not all(registry.is_registered(call) for call in calls):
-            return decompose(program, registry)
-        return program
+    def where_needed(exported_program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
+        calls = {node.target for node in exported_program.graph.nodes if node.op == "call_function"}
+        plain = all(isinstance(call, OpOverload | BuiltinFunctionType) for call in calls)  # no graph inside a graph
+        if plain and all(registry.is_registered(call) for call in calls - {operator.getitem}):
+            return exported_program
+        return decompose(exported_program, registry)
 
     return mock.patch.object(_fx_passes, "decompose_with_registry", where_needed)
 

@@ -23,11 +23,14 @@ def dense_layer(channels: int, growth: int = GROWTH) -> nn.Sequential:
 
 
 class Dense(nn.Module):
-    """A dense block of three layers between a stem and a conv; `also` says what else reads the map of stage 1."""
+    """A dense block of three layers between a stem and a conv.
 
-    def __init__(self, also: str = "nobody", reverse: bool = False) -> None:
+    `also` says what else reads the map of stage 1, `spelling` how stages are joined.
+    """
+
+    def __init__(self, also: str = "nobody", spelling: str = "all parts") -> None:
         super().__init__()
-        self.also, self.reverse = also, reverse
+        self.also, self.spelling = also, spelling
         self.stem = conv_bn(3, 24)
         self.layers = nn.ModuleList(dense_layer(24 + i * GROWTH) for i in range(3))
         self.last = dense_layer(24 + 3 * GROWTH, 16)
@@ -41,7 +44,10 @@ class Dense(nn.Module):
             if index == 1:
                 stage = joined
             new = [layer(joined)]
-            parts = new + parts if self.reverse else parts + new
+            if self.spelling == "in front":
+                parts = new + parts
+            else:
+                parts = ([joined] if self.spelling == "what was joined" else parts) + new
         y = self.head(self.last(torch.cat(parts, 1)).mean((2, 3)))
         if self.also == "the caller":
             return y, stage
@@ -67,9 +73,10 @@ def joins(file: onnx.ModelProto) -> tuple[int, int]:
     return len(own_nodes(file, "Place")), sum(node.op_type == "Concat" for node in file.graph.node)
 
 
+@pytest.mark.parametrize("spelling", ["all parts", "what was joined"])
 @pytest.mark.parametrize("stream", ["float32", "float16"])
-def test_a_dense_block_copies_nothing_twice(stream: str) -> None:
-    _, file = lowered(Dense(), stream)
+def test_a_dense_block_copies_nothing_twice(stream: str, spelling: str) -> None:
+    _, file = lowered(Dense(spelling=spelling), stream)
     assert joins(file) == (4, 0)  # the stem's map and one for each layer
     widths = [node.attribute[0].i for node in own_nodes(file, "Activate")]
     assert {24 + i * GROWTH for i in range(1, 4)} <= {*widths}
@@ -83,8 +90,32 @@ def test_a_stage_that_others_read_is_a_map_of_its_own(also: str) -> None:
 
 def test_parts_that_come_in_front_are_concatenated() -> None:
     """Where the new channels come first, no stage begins with the one before."""
-    _, file = lowered(Dense(reverse=True), "float32")
+    _, file = lowered(Dense(spelling="in front"), "float32")
     assert joins(file) == (0, 3)
+
+
+def test_maps_of_any_size_are_concatenated() -> None:
+    """A runtime knows no two of them to have one size, and would copy the whole map for each part."""
+    config = api.resolve_config("el", None, [])
+    module = randomized(binarize.apply(Dense(), X, config=config)).eval()
+    result = lower(module, (X,), config, any_size=True)
+    assert joins(emit(result, (X,))) == (0, 3)
+
+
+class FromNothing(nn.Module):
+    """Columns gathered from an empty tensor on, which torch allows to have another rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv_bn(3, 8), conv_bn(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(torch.cat([torch.zeros(0), x, x], -1)).mean((2, 3))
+
+
+def test_an_empty_part_of_another_rank_is_no_reason_to_fail() -> None:
+    lowered(FromNothing(), "float32")
 
 
 def test_densenet_has_no_concatenation_left() -> None:

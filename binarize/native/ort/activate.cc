@@ -88,6 +88,9 @@ class Activate {
     job.slope = slope_.data(), job.shift = shift_.data(), job.threshold = threshold_.data();
     const int64_t words = WordsFor(channels_), row = planes_ * words;
     job.y = MakeOutput(api_, context, kY, dims);
+    Require(job.y != job.x || job.x == nullptr || x.dims[3] == channels_, [&] {
+      return "input x has the shape " + ShapeText(x.dims) + ", and the graph promised " + ShapeText(dims);
+    });
     job.bits = static_cast<uint64_t*>(MakeOutput(api_, context, kNextBits, {images, x.dims[1], x.dims[2], row}));
     job.channels = static_cast<size_t>(channels_);
     job.words = static_cast<size_t>(words);

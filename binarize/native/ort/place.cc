@@ -77,7 +77,8 @@ class Place {
     call.before = size * static_cast<size_t>(first_);
     call.placed = size * static_cast<size_t>(x.dims[3]);
     call.behind = size * static_cast<size_t>(channels_ - first_ - x.dims[3]);
-    call.pixels_per_task = std::max<size_t>(1, kBytesPerTask / std::max<size_t>(1, call.placed));
+    const size_t copied = call.into == call.y ? call.placed : call.before + call.placed + call.behind;
+    call.pixels_per_task = std::max<size_t>(1, kBytesPerTask / std::max<size_t>(1, copied));
     RunTasks(api_, context, RunTask, (call.pixels + call.pixels_per_task - 1) / call.pixels_per_task, &call);
   }
 
