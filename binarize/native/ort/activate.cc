@@ -16,9 +16,6 @@ namespace {
 enum Input : size_t { kX, kGate, kScale, kBias, kResidual, kSlope, kShift, kNextThreshold, kInputTotal };
 enum Output : size_t { kY, kNextBits, kOutputTotal };
 
-constexpr int64_t kBytesPerTask = 64 * 1024;
-constexpr int64_t kMostChannels = int64_t{1} << 20;
-
 struct Call {
   const Kernels* kernels;
   ActivateJob job;  // of the first image

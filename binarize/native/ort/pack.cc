@@ -11,8 +11,6 @@ namespace binarize {
 namespace ort {
 namespace {
 
-constexpr int64_t kBytesPerTask = 64 * 1024;
-
 struct Call {
   const Kernels* kernels;
   PackJob job;

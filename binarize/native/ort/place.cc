@@ -12,9 +12,6 @@ namespace {
 
 enum Input : size_t { kX, kInto, kInputTotal };
 
-constexpr int64_t kBytesPerTask = 64 * 1024;
-constexpr int64_t kMostChannels = int64_t{1} << 20;
-
 struct Call {
   const char *x, *into;  // into is null when neutral
   char* y;

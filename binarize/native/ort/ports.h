@@ -14,6 +14,9 @@ namespace ort {
 inline Element ElementOf(int32_t type) { return type == kFloat16 ? Element::kFloat16 : Element::kFloat32; }
 inline size_t SizeOf(Element e) { return e == Element::kFloat16 ? sizeof(Half) : sizeof(float); }
 
+constexpr int64_t kBytesPerTask = 64 * 1024;          // of what goes through a map once, pixel by pixel
+constexpr int64_t kMostChannels = int64_t{1} << 20;  // of an attribute
+
 // The value of a constant input, or a tensor without data when it is not constant.
 Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
 
