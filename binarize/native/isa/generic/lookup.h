@@ -89,6 +89,8 @@ BINARIZE_INLINE const uint8_t* FindTable(const uint8_t* map, size_t nibble) {
 constexpr size_t kNibbles = 8;        // of a word
 constexpr size_t kWordsPerFlush = 7;  // a word adds at most 32 to a byte
 constexpr size_t kPairSteps = 3;      // each adds at most 4 to a nibble
+constexpr size_t kTaps = 3;           // of a row of a kernel, where they share tables
+constexpr size_t kTapWordsPerFlush = 2;  // a word of each adds at most 96 to a byte
 
 // Mismatches of a tile: [pixel][panel][lane of its blocks]. ConvPlan makes no panels of convs that exceed 16 bits.
 template <class V, int PIXELS, int PANELS>
@@ -156,6 +158,24 @@ BINARIZE_INLINE const uint8_t* FindPairTable(uint64_t pairs, size_t nibble) {
   return kPairTables.mismatches[0] + (at & 0xFF0);
 }
 
+// Takes apart what a nibble of each of two pixels has counted: see V::AddHighNibbles.
+template <class V>
+BINARIZE_INLINE void AddPairSums(typename V::Panel both, typename V::Panel& low, typename V::Panel& high) {
+  low = V::AddLowNibbles(low, both);
+  high = V::AddHighNibbles(high, both);
+  V::PinPanel(low);
+  V::PinPanel(high);
+}
+
+// The mismatches of two pixels become, or are added to, their counts.
+template <class V>
+BINARIZE_INLINE void FlushPair(typename V::Panel low, typename V::Panel high, bool first, uint16_t* counts,
+                               uint16_t* second_counts) {
+  const typename V::Panel second = V::HighNibbles(high, low);
+  first ? V::StorePanel(low, counts) : V::AddPanel(low, counts);
+  first ? V::StorePanel(second, second_counts) : V::AddPanel(second, second_counts);
+}
+
 // LookUpWords of two pixels that share tables.
 template <class V, int PANELS>
 __attribute__((noinline)) void LookUpPairs(const uint32_t* bits, size_t pixel_step, const uint8_t* weights,
@@ -177,19 +197,69 @@ __attribute__((noinline)) void LookUpPairs(const uint32_t* bits, size_t pixel_st
         both[n] = V::LookUp(sums, table, V::LoadPanel(weights + n * panel_step));
         V::PinPanel(both[n]);
         if (nibble % kPairSteps != kPairSteps - 1 && nibble != kNibbles - 1) continue;
-        low[n] = V::AddLowNibbles(low[n], both[n]);
-        high[n] = V::AddHighNibbles(high[n], both[n]);
-        V::PinPanel(low[n]);
-        V::PinPanel(high[n]);
+        AddPairSums<V>(both[n], low[n], high[n]);
       }
     }
   }
   BINARIZE_UNROLL
   for (int n = 0; n < PANELS; ++n) {
-    const typename V::Panel second = V::HighNibbles(high[n], low[n]);
-    uint16_t* at = counts + n * kLine;
-    first ? V::StorePanel(low[n], at) : V::AddPanel(low[n], at);
-    first ? V::StorePanel(second, at + step) : V::AddPanel(second, at + step);
+    FlushPair<V>(low[n], high[n], first, counts + n * kLine, counts + n * kLine + step);
+  }
+}
+
+// Of a row of kTaps taps that see neighbouring columns, the mismatches over at most kTapWordsPerFlush words of each, whose
+// weights are `tap_bytes` apart. Two pixels share a table as in LookUpPairs, and so do the taps at which others of the tile
+// see the same two columns.
+template <class V, int PIXELS, int PANELS>
+__attribute__((noinline)) void LookUpNeighbours(const uint32_t* bits, size_t pixel_step, const uint8_t* weights,
+                                                size_t tap_bytes, size_t panel_step, size_t words, bool first,
+                                                uint16_t* counts, size_t step) {
+  static_assert(kTaps == kPairSteps, "the sums of a row's taps would overflow a nibble");
+  constexpr size_t kLine = V::kPanelBlocks * kLanes;
+  constexpr int kPairs = PIXELS / 2, kRow = static_cast<int>(kTaps), kColumns = kPairs + kRow - 1;
+  typename V::Panel low[kPairs][PANELS], high[kPairs][PANELS];
+  BINARIZE_UNROLL
+  for (int m = 0; m < kPairs; ++m) {
+    BINARIZE_UNROLL
+    for (int n = 0; n < PANELS; ++n) low[m][n] = high[m][n] = V::ZeroPanel();
+  }
+  for (size_t word = 0; word < words; ++word, ++bits) {
+    uint64_t pairs[kColumns];
+    BINARIZE_UNROLL
+    for (int c = 0; c < kColumns; ++c) pairs[c] = PairNibbles(bits[c * pixel_step], bits[(c + kPairs) * pixel_step]);
+    BINARIZE_UNROLL
+    for (size_t nibble = 0; nibble < kNibbles; ++nibble, weights += kLine) {
+      typename V::Panel both[kPairs][PANELS];
+      BINARIZE_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        typename V::Panel table = V::LoadTable(FindPairTable(pairs[c], nibble));
+        V::PinPanel(table);
+        BINARIZE_UNROLL
+        for (int tap = 0; tap < kRow; ++tap) {
+          const int m = c - tap;
+          if (m < 0 || m >= kPairs) continue;
+          BINARIZE_UNROLL
+          for (int n = 0; n < PANELS; ++n) {
+            const typename V::Panel sums = tap == 0 ? V::ZeroPanel() : both[m][n];
+            both[m][n] = V::LookUp(sums, table, V::LoadPanel(weights + tap * tap_bytes + n * panel_step));
+            V::PinPanel(both[m][n]);
+          }
+        }
+      }
+      BINARIZE_UNROLL
+      for (int m = 0; m < kPairs; ++m) {
+        BINARIZE_UNROLL
+        for (int n = 0; n < PANELS; ++n) AddPairSums<V>(both[m][n], low[m][n], high[m][n]);
+      }
+    }
+  }
+  BINARIZE_UNROLL
+  for (int m = 0; m < kPairs; ++m) {
+    BINARIZE_UNROLL
+    for (int n = 0; n < PANELS; ++n) {
+      uint16_t* at = counts + m * step + n * kLine;
+      FlushPair<V>(low[m][n], high[m][n], first, at, at + kPairs * step);
+    }
   }
 }
 
@@ -217,6 +287,7 @@ struct PanelTaps {
   const uint8_t* weights;
   size_t rows, runs, words;  // rows of the kernel inside the map, runs of such a row, words of a run
   size_t panel_step;         // bytes from panel to panel
+  bool neighbours;           // the taps of a row are the words of kTaps neighbours of its pixels, `words` of each
 };
 
 // Of `block`, for the input's plane `plane` and the weight's base `base`.
@@ -230,10 +301,31 @@ BINARIZE_INLINE PanelTaps FindPanelTaps(const ConvConst& k, const ConvCall& call
   taps.map = row.bits + b.first * kWords + plane * call.plane_step;
   taps.weights = k.nibbles + b.nibbles + row.tap_begin * k.kernel_w * b.span * kWordBytes;
   taps.rows = row.tap_end - row.tap_begin;
+  taps.neighbours = !TERNARY && k.kernel_w == kTaps && call.tap_step == call.pixel_step;
   taps.runs = one_run ? 1 : k.kernel_w;
   taps.words = one_run ? k.kernel_w * b.span : b.span;
   taps.panel_step = k.kernel_h * k.kernel_w * b.span * kWordBytes;
   return taps;
+}
+
+// LookUpTaps where the taps of a row are neighbours.
+template <class V, int PIXELS, int PANELS>
+BINARIZE_INLINE void LookUpRows(const ConvCall& call, const PanelTaps& taps, size_t column,
+                                PanelCounts<V, PIXELS, PANELS>& counts) {
+  constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes;
+  const size_t words = taps.runs == 1 ? taps.words / kTaps : taps.words, tap_bytes = words * kWordBytes;
+  const uint32_t* map_row = taps.map + column * call.pixel_step;
+  const uint8_t* weights = taps.weights;
+  bool first = true;
+  for (size_t r = 0; r < taps.rows; ++r, map_row += call.row_step, weights += kTaps * tap_bytes) {
+    for (size_t i = 0; i < words; i += kTapWordsPerFlush) {
+      LookUpNeighbours<V, PIXELS, PANELS>(map_row + i, call.pixel_step, weights + i * kWordBytes, tap_bytes,
+                                          taps.panel_step, Min(words - i, kTapWordsPerFlush), first, counts.value[0],
+                                          counts.kStep);
+      first = false;
+    }
+  }
+  if (BINARIZE_UNLIKELY(first)) counts = {};
 }
 
 // Mismatches of the tile at `column`.
@@ -241,6 +333,9 @@ template <class V, bool TERNARY, int PIXELS, int PANELS>
 BINARIZE_INLINE void LookUpTaps(const ConvCall& call, const PanelTaps& taps, size_t column,
                                 PanelCounts<V, PIXELS, PANELS>& counts) {
   constexpr size_t kWordBytes = kNibbles * V::kPanelBlocks * kLanes, kWords = TERNARY ? 2 : 1;
+  if constexpr (V::kSharesTables && !TERNARY && PIXELS % 2 == 0 && PANELS < V::kPanels) {
+    if (taps.neighbours) return LookUpRows<V>(call, taps, column, counts);
+  }
   const uint32_t* map_row = taps.map + column * call.pixel_step;
   const uint8_t* weights = taps.weights;
   bool first = true;
