@@ -17,6 +17,7 @@ OPS = torch.ops.binarize
 PACK = OPS.pack.default
 PACKED_CONV = OPS.packed_conv2d.default
 ACTIVATE = OPS.activate.default
+ACTIVATE_LINK = OPS.activate_link.default
 POOL = OPS.pool2d.default
 PLACE = OPS.place.default
 PERMUTE = torch.ops.aten.permute.default
@@ -30,8 +31,9 @@ ARGUMENTS = {
         *("gate", "factor", "geometry", "terms"),
     ],
     ACTIVATE: ["x", "gate", "scale", "bias", "residual", *_EPILOGUE, "channels"],
+    ACTIVATE_LINK: ["x", "gate", "scale", "bias", "residual", *_EPILOGUE, "gamma", "channels"],
 }
-"""Names of the arguments, in order, of the two operators that end in an epilogue."""
+"""Names of the arguments, in order, of the operators that end in an epilogue."""
 
 
 def tensor_of(node: Node) -> Tensor | None:

@@ -269,19 +269,30 @@ def activate(
     next_threshold: Float,
     gate: Float | None = None,
     residual: Float | None = None,
+    gamma: Float | None = None,
     stream: type = np.float32,
 ) -> tuple[Float, Bits]:
-    """`(y, next_bits)` of docs/ops.md, "Activate"; parameters are float32 `[C]` or `[1]`, gate `[N, 1, 1, C]`.
+    """`(y, next_bits)` of docs/ops.md, "Activate", or with `gamma` of "ActivateLink".
 
-    `x` has the channels that are meant, and no more.
+    Parameters are float32 `[C]` or `[1]`, gate `[N, 1, 1, C]`; `x` has the channels that are meant, and no more.
     """
     x = x.astype(np.float32)
     t = x if gate is None else x * gate
     t = fma(t, np.broadcast_to(scale, t.shape), np.broadcast_to(bias, t.shape))
     if residual is not None:
         t = t + residual.astype(np.float32)
-    y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
-    return y, pack(y, next_threshold)
+    values = np.where(t > 0, t, slope * t) + shift
+    y = values.astype(stream)
+    bits = pack(y, next_threshold)
+    return (y if gamma is None else squeezed_link(values, gamma).astype(stream)), bits
+
+
+def squeezed_link(values: Float, gamma: Float) -> Float:
+    """The sums of channels as far apart as there are in `gamma`, ascending, times `gamma`."""
+    sums = values[..., : len(gamma)].copy()
+    for channel in range(len(gamma), values.shape[3]):
+        sums[..., channel % len(gamma)] += values[..., channel]
+    return sums * gamma
 
 
 def place(x: Float, into: Float | None, first: int, channels: int) -> Float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from binarize.exporting.forced import is_forced, maker_of
+from binarize.nn.functional import map_channels
 from binarize.nn.ops import geometry_from_ints
 from binarize.passes.layout_rules import MOVES
 from binarize.passes.lower_tools import ARGUMENTS, Fused, constant
@@ -102,6 +103,12 @@ class Bounds:
         size = size * steepest + fused.value("shift").abs() + fused.node.meta.get("offset", torch.zeros(1)).abs()
         rounded = 2 * _unit(fused.node) * value.abs().amax((0, 1, 2))
         return (ROUNDINGS * ULP * size + off * steepest + rounded).expand(value.shape[-1]).numpy()
+
+    def of_link(self, fused: Fused, link: Tensor, tolerance: np.ndarray) -> np.ndarray:
+        """Of a squeezed link, where what it sums has `tolerance` per channel, a float16 stream's rounding included."""
+        gamma = fused.value("gamma").abs()
+        summed = map_channels(torch.from_numpy(tolerance)[None, :, None, None], len(gamma)).flatten()
+        return (gamma * summed + 2 * _unit(fused.node) * link.abs().amax((0, 1, 2))).numpy()
 
 
 def _unit(node: Node) -> float:

@@ -25,7 +25,7 @@ from binarize.files import atomic_output
 from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
 from binarize.lowering.quiet import quiet
 from binarize.nn.ops import Terms, geometry_from_ints
-from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, PLACE, POOL, packed_convs
+from binarize.passes.lower_tools import ACTIVATE, ACTIVATE_LINK, PACK, PACKED_CONV, PLACE, POOL, packed_convs
 
 try:
     from torch.onnx._internal.exporter import _fx_passes
@@ -159,6 +159,7 @@ def _operators() -> Any:
     )
     inputs = typed("x", "gate", "scale", "bias", "residual", *epilogue, x="own")
     register("Activate", inputs, both, {"channels": types.INT})
+    register("ActivateLink", inputs | typed("gamma"), both, {"channels": types.INT})
     register("Place", typed("x", "into"), typed("y"), dict.fromkeys(("first", "channels"), types.INT))
     register("MaxPool", typed("x"), typed("y"), window | {"dilations": types.INTS})
     register("AveragePool", typed("x"), typed("y"), window | {"count_include_pad": types.INT})
@@ -188,6 +189,11 @@ def _translate_activate(x: Any, *parameters: Any) -> Any:
     return _operators().Activate(x, *tensors, channels=channels)
 
 
+def _translate_activate_link(x: Any, *parameters: Any) -> Any:
+    *tensors, channels = parameters
+    return _operators().ActivateLink(x, *tensors, channels=channels)
+
+
 def _translate_place(x: Any, into: Any, first: int, channels: int) -> Any:
     return _operators().Place(x, into, first=first, channels=channels)
 
@@ -211,6 +217,7 @@ _TRANSLATIONS = {
     PACK: _translate_pack,
     PACKED_CONV: _translate_conv,
     ACTIVATE: _translate_activate,
+    ACTIVATE_LINK: _translate_activate_link,
     POOL: _translate_pool,
     PLACE: _translate_place,
 }
@@ -286,7 +293,7 @@ def own_nodes(model: onnx.ModelProto, *op_types: str) -> list[onnx.NodeProto]:
 def _drop_unread_outputs(model: onnx.ModelProto) -> None:
     """An output nobody reads gets no name, so that the kernel does not write it; both stay listed (docs/ops.md)."""
     read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-    for node in own_nodes(model, "BinaryConv2d", "Activate"):
+    for node in own_nodes(model, "BinaryConv2d", "Activate", "ActivateLink"):
         outputs = [name if name in read else "" for name in node.output]
         del node.output[:]
         node.output.extend(outputs)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from binarize.lowering import Lowered
-from binarize.nn.ops import pack
-from binarize.passes.lower_tools import ARGUMENTS, PACK, POOL, TO_NHWC, Fused, constant, producer_of
+from binarize.nn.ops import pack, squeezed_link
+from binarize.passes.lower_tools import ACTIVATE_LINK, ARGUMENTS, PACK, POOL, TO_NHWC, Fused, constant, producer_of
 
 
 def packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
@@ -71,7 +71,8 @@ class Forced(Recorder):
     def compute(self, n: Node) -> Any:
         """Bits are those of the trained model's values: others round otherwise, in another layout or without a shift.
 
-        One bit that is different for that reason is another accumulator in the conv that reads it.
+        One bit that is different for that reason is another accumulator in the conv that reads it. A link comes with
+        what was summed.
         """
         if n.target is PACK:
             x, threshold = self.packed[n.name]
@@ -82,7 +83,8 @@ class Forced(Recorder):
         if n.target is POOL:
             return value
         threshold = n.meta["threshold"] if "threshold" in n.meta else Fused(n).value("next_threshold")
-        return value - n.meta.get("offset", 0), pack(value, threshold)
+        y, bits = value - n.meta.get("offset", 0), pack(value, threshold)
+        return (squeezed_link(y, Fused(n).value("gamma")), bits, y) if n.target is ACTIVATE_LINK else (y, bits)
 
     def true_value(self, origin: str) -> Tensor:
         """What the trained model's node of that name gives, channels last."""

@@ -240,26 +240,31 @@ def _pack_function() -> onnx.FunctionProto:
     )
 
 
-def _epilogue(body: _Body, t: str) -> None:
-    """Adds the end of both fused operators: residual, activation, `y` and its bits."""
+def _epilogue(body: _Body, t: str, *, link: bool = False) -> None:
+    """Adds the end of the fused operators: residual, activation, `y` or its squeezed link, and the bits."""
     t = body.op("Add", t, body.floats("residual"))
     positive = body.op("Greater", t, body.constant(0.0, np.float32))
     t = body.op("Where", positive, t, body.op("Mul", "slope", t))
-    y = body.op("CastLike", body.op("Add", t, "shift"), "residual", output="y")
+    values = body.op("Add", t, "shift")
+    y = body.op("CastLike", values, "residual", output=None if link else "y")
     _pack_planes(body, y, "next_threshold", "next_bits")
+    if link:
+        channels = _channel_map(body, body.extents(values, 3, 4), body.op("Shape", "gamma"), body.constant([1]))
+        sums = body.op("MatMul", values, channels)
+        body.op("CastLike", body.op("Mul", sums, "gamma"), "residual", output="y")
 
 
-def _activate_function() -> onnx.FunctionProto:
+def _activate_function(op_type: str, *more: str) -> onnx.FunctionProto:
+    """`more`: `gamma`, where the operator gives a link."""
     body = _Body()
     axis = body.constant([3])
     read = body.op("Slice", "x", body.constant([0]), body.int_attribute("channels"), axis)  # ends where x does
     gated = body.op("Mul", body.floats(read), "gate")
-    _epilogue(body, body.op("Add", body.op("Mul", gated, "scale"), "bias"))
-    inputs = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
+    _epilogue(body, body.op("Add", body.op("Mul", gated, "scale"), "bias"), link=bool(more))
     return helper.make_function(
         DOMAIN,
-        "Activate",
-        inputs,
+        op_type,
+        ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold", *more],
         ["y", "next_bits"],
         body.nodes,
         [helper.make_opsetid("", OPSET)],
@@ -394,7 +399,8 @@ def model_local_functions() -> list[onnx.FunctionProto]:
     return [
         _pack_function(),
         _binary_conv2d_function(),
-        _activate_function(),
+        _activate_function("Activate"),
+        _activate_function("ActivateLink", "gamma"),
         _place_function(),
         _pool_function("MaxPool", "dilations", [1, 1]),
         _pool_function("AveragePool", "count_include_pad", 0),

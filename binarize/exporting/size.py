@@ -18,7 +18,7 @@ def size_report(model: onnx.ModelProto, report: Report) -> dict[str, Any]:
     sizes = {tensor.name: _bytes(tensor) for tensor in model.graph.initializer}
     packed = {node.input[1] for node in binary_nodes(model)}
     epilogue = {name for node in binary_nodes(model) for name in node.input[2:] if name in sizes}
-    epilogue |= {name for node in own_nodes(model, "Activate") for name in node.input if name in sizes}
+    epilogue |= {name for node in own_nodes(model, "Activate", "ActivateLink") for name in node.input if name in sizes}
     total = model.ByteSize()
     packed_bytes = sum(sizes[name] for name in packed)
     epilogue_bytes = sum(sizes[name] for name in epilogue)

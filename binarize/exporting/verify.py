@@ -25,7 +25,7 @@ from binarize.exporting.emit import own_nodes
 from binarize.exporting.forced import Forced, Recorder, is_forced, packed_maps, tensors_of
 from binarize.lowering import Lowered, float_inputs
 from binarize.nn.ops import unpack_signs
-from binarize.passes.lower_tools import ACTIVATE, PACK, PACKED_CONV, POOL, Fused
+from binarize.passes.lower_tools import ACTIVATE, ACTIVATE_LINK, PACK, PACKED_CONV, POOL, Fused
 from binarize.runtime import InferenceSession
 
 
@@ -148,6 +148,7 @@ class _Expected:
 _KINDS = (
     (("BinaryConv2d",), PACKED_CONV),
     (("Activate",), ACTIVATE),
+    (("ActivateLink",), ACTIVATE_LINK),
     (("MaxPool", "AveragePool"), POOL),
     (("Pack",), PACK),
 )
@@ -175,9 +176,12 @@ def _expected_outputs(own: onnx.NodeProto, node: Node, bounds: Bounds) -> list[_
         value = bounds.values[node.name]
         tolerance = np.full(value.shape[-1], bounds.of_pool(node), np.float32)
         return [_Expected(own.name, own.output[0], _stored(value, node, own.name), tolerance)]
-    value, bits = bounds.values[node.name]
+    given, bits, *summed = bounds.values[node.name]
+    value = summed[0] if summed else given
     tolerance = bounds.of_epilogue(Fused(node), value)
     near = bounds.near(value, Fused(node)["next_threshold"], tolerance)
+    if summed:
+        value, tolerance = given, bounds.of_link(Fused(node), given, tolerance)
     outputs = zip(own.output, ((_stored(value, node, own.name), tolerance), (bits.numpy(), near)), strict=True)
     return [_Expected(own.name, name, v, t) for name, (v, t) in outputs if name]
 

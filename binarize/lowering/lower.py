@@ -32,6 +32,7 @@ from binarize.passes.lower_layers import lower_layers
 from binarize.passes.lower_maps import LowerMaps
 from binarize.passes.merge_equal import MergeEqual
 from binarize.passes.narrow_stream import NarrowStream
+from binarize.passes.squeeze_links import SqueezeLinks
 from binarize.passes.swap_max_pool import SwapMaxPool
 
 LOWERING_PASSES: tuple[Pass, ...] = (
@@ -50,6 +51,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     AbsorbShifts(),
     NarrowStream(),
     GrowMaps(),
+    SqueezeLinks(),
     DecomposeUnfused(),
 )
 

@@ -299,6 +299,48 @@ def _(
     return residual.new_empty(*pixels, channels), x.new_empty(*pixels, words, dtype=torch.uint64)
 
 
+@torch.library.custom_op("binarize::activate_link", mutates_args=())
+def activate_link(
+    x: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    next_threshold: Tensor,
+    gamma: Tensor,
+    channels: int,
+) -> tuple[Tensor, Tensor]:
+    """The operator `ai.binarize::ActivateLink` of docs/ops.md: `activate`, whose `y` is summed to a link."""
+    y, bits = activate(x, gate, scale, bias, residual.float(), slope, shift, next_threshold, channels)
+    if residual.dtype != torch.float32:
+        bits = _pack_planes(y.to(residual.dtype).float(), next_threshold)
+    return squeezed_link(y, gamma).to(residual.dtype), bits
+
+
+def squeezed_link(y: Tensor, gamma: Tensor) -> Tensor:
+    """The Elastic Link of the NHWC map `y` to the channels of `gamma`, fewer than it has, times `gamma`."""
+    return gamma * functional.map_channels(y.permute(0, 3, 1, 2), len(gamma)).permute(0, 2, 3, 1)
+
+
+@activate_link.register_fake
+def _(
+    x: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    next_threshold: Tensor,
+    gamma: Tensor,
+    channels: int,
+) -> tuple[Tensor, Tensor]:
+    pixels, words = x.shape[:-1], _words(channels, next_threshold)
+    return residual.new_empty(*pixels, len(gamma)), x.new_empty(*pixels, words, dtype=torch.uint64)
+
+
 @torch.library.custom_op("binarize::place", mutates_args=())
 def place(x: Tensor, into: Tensor, first: int, channels: int) -> Tensor:
     """The operator `ai.binarize::Place` of docs/ops.md: `into` with `x` as its channels from `first` on, NHWC.

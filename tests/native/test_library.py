@@ -202,11 +202,13 @@ def pack_model(x: np.ndarray) -> bytes:
 def test_sessions_of_every_operator_are_made_and_run_at_once() -> None:
     conv = make_case(channels=128, out_channels=96, size=(20, 21), link=True, residual=True)
     values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False)
+    sums = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False, link=32)
     stem = test_int8_conv.make_case(shape=(2, 3, 32, 33), pool_shape=(3, 3), pool_strides=(2, 2), residual=True)
     x = np.random.default_rng(0).normal(size=(2, 40, 40, 32)).astype(np.float32)
     models = {
         "BinaryConv2d": (conv_model(conv), feeds(conv)),
         "Activate": (activate_model(values, ("y", "next_bits")), fed(values)),
+        "ActivateLink": (activate_model(sums, ("y", "next_bits")), fed(sums)),
         "Int8Conv2d": (stem.model(), stem.fed),
         "MaxPool": (pool_model("max", (3, 3), Conv(1), x, False), {"x": x}),
         "AveragePool": (pool_model("average", (3, 3), Conv(1), x, True), {"x": x}),

@@ -280,13 +280,16 @@ def test_pack_of_any_shape_never_crashes(x: tuple[int, ...], threshold: tuple[in
 
 
 @settings(max_examples=100, deadline=None)
-@given(x=maps, channels=huge, parameters=st.sampled_from([0, 1, 2, 64]))
-def test_activate_of_any_shape_never_crashes(x: tuple[int, ...], channels: int, parameters: int) -> None:
+@given(x=maps, channels=huge, parameters=st.sampled_from([0, 1, 2, 64]), link=st.sampled_from([-1, 0, 1, 16, 64]))
+def test_activate_of_any_shape_never_crashes(x: tuple[int, ...], channels: int, parameters: int, link: int) -> None:
     names = ["x", "gate", "scale", "bias", "residual", "slope", "shift", "next_threshold"]
-    node = helper.make_node(
-        "Activate", names, ["y", "next_bits"], name="node_under_test", domain="ai.binarize", channels=channels
-    )
     constants = {name: np.ones(parameters, np.float32) for name in names[2:]} | {"gate": ONE_MAP, "residual": ZERO_MAP}
+    if link >= 0:
+        constants["gamma"] = np.ones(link, np.float32)
+    op_type, inputs = ("Activate", names) if link < 0 else ("ActivateLink", [*names, "gamma"])
+    node = helper.make_node(
+        op_type, inputs, ["y", "next_bits"], name="node_under_test", domain="ai.binarize", channels=channels
+    )
     outputs = {"y": onnx.TensorProto.FLOAT, "next_bits": onnx.TensorProto.UINT64}
     model = model_bytes([node], {"x": np.zeros((1,) * len(x), np.float32)}, constants, outputs)
     runs_or_is_refused(model, {"x": (np.dtype(np.float32), x)})

@@ -38,8 +38,12 @@ def activate_case(
     stream: str = "float32",
     planes: int = 1,
     wider: int = 0,
+    link: int = 0,
 ) -> dict[str, np.ndarray]:
-    """All inputs of an Activate by name; what is not wanted is neutral. `x` has `wider` channels that nobody wants."""
+    """All inputs of an Activate by name; what is not wanted is neutral. `x` has `wider` channels that nobody wants.
+
+    With channels of a `link` they are those of an ActivateLink.
+    """
     own, kept = STREAMS[stream]
     rng = np.random.default_rng(seed)
     channels = 1 if scalar else shape[3]
@@ -54,6 +58,8 @@ def activate_case(
     if kept is np.float16:
         values["residual"] = values["residual"].astype(kept)
         values["x"] = values["x"].astype(own)
+    if link:
+        values["gamma"] = rng.normal(size=link).astype(np.float32)
     return values
 
 
@@ -62,7 +68,8 @@ def activate_model(
 ) -> bytes:
     names = [n if n in outputs else "" for n in KINDS]
     channels = values["x"].shape[3] - wider
-    node = helper.make_node("Activate", INPUTS, names, name="act", domain="ai.binarize", channels=channels)
+    op_type, inputs = ("ActivateLink", [*INPUTS, "gamma"]) if "gamma" in values else ("Activate", INPUTS)
+    node = helper.make_node(op_type, inputs, names, name="act", domain="ai.binarize", channels=channels)
     data = fed(values)
     constants = {n: a for n, a in values.items() if n not in data}
     kinds = KINDS | {"y": tensor_type(values["residual"])}
@@ -80,7 +87,7 @@ def fed(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def expected_activation(values: dict[str, np.ndarray], wider: int = 0) -> dict[str, np.ndarray]:
     x = values["x"][..., : values["x"].shape[3] - wider]
     optional = {n: values[n] for n in NEUTRAL if not is_neutral(values, n)}
-    parameters = {n: values[n] for n in ("scale", "bias", "slope", "shift", "next_threshold")}
+    parameters = {n: values.get(n) for n in ("scale", "bias", "slope", "shift", "next_threshold", "gamma")}
     stream = values["residual"].dtype.type
     return dict(zip(KINDS, reference.activate(x, **parameters, **optional, stream=stream), strict=True))
 
@@ -108,20 +115,44 @@ def test_activate_equals_the_reference(
             np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
 
 
+@EXPLORE
+@given(
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 6), st.integers(16, 200)),
+    link=st.sampled_from([16, 32, 64, 128]),
+    outputs=st.sampled_from([("y", "next_bits"), ("y",), ("next_bits",)]),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    stream=st.sampled_from(sorted(STREAMS)),
+    planes=st.integers(1, 3),
+    wider=st.sampled_from([0, 1, 16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_activate_link_equals_the_reference(
+    shape: Any, link: int, outputs: tuple[str, ...], flags: Any, stream: str, planes: int, wider: int, seed: int
+) -> None:
+    values = activate_case(shape, seed, *flags, stream, planes, wider, min(link, shape[3] // 16 * 16))
+    expected = expected_activation(values, wider)
+    for isa in available_isas():
+        with forced_isa(isa):
+            session = InferenceSession(activate_model(values, outputs, wider=wider), session_options())
+        for name, got in zip(outputs, session.run(list(outputs), fed(values)), strict=True):
+            np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
+
+
+@pytest.mark.parametrize("link", [0, 48])
 @pytest.mark.parametrize("threads", THREADS)
-def test_activate_of_a_large_map_on_several_threads(isa: str, threads: int) -> None:
+def test_activate_of_a_large_map_on_several_threads(isa: str, threads: int, link: int) -> None:
     """More than one task per image, and a gate of its own for each image."""
-    values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False, wider=11)
+    values = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False, wider=11, link=link)
     session = InferenceSession(activate_model(values, ("y", "next_bits"), wider=11), session_options(threads))
     for name, got in zip(KINDS, session.run(None, fed(values)), strict=True):
         np.testing.assert_array_equal(got, expected_activation(values, 11)[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("planes", "wider"), [(1, 0), (2, 0), (1, 9)])
+@pytest.mark.parametrize(("planes", "wider", "link"), [(1, 0, 0), (2, 0, 0), (1, 9, 0), (1, 0, 32), (2, 9, 64)])
 @pytest.mark.parametrize("stream", STREAMS)
-def test_activate_function_agrees(stream: str, planes: int, wider: int) -> None:
+def test_activate_function_agrees(stream: str, planes: int, wider: int, link: int) -> None:
     flags = {"gate": True, "residual": True, "scalar": False}
-    values = activate_case((2, 3, 5, 70), 2, **flags, stream=stream, planes=planes, wider=wider)
+    values = activate_case((2, 3, 5, 70), 2, **flags, stream=stream, planes=planes, wider=wider, link=link)
     values["x"] = np.nan_to_num(values["x"])
     model = activate_model(values, ("y", "next_bits"), model_local_functions(), wider)
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
@@ -129,7 +160,9 @@ def test_activate_function_agrees(stream: str, planes: int, wider: int) -> None:
     expected = expected_activation(values, wider)
     near = 1e-5 if stream == "float32" else 2**-10 * np.abs(expected["y"]).max()
     np.testing.assert_allclose(y, expected["y"], rtol=0, atol=near)
-    assert reference.wrong_bits(bits, expected["next_bits"], expected["y"], values["next_threshold"], near) == 0
+    values.pop("gamma", None)
+    summed = expected_activation(values, wider)["y"]
+    assert reference.wrong_bits(bits, expected["next_bits"], summed, values["next_threshold"], near) == 0
 
 
 @pytest.mark.parametrize(
@@ -147,6 +180,14 @@ def test_activate_refuses_shapes_that_do_not_fit(broken: dict[str, np.ndarray], 
     model.graph.node[0].attribute[0].i = 5
     with pytest.raises(Exception, match=rf"Activate node .act..*{message}"):
         InferenceSession(model.SerializeToString(), session_options()).run(None, fed({**values, **broken}))
+
+
+@pytest.mark.parametrize("gamma", [np.zeros(0), np.zeros(1), np.zeros(20), np.zeros(48), np.zeros((16, 1))])
+def test_activate_link_refuses_other_channels_than_multiples_of_16(gamma: np.ndarray) -> None:
+    values = activate_case((1, 2, 2, 40), 0, gate=False, residual=False, scalar=False)
+    model = activate_model({**values, "gamma": gamma.astype(np.float32)}, ("y",))
+    with pytest.raises(Exception, match=r"ActivateLink node .act..*input gamma must"):
+        InferenceSession(model, session_options())
 
 
 def place_model(x: np.ndarray, into: np.ndarray | None, first: int, channels: int, functions: Any = ()) -> bytes:

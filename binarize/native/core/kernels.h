@@ -137,7 +137,9 @@ struct ActivateJob {
   const float* threshold;  // [planes][channels up to a multiple of 16], of the float32 value before it is rounded
   void* y;                // null when not wanted
   uint64_t* bits;         // [pixels, planes, words], null when not wanted
-  size_t pixels, channels, words, planes, x_step;
+  const float* gamma;     // [link_channels], and
+  void* link;             // [pixels, link_channels] of the stream's element: what ActivateLink gives instead of y
+  size_t pixels, channels, words, planes, x_step, link_channels;
 };
 
 // The rows [first_row, last_row) of the output of one image.

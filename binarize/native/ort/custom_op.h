@@ -122,6 +122,9 @@ const OrtCustomOp* BinaryConv2dHalfOp();
 const OrtCustomOp* ActivateOp();
 const OrtCustomOp* ActivateHalfOp();
 const OrtCustomOp* ActivateNarrowOp();  // float32 in, float16 out
+const OrtCustomOp* ActivateLinkOp();
+const OrtCustomOp* ActivateLinkHalfOp();
+const OrtCustomOp* ActivateLinkNarrowOp();
 const OrtCustomOp* PlaceOp();
 const OrtCustomOp* PlaceHalfOp();
 const OrtCustomOp* MaxPoolOp();

@@ -7,16 +7,41 @@
 namespace binarize {
 namespace generic {
 
-// Sixteen channels, or the first `lanes` of them, of PIXELS pixels: their parameters are loaded once.
+// Where a few neighbouring pixels lie. Found once for all their channels: a compiler that sees the stores in between would
+// find it again for each block.
+template <class X, class E>
+struct ActivatePixels {
+  const X* x;
+  const E* residual;  // null when neutral
+  E* y;               // null when not wanted
+  E* link;            // of ActivateLink
+  uint16_t* bits;     // null when not wanted
+  size_t x_step, step, link_step, bit_step;  // from pixel to pixel
+  size_t planes, plane_step;
+};
+
+template <class X, class E>
+BINARIZE_INLINE ActivatePixels<X, E> FindPixels(const ActivateJob& job, size_t pixel) {
+  ActivatePixels<X, E> p;
+  p.x_step = job.x_step, p.step = job.channels, p.link_step = job.link_channels;
+  p.planes = job.planes, p.plane_step = job.words * 4, p.bit_step = p.planes * p.plane_step;
+  p.x = static_cast<const X*>(job.x) + pixel * p.x_step;
+  p.residual = job.residual == nullptr ? nullptr : static_cast<const E*>(job.residual) + pixel * p.step;
+  p.y = job.y == nullptr ? nullptr : static_cast<E*>(job.y) + pixel * p.step;
+  p.link = static_cast<E*>(job.link) + (job.link == nullptr ? 0 : pixel * p.link_step);
+  p.bits = job.bits == nullptr ? nullptr : reinterpret_cast<uint16_t*>(job.bits) + pixel * p.bit_step;
+  return p;
+}
+
+// Sixteen channels, or the first `lanes` of them, of PIXELS pixels: their parameters are loaded once. `values` become what
+// y is before it is rounded.
 template <class V, bool FULL, class X, class E, int PIXELS>
-BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t channel, size_t lanes) {
+BINARIZE_INLINE void ActivateTile(const ActivateJob& job, const ActivatePixels<X, E>& p, size_t channel, size_t lanes,
+                                  typename V::Floats (&values)[1][PIXELS]) {
   using Floats = typename V::Floats;
-  const size_t at = pixel * job.channels + channel;
-  const X* x = static_cast<const X*>(job.x) + pixel * job.x_step + channel;
-  Floats values[1][PIXELS];  // of one block
   Floats(&t)[PIXELS] = values[0];
   BINARIZE_UNROLL
-  for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(x + m * job.x_step, lanes);
+  for (int m = 0; m < PIXELS; ++m) t[m] = Read<V, FULL>(p.x + m * p.x_step + channel, lanes);
   if (job.gate != nullptr) {
     const Floats gate = Read<V, FULL>(job.gate + channel, lanes);
     BINARIZE_UNROLL
@@ -25,50 +50,99 @@ BINARIZE_INLINE void ActivateTile(const ActivateJob& job, size_t pixel, size_t c
   const Floats scale = V::Load(job.scale + channel), bias = V::Load(job.bias + channel);
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) t[m] = V::Fma(t[m], scale, bias);
-  if (job.residual != nullptr) {
-    const E* residual = static_cast<const E*>(job.residual) + at;
+  if (p.residual != nullptr) {
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], Read<V, FULL>(residual + m * job.channels, lanes));
+    for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(t[m], Read<V, FULL>(p.residual + m * p.step + channel, lanes));
   }
   const Floats slope = V::Load(job.slope + channel), shift = V::Load(job.shift + channel);
   BINARIZE_UNROLL
   for (int m = 0; m < PIXELS; ++m) t[m] = V::Add(V::Leak(t[m], slope), shift);
-  if (job.y != nullptr) {
-    E* y = static_cast<E*>(job.y) + at;
+  if (p.y != nullptr) {
     BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(y + m * job.channels, t[m], lanes);
+    for (int m = 0; m < PIXELS; ++m) Write<V, FULL>(p.y + m * p.step + channel, t[m], lanes);
   }
-  if (job.bits != nullptr) {
-    const size_t plane_step = job.words * 4, step = job.planes * plane_step;
-    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + pixel * step + channel / kLanes;
+  if (p.bits != nullptr) {
+    uint16_t* bits = p.bits + channel / kLanes;
     const float* threshold = job.threshold + channel;
-    for (size_t plane = 0; plane < job.planes; ++plane, bits += plane_step) {
-      WriteBits<V, FULL>(bits, step, values, threshold, lanes);
-      threshold += (job.channels + kLanes - 1) / kLanes * kLanes;
+    WriteBits<V, FULL>(bits, p.bit_step, values, threshold, lanes);
+    for (size_t plane = 1; BINARIZE_UNLIKELY(plane < p.planes); ++plane) {
+      bits += p.plane_step;
+      threshold += (p.step + kLanes - 1) / kLanes * kLanes;
+      WriteBits<V, FULL>(bits, p.bit_step, values, threshold, lanes);
     }
   }
 }
 
+// The sixteen channels from `channel` on, or as many of them as there are.
 template <class V, class X, class E, int PIXELS>
-BINARIZE_INLINE void ActivatePixels(const ActivateJob& job, size_t pixel) {
-  size_t channel = 0;
-  for (; channel + kLanes <= job.channels; channel += kLanes) {
-    ActivateTile<V, true, X, E, PIXELS>(job, pixel, channel, kLanes);
+BINARIZE_INLINE void ActivateBlock(const ActivateJob& job, const ActivatePixels<X, E>& p, size_t channel,
+                                   typename V::Floats (&values)[1][PIXELS]) {
+  if (BINARIZE_LIKELY(channel + kLanes <= p.step)) {
+    ActivateTile<V, true, X, E, PIXELS>(job, p, channel, kLanes, values);
+  } else {
+    ActivateTile<V, false, X, E, PIXELS>(job, p, channel, p.step - channel, values);
   }
-  if (channel < job.channels) ActivateTile<V, false, X, E, PIXELS>(job, pixel, channel, job.channels - channel);
-  if (job.bits == nullptr) return;
-  for (size_t plane = pixel * job.planes; plane < (pixel + PIXELS) * job.planes; ++plane) {
-    uint16_t* bits = reinterpret_cast<uint16_t*>(job.bits) + plane * job.words * 4;  // of the last word, those unused
-    for (size_t quarter = (job.channels + kLanes - 1) / kLanes; quarter < job.words * 4; ++quarter) bits[quarter] = 0;
+}
+
+// 0 in the lanes from `lanes` on.
+template <class V>
+BINARIZE_INLINE typename V::Floats KeepFirst(typename V::Floats x, size_t lanes) {
+  float kept[kLanes];
+  V::Store(kept, x);
+  for (size_t lane = lanes; lane < kLanes; ++lane) kept[lane] = 0.0f;
+  return V::Load(kept);
+}
+
+// The sixteen channels of the link from `first` on, and of the map every sixteen that are summed there.
+template <class V, class X, class E, int PIXELS>
+BINARIZE_INLINE void ActivateLink(const ActivateJob& job, const ActivatePixels<X, E>& p, size_t first) {
+  typename V::Floats values[1][PIXELS], sums[PIXELS];
+  ActivateTile<V, true, X, E, PIXELS>(job, p, first, kLanes, values);
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) sums[m] = values[0][m];
+  for (size_t channel = first + p.link_step; channel < p.step; channel += p.link_step) {
+    ActivateBlock<V, X, E, PIXELS>(job, p, channel, values);
+    if (BINARIZE_UNLIKELY(channel + kLanes > p.step)) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) values[0][m] = KeepFirst<V>(values[0][m], p.step - channel);
+    }
+    BINARIZE_UNROLL
+    for (int m = 0; m < PIXELS; ++m) sums[m] = V::Add(sums[m], values[0][m]);
   }
+  const typename V::Floats gamma = V::Load(job.gamma + first);
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) V::Store(p.link + m * p.link_step + first, V::Mul(sums[m], gamma));
+}
+
+template <class V, class X, class E, bool LINK, int PIXELS>
+BINARIZE_INLINE void ActivateChannels(const ActivateJob& job, size_t pixel) {
+  const ActivatePixels<X, E> p = FindPixels<X, E>(job, pixel);
+  if constexpr (LINK) {
+    for (size_t first = 0; first < p.link_step; first += kLanes) ActivateLink<V, X, E, PIXELS>(job, p, first);
+  } else {
+    typename V::Floats values[1][PIXELS];
+    for (size_t channel = 0; channel < p.step; channel += kLanes) {
+      ActivateBlock<V, X, E, PIXELS>(job, p, channel, values);
+    }
+  }
+  if (p.bits == nullptr) return;
+  for (size_t plane = 0; plane < PIXELS * p.planes; ++plane) {
+    uint16_t* bits = p.bits + plane * p.plane_step;  // of the last word, those unused
+    for (size_t quarter = (p.step + kLanes - 1) / kLanes; quarter < p.plane_step; ++quarter) bits[quarter] = 0;
+  }
+}
+
+template <class V, class X, class E, bool LINK>
+void ActivateMap(const ActivateJob& job) {
+  constexpr int kPixels = LINK && V::kFewRegisters ? 2 : 4;
+  size_t pixel = 0;
+  for (; pixel + kPixels <= job.pixels; pixel += kPixels) ActivateChannels<V, X, E, LINK, kPixels>(job, pixel);
+  for (; pixel < job.pixels; ++pixel) ActivateChannels<V, X, E, LINK, 1>(job, pixel);
 }
 
 template <class V, class X, class E>
 void ActivateElements(const ActivateJob& job) {
-  constexpr size_t kPixels = 4;
-  size_t pixel = 0;
-  for (; pixel + kPixels <= job.pixels; pixel += kPixels) ActivatePixels<V, X, E, 4>(job, pixel);
-  for (; pixel < job.pixels; ++pixel) ActivatePixels<V, X, E, 1>(job, pixel);
+  job.link == nullptr ? ActivateMap<V, X, E, false>(job) : ActivateMap<V, X, E, true>(job);
 }
 
 template <class V>

@@ -251,6 +251,27 @@ void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
   }
 }
 
+// What y is at one pixel and channel before it is rounded.
+template <class X, class E>
+float ActivateValue(const ActivateJob& job, size_t pixel, size_t c) {
+  float t = Widen(static_cast<const X*>(job.x)[pixel * job.x_step + c]);
+  if (job.gate != nullptr) t = t * job.gate[c];
+  t = std::fma(t, job.scale[c], job.bias[c]);
+  if (job.residual != nullptr) t = t + Widen(static_cast<const E*>(job.residual)[pixel * job.channels + c]);
+  return (t > 0.0f ? t : job.slope[c] * t) + job.shift[c];
+}
+
+template <class X, class E>
+void ActivateLink(const ActivateJob& job, size_t pixel) {
+  for (size_t o = 0; o < job.link_channels; ++o) {
+    float sum = ActivateValue<X, E>(job, pixel, o);
+    for (size_t c = o + job.link_channels; c < job.channels; c += job.link_channels) {
+      sum = sum + ActivateValue<X, E>(job, pixel, c);
+    }
+    Narrow(job.gamma[o] * sum, static_cast<E*>(job.link) + pixel * job.link_channels + o);
+  }
+}
+
 template <class X, class E>
 void ActivateElements(const ActivateJob& job) {
   const size_t padded = (job.channels + kLanes - 1) / kLanes * kLanes;
@@ -259,18 +280,14 @@ void ActivateElements(const ActivateJob& job) {
     uint64_t* bits = job.bits + pixel * words;
     std::fill_n(bits, words, uint64_t{0});
     for (size_t c = 0; c < job.channels; ++c) {
-      const size_t at = pixel * job.channels + c;
-      float t = Widen(static_cast<const X*>(job.x)[pixel * job.x_step + c]);
-      if (job.gate != nullptr) t = t * job.gate[c];
-      t = std::fma(t, job.scale[c], job.bias[c]);
-      if (job.residual != nullptr) t = t + Widen(static_cast<const E*>(job.residual)[at]);
-      t = (t > 0.0f ? t : job.slope[c] * t) + job.shift[c];
-      if (job.y != nullptr) Narrow(t, static_cast<E*>(job.y) + at);
+      const float t = ActivateValue<X, E>(job, pixel, c);
+      if (job.y != nullptr) Narrow(t, static_cast<E*>(job.y) + pixel * job.channels + c);
       const float* threshold = job.threshold + c;
       for (size_t word = c / kWordBits; word < words; word += job.words, threshold += padded) {
         bits[word] |= uint64_t{t > *threshold} << (c % kWordBits);
       }
     }
+    if (job.link != nullptr) ActivateLink<X, E>(job, pixel);
   }
 }
 

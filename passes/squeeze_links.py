@@ -1,0 +1,64 @@
+"""A map of which only the squeezed link of one conv is read is not kept: what makes it sums that link.
+
+Nets that activate before they convolve (DenseNet) would write a wide map for each 1x1 conv, and read it once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from binarize.passes.base import PassContext, PassResult
+from binarize.passes.lower_tools import (
+    ACTIVATE,
+    ACTIVATE_LINK,
+    ARGUMENTS,
+    Fused,
+    PackedConv,
+    add_constant,
+    packed_convs,
+    producer_of,
+    set_constant,
+    set_value_like,
+)
+
+LANES = 16
+"""The channels of a link are a multiple of."""
+
+
+class SqueezeLinks:
+    name = "squeeze_links"
+
+    def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
+        fitting = [conv for conv in packed_convs(graph_module) if _fits(conv)]
+        for conv in fitting:
+            _squeeze(graph_module, conv)
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, len(fitting))
+
+
+def _fits(conv: PackedConv) -> bool:
+    """Whether `conv` alone reads a map that an activation makes, as its link, and adds nothing else."""
+    maker = producer_of(conv["link"])
+    if maker is None or maker.node.target is not ACTIVATE or not conv.absent("residual"):
+        return False
+    g = conv.geometry
+    alone = list(conv["link"].users) == [conv.node] and list(conv.node.args).count(conv["link"]) == 1
+    sums = g.link_form == "squeeze" and g.groups == 1 and g.out_channels % LANES == 0
+    return alone and sums and g.unit_stride and set(g.kernel) == {1} and not any(g.pads)
+
+
+def _squeeze(graph_module: GraphModule, conv: PackedConv) -> None:
+    """Let the map's maker make the link; the conv adds it like any residual."""
+    link: Node = conv["link"]
+    activate = Fused(link.args[0])  # type: ignore[arg-type]
+    channels = conv.geometry.out_channels
+    values = {name: activate[name] for name in ARGUMENTS[ACTIVATE]}
+    values["gamma"] = add_constant(
+        graph_module, f"{conv.node.meta['layer']}_gamma", conv.value("gamma").expand(channels), activate.node
+    )
+    activate.node.target = ACTIVATE_LINK
+    activate.node.args = tuple(values[name] for name in ARGUMENTS[ACTIVATE_LINK])
+    set_value_like(link, link, lambda v: v.new_empty(*v.shape[:3], channels))
+    conv.update(link=conv["residual"], residual=link)
+    set_constant(graph_module, conv, "gamma", torch.zeros(1))
