@@ -54,9 +54,9 @@ Int8Plan::Int8Plan(const Int8Spec& spec, const ConvParameters& parameters, const
     b.lanes = static_cast<size_t>(std::min(kLanes, spec.channels_out - o));
     blocks_.push_back(b);
   }
-  constant_.channels = static_cast<size_t>(spec.channels_in);
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
-  constant_.steps = static_cast<size_t>(CeilDiv(spec.kernel_w, TapsPerStep(kernels)));
+  const int64_t row_taps = CheckedProduct(spec.kernel_w, spec.channels_in, "kernel");
+  constant_.steps = static_cast<size_t>(CeilDiv(row_taps, TapsPerStep(kernels)));
   Interleave(weight);
   constant_.weights = weights_.data();
   constant_.base = base_.data();
@@ -66,7 +66,7 @@ Int8Plan::Int8Plan(const Int8Spec& spec, const ConvParameters& parameters, const
 
 // The padding of the map holds the zero point too, so that its share of the sum is the same for every pixel.
 void Int8Plan::Interleave(const int8_t* weight) {
-  const int64_t rows = spec_.channels_in * spec_.kernel_h, steps = static_cast<int64_t>(constant_.steps);
+  const int64_t rows = spec_.kernel_h, steps = static_cast<int64_t>(constant_.steps);
   const int64_t lanes = static_cast<int64_t>(blocks_.size()) * kLanes;
   const int64_t taps = TapsPerStep(kernels_), tap_bytes = kStepBytes / taps;
   const int64_t bytes = CheckedProduct(CheckedProduct(rows, steps * kStepBytes, "weight"), lanes, "weight");
@@ -75,10 +75,11 @@ void Int8Plan::Interleave(const int8_t* weight) {
   for (int64_t o = 0; o < spec_.channels_out; ++o) {
     int32_t sum = 0;
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t column = 0; column < spec_.kernel_w; ++column) {
-        const int8_t w = weight[(o * rows + row) * spec_.kernel_w + column];
-        const int64_t step = (o / kLanes * rows + row) * steps + column / taps;
-        const int64_t tap = (step * kLanes + o % kLanes) * taps + column % taps;
+      for (int64_t i = 0; i < spec_.kernel_w * spec_.channels_in; ++i) {
+        const int64_t column = i / spec_.channels_in, channel = i % spec_.channels_in;
+        const int8_t w = weight[((o * spec_.channels_in + channel) * rows + row) * spec_.kernel_w + column];
+        const int64_t step = (o / kLanes * rows + row) * steps + i / taps;
+        const int64_t tap = (step * kLanes + o % kLanes) * taps + i % taps;
         const int16_t wide = w;
         const void* value = tap_bytes == 1 ? static_cast<const void*>(&w) : &wide;
         std::memcpy(&weights_[static_cast<size_t>(tap * tap_bytes)], value, static_cast<size_t>(tap_bytes));
@@ -109,12 +110,13 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
   rows_per_task_ = CeilDiv(out_h_, kTasks);
   task_count_ = CeilDiv(out_h_, rows_per_task_);
   const int64_t taps = TapsPerStep(plan.kernels());
-  const int64_t last_step = (sums_w_ - 1) * s.stride_w + static_cast<int64_t>(plan.constant().steps) * taps;
-  padded_w_ = std::max(s.pad_left + width + s.pad_right, last_step);
+  const int64_t row_taps = CheckedProduct(s.pad_left + width + s.pad_right, s.channels_in, "padded image");
+  const int64_t last_tap = CheckedProduct((sums_w_ - 1) * s.stride_w, s.channels_in, "padded image") +
+                           static_cast<int64_t>(plan.constant().steps) * taps;
+  row_taps_ = std::max(row_taps, last_tap);
   const int64_t sums_rows = std::min((rows_per_task_ - 1) * s.pool_stride_h + s.pool_h, sums_h_);
-  strip_rows_ = (sums_rows - 1) * s.stride_h + s.kernel_h;
-  const int64_t plane = CheckedProduct(strip_rows_, padded_w_, "padded image");
-  const int64_t strip_taps = CheckedProduct(plane, s.channels_in, "padded image");
+  const int64_t strip_rows = (sums_rows - 1) * s.stride_h + s.kernel_h;
+  const int64_t strip_taps = CheckedProduct(strip_rows, row_taps_, "padded image");
   strip_bytes_ = RoundUp(CheckedProduct(strip_taps, kStepBytes / taps, "padded image"), int64_t{kCacheLine});
   const int64_t lanes = static_cast<int64_t>(plan.constant().epilogue.block_count) * kLanes;
   const int64_t row_bytes = CheckedProduct(sums_w_, lanes * static_cast<int64_t>(sizeof(int32_t)), "row of sums");
@@ -122,7 +124,7 @@ Int8Run::Int8Run(const Int8Plan& plan, int64_t height, int64_t width) : plan_(pl
   CheckedProduct(task_count_, strip_bytes_ + sums_bytes_, "scratch memory");
 }
 
-// Rows [first_row, first_row + rows) of the image, of each channel, with the padding around them.
+// Rows [first_row, first_row + rows) of the image, channels last, with the padding around them.
 void Int8Run::Quantize(const float* x, int64_t first_row, int64_t rows, uint8_t* strip) const noexcept {
   const Int8Spec& s = plan_.spec();
   const int64_t tap_bytes = kStepBytes / TapsPerStep(plan_.kernels());
@@ -134,8 +136,9 @@ void Int8Run::Quantize(const float* x, int64_t first_row, int64_t rows, uint8_t*
   for (int64_t channel = 0; channel < s.channels_in; ++channel) {
     for (int64_t i = std::max<int64_t>(0, -first_row); i < std::min(rows, height_ - first_row); ++i) {
       const float* row = x + (channel * height_ + first_row + i) * width_;
-      uint8_t* q = strip + ((channel * strip_rows_ + i) * padded_w_ + s.pad_left) * tap_bytes;
-      plan_.kernels().quantize({row, q, static_cast<size_t>(width_), s.factor, static_cast<int32_t>(s.zero_point)});
+      uint8_t* q = strip + (i * row_taps_ + s.pad_left * s.channels_in + channel) * tap_bytes;
+      const size_t count = static_cast<size_t>(width_), step = static_cast<size_t>(s.channels_in);
+      plan_.kernels().quantize({row, q, count, step, s.factor, static_cast<int32_t>(s.zero_point)});
     }
   }
 }
@@ -162,10 +165,9 @@ void Int8Run::RunTask(const Int8Tensors& tensors, void* scratch, size_t task) co
     const int64_t last = last_of(row);
     for (done = std::max(done, first_of(row)); done < last; ++done) {
       Int8SumsJob job{};
-      job.map = strip + (done - first_sums) * s.stride_h * padded_w_ * kStepBytes / TapsPerStep(kernels);
-      job.channel_step = static_cast<size_t>(strip_rows_ * padded_w_);
-      job.row_step = static_cast<size_t>(padded_w_);
-      job.pixel_step = static_cast<size_t>(s.stride_w);
+      job.map = strip + (done - first_sums) * s.stride_h * row_taps_ * kStepBytes / TapsPerStep(kernels);
+      job.row_step = static_cast<size_t>(row_taps_);
+      job.pixel_step = static_cast<size_t>(s.stride_w * s.channels_in);
       job.pixels = static_cast<size_t>(sums_w_);
       job.sums = sums + done % s.pool_h * row_lanes;
       kernels.int8_sums(constant, job);

@@ -75,8 +75,7 @@ class Int8Run {
   int64_t height_, width_;
   int64_t sums_h_, sums_w_, out_h_, out_w_;
   int64_t rows_per_task_, task_count_;
-  int64_t padded_w_;    // taps of a row of a strip
-  int64_t strip_rows_;  // of a channel
+  int64_t row_taps_;  // of a row of a strip, padding included
   int64_t strip_bytes_, sums_bytes_;
 };
 

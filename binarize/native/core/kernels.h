@@ -156,25 +156,25 @@ struct PoolJob {
 // The int8 convolution (docs/ops.md, "Int8Conv2d"). Constant for the life of a kernel.
 struct Int8Const {
   ConvConst epilogue;      // what follows the sums; of its blocks only the lanes count
-  const void* weights;     // [block][channels * kernel_h][steps][16][Kernels::taps_per_step], taps of the kernels' type
+  const void* weights;     // [block][kernel_h][steps][16][Kernels::taps_per_step], taps of the kernels' type
   const int32_t* base;     // [16 * block_count]: the accumulator is base + sum
-  size_t channels, kernel_h;
-  size_t steps;            // groups of taps in a row of the kernel; the taps that fill the last one weigh 0
+  size_t kernel_h;
+  size_t steps;            // groups of taps in a row of the kernel, of all channels; those that fill the last one weigh 0
 };
 
 // A run of floats of the image: q = zero_point + round(clamp(x * factor)), in [0, 255]. NaN gives 0.
 struct QuantizeJob {
   const float* x;
   void* q;              // taps of the kernels' type
-  size_t count;
+  size_t count, step;   // step: from tap to tap
   float factor;
   int32_t zero_point;
 };
 
 // The sums of products of one row of output pixels.
 struct Int8SumsJob {
-  const void* map;         // first row of channel 0 under the kernel, padding included; readable up to the last step
-  size_t channel_step, row_step, pixel_step;  // taps
+  const void* map;         // first row under the kernel, [pixels][channels], padding included; readable up to the last step
+  size_t row_step, pixel_step;  // taps
   size_t pixels;
   int32_t* sums;           // [pixels][16 * block_count]
 };

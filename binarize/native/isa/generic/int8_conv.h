@@ -1,5 +1,6 @@
 // The int8 convolution of an image: docs/ops.md, "Int8Conv2d". Four taps of a row of the kernel are one lane's step, or two
-// where an instruction set multiplies no bytes and V::Tap is an int16_t.
+// where an instruction set multiplies no bytes and V::Tap is an int16_t. The channels of a pixel lie side by side, so that a
+// row of the kernel is one run of taps and fills its steps.
 #pragma once
 
 #include "isa/generic/epilogue.h"
@@ -21,12 +22,12 @@ void Quantize(const QuantizeJob& job) {
     const typename V::Floats x = lanes == kLanes ? V::Load(job.x + i) : V::LoadFirst(job.x + i, lanes);
     const typename V::Floats clamped = V::Min(V::Max(V::Mul(x, factor), low), high);
     const typename V::Ints q = V::AddInts(V::Round(clamped), V::Broadcast(&zero));
-    if (lanes == kLanes) {
+    if (job.step == 1 && lanes == kLanes) {
       V::StoreTaps(to + i, q);
     } else {
       typename V::Tap taps[kLanes];
       V::StoreTaps(taps, q);
-      for (size_t lane = 0; lane < lanes; ++lane) to[i + lane] = taps[lane];
+      for (size_t lane = 0; lane < lanes; ++lane) to[(i + lane) * job.step] = taps[lane];
     }
   }
 }
@@ -61,21 +62,18 @@ BINARIZE_INLINE void SumsTile(const Int8Const& k, const Int8SumsJob& job, size_t
     for (int n = 0; n < BLOCKS; ++n) sums[m][n] = V::ZeroInts();
   }
   constexpr size_t kTaps = kStepBytes / sizeof(typename V::Tap), kStep = kLanes * kStepBytes;
-  const size_t steps = STEPS != 0 ? STEPS : k.steps, block_step = k.channels * k.kernel_h * steps * kStep;
+  const size_t steps = STEPS != 0 ? STEPS : k.steps, block_step = k.kernel_h * steps * kStep;
   const char* weights = static_cast<const char*>(k.weights) + block * block_step;
-  const typename V::Tap* map = static_cast<const typename V::Tap*>(job.map);
-  for (size_t channel = 0; channel < k.channels; ++channel) {
-    const typename V::Tap* row = map + channel * job.channel_step + column * job.pixel_step;
-    for (size_t r = 0; r < k.kernel_h; ++r, row += job.row_step) {
-      if constexpr (STEPS != 0) {
-        BINARIZE_UNROLL
-        for (int step = 0; step < STEPS; ++step, weights += kStep) {
-          DotStep<V, PIXELS, BLOCKS>(row + step * kTaps, job.pixel_step, weights, block_step, sums);
-        }
-      } else {
-        for (size_t step = 0; step < steps; ++step, weights += kStep) {
-          DotStep<V, PIXELS, BLOCKS>(row + step * kTaps, job.pixel_step, weights, block_step, sums);
-        }
+  const typename V::Tap* row = static_cast<const typename V::Tap*>(job.map) + column * job.pixel_step;
+  for (size_t r = 0; r < k.kernel_h; ++r, row += job.row_step) {
+    if constexpr (STEPS != 0) {
+      BINARIZE_UNROLL
+      for (int step = 0; step < STEPS; ++step, weights += kStep) {
+        DotStep<V, PIXELS, BLOCKS>(row + step * kTaps, job.pixel_step, weights, block_step, sums);
+      }
+    } else {
+      for (size_t step = 0; step < steps; ++step, weights += kStep) {
+        DotStep<V, PIXELS, BLOCKS>(row + step * kTaps, job.pixel_step, weights, block_step, sums);
       }
     }
   }
@@ -101,8 +99,8 @@ void SumsOfSteps(const Int8Const& k, const Int8SumsJob& job, size_t block) {
 template <class V, int BLOCKS>
 void SumsOfBlocks(const Int8Const& k, const Int8SumsJob& job, size_t block) {
   if constexpr (V::kUnrollsDots) {  // where a loop's own instructions weigh more
-    if (k.steps == 2) return SumsOfSteps<V, BLOCKS, 2>(k, job, block);  // kernels of 3 columns, in pairs
-    if (k.steps == 4) return SumsOfSteps<V, BLOCKS, 4>(k, job, block);  // of 7
+    if (k.steps == 5) return SumsOfSteps<V, BLOCKS, 5>(k, job, block);  // 3 columns of 3 channels, in pairs
+    if (k.steps == 11) return SumsOfSteps<V, BLOCKS, 11>(k, job, block);  // 7 columns
   }
   SumsOfSteps<V, BLOCKS, 0>(k, job, block);
 }

@@ -48,7 +48,7 @@
 #if defined(__clang__)
 #define BINARIZE_UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define BINARIZE_UNROLL _Pragma("GCC unroll 8")
+#define BINARIZE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 // What nearly every tile does: its code lies in one run, and a processor fetches no other.

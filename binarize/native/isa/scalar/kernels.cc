@@ -330,21 +330,21 @@ void Quantize(const QuantizeJob& job) {
     float x = job.x[i] * job.factor;
     x = x > low ? x : low;  // NaN becomes low
     x = x < high ? x : high;
-    static_cast<uint8_t*>(job.q)[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
+    static_cast<uint8_t*>(job.q)[i * job.step] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
   }
 }
 
 void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
-  const size_t lanes = k.epilogue.block_count * kLanes, rows = k.channels * k.kernel_h;
+  const size_t lanes = k.epilogue.block_count * kLanes;
   const int8_t* weights = static_cast<const int8_t*>(k.weights);
   const uint8_t* map = static_cast<const uint8_t*>(job.map);
   for (size_t pixel = 0; pixel < job.pixels; ++pixel) {
     for (size_t o = 0; o < lanes; ++o) {
       int32_t sum = 0;
-      for (size_t row = 0; row < rows; ++row) {
-        const uint8_t* taps = map + row / k.kernel_h * job.channel_step + row % k.kernel_h * job.row_step;
+      for (size_t row = 0; row < k.kernel_h; ++row) {
+        const uint8_t* taps = map + row * job.row_step;
         for (size_t tap = 0; tap < k.steps * 4; ++tap) {
-          const size_t step = (o / kLanes * rows + row) * k.steps + tap / 4;
+          const size_t step = (o / kLanes * k.kernel_h + row) * k.steps + tap / 4;
           sum += taps[pixel * job.pixel_step + tap] * weights[(step * kLanes + o % kLanes) * 4 + tap % 4];
         }
       }
