@@ -1,6 +1,7 @@
 """A map of which only the squeezed link of one conv is read is not kept: what makes it sums that link.
 
-Nets that activate before they convolve (DenseNet) would write a wide map for each 1x1 conv, and read it once.
+Nets that activate before they convolve (DenseNet) would write a wide map for each 1x1 conv, and read it once. An
+activation of a float layer's map is left to an int8 stem, which takes it in.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from binarize.passes.lower_tools import (
     ACTIVATE,
     ACTIVATE_LINK,
     ARGUMENTS,
+    TO_NHWC,
     Fused,
     PackedConv,
     add_constant,
+    is_item,
+    is_permute,
     packed_convs,
     producer_of,
     set_constant,
@@ -30,7 +34,8 @@ class SqueezeLinks:
     name = "squeeze_links"
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
-        fitting = [conv for conv in packed_convs(graph_module) if _fits(conv)]
+        keeps_stem = context.config.export.stem == "int8"
+        fitting = [conv for conv in packed_convs(graph_module) if _fits(conv) and not (keeps_stem and _is_border(conv))]
         for conv in fitting:
             _squeeze(graph_module, conv)
         graph_module.graph.eliminate_dead_code()
@@ -43,9 +48,16 @@ def _fits(conv: PackedConv) -> bool:
     if maker is None or maker.node.target is not ACTIVATE or not conv.absent("residual"):
         return False
     g = conv.geometry
-    alone = list(conv["link"].users) == [conv.node] and list(conv.node.args).count(conv["link"]) == 1
+    one = sum(is_item(user, 0) for user in maker.node.users) == 1
+    alone = one and list(conv["link"].users) == [conv.node] and list(conv.node.args).count(conv["link"]) == 1
     sums = g.link_form == "squeeze" and g.groups == 1 and g.out_channels % LANES == 0
     return alone and sums and g.unit_stride and set(g.kernel) == {1} and not any(g.pads)
+
+
+def _is_border(conv: PackedConv) -> bool:
+    """Whether the activation reads what comes from a float layer."""
+    maker = producer_of(conv["link"])
+    return maker is not None and is_permute(maker["x"], TO_NHWC)
 
 
 def _squeeze(graph_module: GraphModule, conv: PackedConv) -> None:

@@ -76,10 +76,15 @@ class Bounds:
         return self.off(pool.args[0]) + (ROUNDINGS * ULP + 2 * _unit(pool)) * self.largest(pool.args[0])
 
     def of_epilogue(self, fused: Fused, value: Tensor) -> np.ndarray:
-        """Per output channel: the sum of the terms' sizes times `ROUNDINGS` ulp, and what their inputs may be off.
+        """Per output channel of what is stored."""
+        return (self._of_sum(fused) + self._rounded(fused, value)).expand(value.shape[-1]).numpy()
 
-        A float16 stream rounds twice: what the node gives, and what it is compared with.
-        """
+    def _rounded(self, fused: Fused, value: Tensor) -> Tensor:
+        """A float16 stream rounds twice: what the node gives, and what it is compared with."""
+        return 2 * _unit(fused.node) * value.abs().amax((0, 1, 2))
+
+    def _of_sum(self, fused: Fused) -> Tensor:
+        """Before it is stored: the sum of the terms' sizes times `ROUNDINGS` ulp, and what their inputs may be off."""
         size, off, summed = fused.value("bias").abs(), torch.zeros(1), 1
         if fused.has("geometry"):
             g = geometry_from_ints(fused["geometry"])
@@ -101,14 +106,14 @@ class Bounds:
             off = off + self.off(fused["residual"])
         steepest = fused.value("slope").abs().clamp_min(1.0)
         size = size * steepest + fused.value("shift").abs() + fused.node.meta.get("offset", torch.zeros(1)).abs()
-        rounded = 2 * _unit(fused.node) * value.abs().amax((0, 1, 2))
-        return (ROUNDINGS * ULP * size + off * steepest + rounded).expand(value.shape[-1]).numpy()
+        return ROUNDINGS * ULP * size + off * steepest
 
-    def of_link(self, fused: Fused, link: Tensor, tolerance: np.ndarray) -> np.ndarray:
-        """Of a squeezed link, where what it sums has `tolerance` per channel, a float16 stream's rounding included."""
+    def of_link(self, fused: Fused, link: Tensor, channels: int) -> np.ndarray:
+        """Of the link that `fused` squeezes out of so many channels, which are not stored."""
         gamma = fused.value("gamma").abs()
-        summed = map_channels(torch.from_numpy(tolerance)[None, :, None, None], len(gamma)).flatten()
-        return (gamma * summed + 2 * _unit(fused.node) * link.abs().amax((0, 1, 2))).numpy()
+        values = self._of_sum(fused).expand(channels)[None, :, None, None]
+        summed = map_channels(values, len(gamma)).flatten()
+        return (gamma * summed + self._rounded(fused, link)).numpy()
 
 
 def _unit(node: Node) -> float:

@@ -181,7 +181,7 @@ def _expected_outputs(own: onnx.NodeProto, node: Node, bounds: Bounds) -> list[_
     tolerance = bounds.of_epilogue(Fused(node), value)
     near = bounds.near(value, Fused(node)["next_threshold"], tolerance)
     if summed:
-        value, tolerance = given, bounds.of_link(Fused(node), given, tolerance)
+        value, tolerance = given, bounds.of_link(Fused(node), given, value.shape[-1])
     outputs = zip(own.output, ((_stored(value, node, own.name), tolerance), (bits.numpy(), near)), strict=True)
     return [_Expected(own.name, name, v, t) for name, (v, t) in outputs if name]
 

@@ -320,7 +320,7 @@ def activate_link(
 
 
 def squeezed_link(y: Tensor, gamma: Tensor) -> Tensor:
-    """The Elastic Link of the NHWC map `y` to the channels of `gamma`, fewer than it has, times `gamma`."""
+    """The Elastic Link of the NHWC map `y` to the channels of `gamma`, no more than it has, times `gamma`."""
     return gamma * functional.map_channels(y.permute(0, 3, 1, 2), len(gamma)).permute(0, 2, 3, 1)
 
 

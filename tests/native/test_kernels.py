@@ -99,6 +99,19 @@ def test_conv_equals_the_reference(case: Case, threads: int) -> None:
     assert_equals_reference(case, [threads])
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (7, 3), (1, 1), (5, 5)])
+@pytest.mark.parametrize("channels", [32, 64, 130, 257])
+@pytest.mark.parametrize("inputs", [-1, 1])
+@pytest.mark.parametrize("weights", [-1, 1])
+def test_no_counter_overflows_where_all_agree_or_differ(
+    kernel: tuple[int, int], channels: int, inputs: int, weights: int
+) -> None:
+    case = make_case(channels=channels, out_channels=160, kernel=kernel, size=(5, 9), exact=True)
+    case.values["bits"] = reference.pack_bits(np.full((1, 5, 9, channels), inputs > 0))
+    case.values["weight"] = reference.pack_weight(np.full((160, channels, *kernel), weights), 1)
+    assert_equals_reference(case)
+
+
 SHAPES = {
     "resnet 3x3": {"channels": 64, "out_channels": 64, "size": (14, 14)},
     "wide 1x1": {"channels": 256, "out_channels": 512, "kernel": (1, 1), "pads": (0,) * 4, "size": (7, 7)},

@@ -138,6 +138,17 @@ def test_activate_link_equals_the_reference(
             np.testing.assert_array_equal(got, expected[name], err_msg=f"{name} on {isa}", strict=True)
 
 
+def test_a_link_keeps_the_sign_of_its_zeros(isa: str) -> None:
+    """Also where the channels that are summed end inside a block."""
+    values = activate_case((1, 2, 2, 40), 0, gate=False, residual=False, scalar=False, link=32)
+    values["x"] = np.full_like(values["x"], -0.0)
+    values |= {n: np.full(40, v, np.float32) for n, v in {"scale": 1, "bias": -0.0, "slope": 1, "shift": -0.0}.items()}
+    values["gamma"] = np.ones(32, np.float32)
+    (y,) = InferenceSession(activate_model(values, ("y",)), session_options()).run(None, fed(values))
+    assert expected_activation(values)["y"].tobytes() == y.tobytes()
+    assert np.signbit(y).all()
+
+
 @pytest.mark.parametrize("link", [0, 48])
 @pytest.mark.parametrize("threads", THREADS)
 def test_activate_of_a_large_map_on_several_threads(isa: str, threads: int, link: int) -> None:

@@ -54,9 +54,9 @@ class Dense(nn.Module):
         return y + self.aside(stage).mean() if self.also == "a conv" else y
 
 
-def lowered(model: nn.Module, stream: str) -> tuple[Lowered, onnx.ModelProto]:
+def lowered(model: nn.Module, stream: str, *settings: str) -> tuple[Lowered, onnx.ModelProto]:
     """The two graphs and the file, which is proven to be equal."""
-    config = api.resolve_config("el", None, [f"export.stream={stream}"])
+    config = api.resolve_config("el", None, [f"export.stream={stream}", *settings])
     module = randomized(binarize.apply(model, X, config=config)).eval()
     result = lower(module, (X,), config)
     if stream == "float32":

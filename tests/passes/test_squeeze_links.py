@@ -33,6 +33,18 @@ class Preactivated(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+class FromStem(nn.Module):
+    """A float stem whose norm and activation only a squeezing conv reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.relu = nn.Conv2d(3, 48, 3, bias=False), nn.BatchNorm2d(48), nn.ReLU()
+        self.conv, self.head = nn.Conv2d(48, 16, 1, bias=False), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.relu(self.norm(self.stem(x)))).mean((2, 3)))
+
+
 @pytest.mark.parametrize("out", [16, 32, 48])
 @pytest.mark.parametrize("stream", ["float32", "float16"])
 def test_the_link_of_a_squeezing_conv_is_summed_where_its_map_is_made(stream: str, out: int) -> None:
@@ -42,6 +54,13 @@ def test_the_link_of_a_squeezing_conv_is_summed_where_its_map_is_made(stream: st
     conv = packed_convs(result.fused)[-1]
     assert conv.absent("link") and not conv.absent("residual")
     assert binary_nodes(file)[-1].input[6] == squeezed[0].output[0]
+
+
+def test_an_int8_stem_takes_in_its_activation() -> None:
+    _, file = lowered(FromStem(), "float32", "export.stem=int8")
+    assert len(own_nodes(file, "Activate")) == 1 and not own_nodes(file, "ActivateLink")
+    _, file = lowered(FromStem(), "float32")
+    assert len(own_nodes(file, "ActivateLink")) == 1
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,7 @@ class Activate {
     const int64_t channels = gamma.dims.size() == 1 ? gamma.dims[0] : 0;
     Require(channels > 0 && channels % kLanes == 0 && channels <= channels_, [&] {
       return "input gamma must have one dimension, a multiple of " + std::to_string(kLanes) + " up to " +
-             std::to_string(channels_) + ", has " +
-             ShapeText(gamma.dims);
+             std::to_string(channels_) + ", has " + ShapeText(gamma.dims);
     });
     gamma_.assign(gamma.floats(), gamma.floats() + channels);
   }

@@ -99,8 +99,10 @@ void SumsOfSteps(const Int8Const& k, const Int8SumsJob& job, size_t block) {
 template <class V, int BLOCKS>
 void SumsOfBlocks(const Int8Const& k, const Int8SumsJob& job, size_t block) {
   if constexpr (V::kUnrollsDots) {  // where a loop's own instructions weigh more
-    if (k.steps == 5) return SumsOfSteps<V, BLOCKS, 5>(k, job, block);  // 3 columns of 3 channels, in pairs
+    if (k.steps == 5) return SumsOfSteps<V, BLOCKS, 5>(k, job, block);    // 3 columns of 3 channels, in pairs
     if (k.steps == 11) return SumsOfSteps<V, BLOCKS, 11>(k, job, block);  // 7 columns
+    if (k.steps == 2) return SumsOfSteps<V, BLOCKS, 2>(k, job, block);    // 3 columns of one channel
+    if (k.steps == 4) return SumsOfSteps<V, BLOCKS, 4>(k, job, block);    // 7 columns
   }
   SumsOfSteps<V, BLOCKS, 0>(k, job, block);
 }

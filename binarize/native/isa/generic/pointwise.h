@@ -84,12 +84,12 @@ BINARIZE_INLINE void ActivateBlock(const ActivateJob& job, const ActivatePixels<
   }
 }
 
-// 0 in the lanes from `lanes` on.
+// -0 in the lanes from `lanes` on, the neutral element of addition.
 template <class V>
 BINARIZE_INLINE typename V::Floats KeepFirst(typename V::Floats x, size_t lanes) {
   float kept[kLanes];
   V::Store(kept, x);
-  for (size_t lane = lanes; lane < kLanes; ++lane) kept[lane] = 0.0f;
+  for (size_t lane = lanes; lane < kLanes; ++lane) kept[lane] = -0.0f;
   return V::Load(kept);
 }
 
