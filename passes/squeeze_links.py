@@ -27,7 +27,7 @@ from binarize.passes.lower_tools import (
 )
 
 LANES = 16
-"""The channels of a link are a multiple of."""
+"""What the channels of a link are a multiple of."""
 
 
 class SqueezeLinks:
@@ -35,29 +35,25 @@ class SqueezeLinks:
 
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         keeps_stem = context.config.export.stem == "int8"
-        fitting = [conv for conv in packed_convs(graph_module) if _fits(conv) and not (keeps_stem and _is_border(conv))]
+        fitting = [conv for conv in packed_convs(graph_module) if _fits(conv, keeps_stem)]
         for conv in fitting:
             _squeeze(graph_module, conv)
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, len(fitting))
 
 
-def _fits(conv: PackedConv) -> bool:
+def _fits(conv: PackedConv, keeps_stem: bool) -> bool:
     """Whether `conv` alone reads a map that an activation makes, as its link, and adds nothing else."""
     maker = producer_of(conv["link"])
     if maker is None or maker.node.target is not ACTIVATE or not conv.absent("residual"):
+        return False
+    if keeps_stem and is_permute(maker["x"], TO_NHWC):  # what comes from a float layer
         return False
     g = conv.geometry
     one = sum(is_item(user, 0) for user in maker.node.users) == 1
     alone = one and list(conv["link"].users) == [conv.node] and list(conv.node.args).count(conv["link"]) == 1
     sums = g.link_form == "squeeze" and g.groups == 1 and g.out_channels % LANES == 0
     return alone and sums and g.unit_stride and set(g.kernel) == {1} and not any(g.pads)
-
-
-def _is_border(conv: PackedConv) -> bool:
-    """Whether the activation reads what comes from a float layer."""
-    maker = producer_of(conv["link"])
-    return maker is not None and is_permute(maker["x"], TO_NHWC)
 
 
 def _squeeze(graph_module: GraphModule, conv: PackedConv) -> None:

@@ -199,10 +199,15 @@ def unpack_weight(words: Tensor, g: ConvGeometry, bases: int = 1) -> Tensor:
 def _epilogue(
     t: Tensor, residual: Tensor, slope: Tensor, shift: Tensor, next_threshold: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The end that both fused operators share: `y` and its bits."""
-    t = t + residual.float()
-    y = (torch.where(t > 0, t, t * slope) + shift).to(residual.dtype)
+    """The end that the fused operators share: `y` and its bits."""
+    y = _activated(t, residual, slope, shift).to(residual.dtype)
     return y.contiguous(), _pack_planes(y.float(), next_threshold)
+
+
+def _activated(t: Tensor, residual: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
+    """What `y` is before it is stored."""
+    t = t + residual.float()
+    return torch.where(t > 0, t, t * slope) + shift
 
 
 @torch.library.custom_op("binarize::packed_conv2d", mutates_args=())
@@ -313,10 +318,9 @@ def activate_link(
     channels: int,
 ) -> tuple[Tensor, Tensor]:
     """The operator `ai.binarize::ActivateLink` of docs/ops.md: `activate`, whose `y` is summed to a link."""
-    y, bits = activate(x, gate, scale, bias, residual.float(), slope, shift, next_threshold, channels)
-    if residual.dtype != torch.float32:
-        bits = _pack_planes(y.to(residual.dtype).float(), next_threshold)
-    return squeezed_link(y, gamma).to(residual.dtype), bits
+    y = _activated(x[..., :channels].float() * gate * scale + bias, residual, slope, shift)
+    bits = _pack_planes(y.to(residual.dtype).float(), next_threshold)
+    return squeezed_link(y, gamma).to(residual.dtype).contiguous(), bits
 
 
 def squeezed_link(y: Tensor, gamma: Tensor) -> Tensor:
