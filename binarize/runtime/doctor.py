@@ -34,6 +34,8 @@ CPU_FLAGS = (
     "avx512vpopcntdq",
     "avx512_vpopcntdq",
     "avx512_vnni",
+    "amx_tile",
+    "amx_int8",
     "neon",
     "asimd",
 )

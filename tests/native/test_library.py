@@ -56,12 +56,19 @@ def test_the_best_isa_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert active_isa() == available_isas()[-1]
 
 
-def test_an_avx512_machine_has_avx512() -> None:
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("avx512", {"avx512_vpopcntdq", "avx512_vnni"}),
+        ("amx", {"avx512_vpopcntdq", "avx512_vnni", "amx_tile", "amx_int8"}),
+    ],
+)
+def test_what_the_cpu_has_is_used(name: str, needed: set[str]) -> None:
     info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
-    if "avx512_vpopcntdq" not in flags or "avx512_vnni" not in flags:
-        pytest.skip("this machine has no AVX-512 VPOPCNTDQ and VNNI")
-    assert "avx512" in available_isas()
+    flags = set(info.read_text().split()) if info.exists() else set()
+    if not needed <= flags:
+        pytest.skip(f"this machine lacks {', '.join(sorted(needed - flags))}")
+    assert name in available_isas()
 
 
 @pytest.mark.parametrize("name", ["avx1024", "AVX512", "neon"])

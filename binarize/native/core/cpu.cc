@@ -10,6 +10,10 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace binarize {
 namespace {
@@ -53,6 +57,7 @@ bool Saves(uint64_t states) {
 
 constexpr uint64_t kXmmYmm = 0x06;      // bits 1 and 2
 constexpr uint64_t kXmmYmmZmm = 0xE6;   // and mask registers 5, zmm0-15 6, zmm16-31 7
+constexpr uint64_t kTiles = 0x60000;    // their configuration 17, their data 18
 
 bool FindAvx2() {
   if (!Saves(kXmmYmm)) return false;
@@ -74,6 +79,22 @@ bool FindAvx512() {
   return CpuHasAvx512Bw() && Bit(ecx, kVnni) && Bit(ecx, kVpopcntdq);
 }
 
+// Tiles are a state that a Linux process has to ask for; other systems are not known to grant it.
+bool MayUseTiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool FindAmx() {
+  constexpr int kTile = 24, kInt8 = 25;
+  const uint32_t edx = Cpuid(7, 0).edx;
+  return CpuHasAvx512() && Bit(edx, kTile) && Bit(edx, kInt8) && Saves(kXmmYmmZmm | kTiles) && MayUseTiles();
+}
+
 }  // namespace
 
 // Asked once per process: under a hypervisor each CPUID is a trap of tens of microseconds.
@@ -92,6 +113,11 @@ bool CpuHasAvx512() {
   return has;
 }
 
+bool CpuHasAmx() {
+  static const bool has = FindAmx();
+  return has;
+}
+
 }  // namespace binarize
 
 #else
@@ -100,6 +126,7 @@ namespace binarize {
 bool CpuHasAvx2() { return false; }
 bool CpuHasAvx512Bw() { return false; }
 bool CpuHasAvx512() { return false; }
+bool CpuHasAmx() { return false; }
 }  // namespace binarize
 
 #endif

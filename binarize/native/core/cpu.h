@@ -12,4 +12,8 @@ bool CpuHasAvx512Bw();
 // AVX-512 F, BW, DQ, VL, VPOPCNTDQ and VNNI (Ice Lake, Zen 4 and newer), with that OS support.
 bool CpuHasAvx512();
 
+// AMX-TILE and AMX-INT8 (Sapphire Rapids and newer) and what CpuHasAvx512 asks, on a system that lets this process use
+// tiles.
+bool CpuHasAmx();
+
 }  // namespace binarize

@@ -12,6 +12,9 @@ namespace {
 bool Always() { return true; }
 
 const Isa kIsas[] = {
+#if defined(BINARIZE_HAVE_AMX)
+    {"amx", 5, CpuHasAmx, &kAmxKernels},
+#endif
 #if defined(BINARIZE_HAVE_AVX512)
     {"avx512", 2, CpuHasAvx512, &kAvx512Kernels},
 #endif

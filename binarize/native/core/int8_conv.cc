@@ -133,13 +133,14 @@ void Int8Run::Quantize(const float* x, int64_t first_row, int64_t rows, uint8_t*
   } else {
     std::fill_n(reinterpret_cast<int16_t*>(strip), strip_bytes_ / tap_bytes, static_cast<int16_t>(s.zero_point));
   }
-  for (int64_t channel = 0; channel < s.channels_in; ++channel) {
-    for (int64_t i = std::max<int64_t>(0, -first_row); i < std::min(rows, height_ - first_row); ++i) {
-      const float* row = x + (channel * height_ + first_row + i) * width_;
-      uint8_t* q = strip + (i * row_taps_ + s.pad_left * s.channels_in + channel) * tap_bytes;
-      const size_t count = static_cast<size_t>(width_), step = static_cast<size_t>(s.channels_in);
-      plan_.kernels().quantize({row, q, count, step, s.factor, static_cast<int32_t>(s.zero_point)});
-    }
+  QuantizeJob job{};
+  job.channel_step = static_cast<size_t>(height_ * width_);
+  job.pixels = static_cast<size_t>(width_), job.channels = static_cast<size_t>(s.channels_in);
+  job.factor = s.factor, job.zero_point = static_cast<int32_t>(s.zero_point);
+  for (int64_t i = std::max<int64_t>(0, -first_row); i < std::min(rows, height_ - first_row); ++i) {
+    job.x = x + (first_row + i) * width_;
+    job.q = strip + (i * row_taps_ + s.pad_left * s.channels_in) * tap_bytes;
+    plan_.kernels().quantize(job);
   }
 }
 

@@ -162,11 +162,12 @@ struct Int8Const {
   size_t steps;            // groups of taps in a row of the kernel, of all channels; those that fill the last one weigh 0
 };
 
-// A run of floats of the image: q = zero_point + round(clamp(x * factor)), in [0, 255]. NaN gives 0.
+// A row of the image: q = zero_point + round(clamp(x * factor)), in [0, 255]. NaN gives 0.
 struct QuantizeJob {
-  const float* x;
-  void* q;              // taps of the kernels' type
-  size_t count, step;   // step: from tap to tap
+  const float* x;       // of the first channel, [pixels]
+  size_t channel_step;  // floats to the same row of the next channel
+  void* q;              // [pixels][channels], taps of the kernels' type
+  size_t pixels, channels;
   float factor;
   int32_t zero_point;
 };
@@ -208,6 +209,7 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512BwKernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxKernels;
 extern const Kernels kNeonKernels;
 
 }  // namespace binarize

@@ -161,6 +161,7 @@ struct Avx2 {
   // Pairs of int16: vpmaddubsw, of bytes, would saturate, and to widen bytes for each product costs as much as two of them.
   using Tap = int16_t;
   static constexpr int kDotPixels = 4, kDotBlocks = 1;
+  static constexpr bool kStoresTriples = false;
   static constexpr bool kUnrollsDots = true;
   BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
     const __m256i taps = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.low, x.high), 0xD8);

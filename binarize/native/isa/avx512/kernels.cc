@@ -28,6 +28,15 @@ struct Avx512 : generic::Zmm {
   BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
+  static constexpr bool kStoresTriples = true;
+  BINARIZE_INLINE void StoreTriples(Tap* p, Ints a, Ints b, Ints c) {
+    constexpr int kOr = 0xFE;
+    const Ints pixels = _mm512_ternarylogic_epi32(a, _mm512_slli_epi32(b, 8), _mm512_slli_epi32(c, 16), kOr);
+    const __m128i three_of_four = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    const Ints by_lane = _mm512_shuffle_epi8(pixels, _mm512_broadcast_i32x4(three_of_four));
+    const Ints order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
+    _mm512_mask_storeu_epi32(p, First(12), _mm512_permutexvar_epi32(order, by_lane));
+  }
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) { return _mm512_dpbusd_epi32(sum, a, w); }
 };
 

@@ -37,6 +37,7 @@ struct Avx512Bw : generic::Zmm {
   // Pairs of int16: vpmaddubsw, of bytes, would saturate, and to widen bytes for each product costs as much as two of them.
   using Tap = int16_t;
   static constexpr int kDotPixels = 4, kDotBlocks = 2;
+  static constexpr bool kStoresTriples = false;
   static constexpr bool kUnrollsDots = false;
   BINARIZE_INLINE void StoreTaps(Tap* p, Ints x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));

@@ -10,24 +10,44 @@ namespace generic {
 
 constexpr size_t kStepBytes = 4;  // of a lane
 
+// What floats become; see QuantizeJob.
+template <class V>
+struct Quantizer {
+  typename V::Floats factor, low, high;
+  uint32_t zero;
+
+  BINARIZE_INLINE Quantizer Of(const QuantizeJob& job) {
+    return {V::Set(job.factor), V::Set(static_cast<float>(-job.zero_point)),
+            V::Set(static_cast<float>(255 - job.zero_point)), static_cast<uint32_t>(job.zero_point)};
+  }
+  BINARIZE_INLINE typename V::Ints Taps(const Quantizer& own, typename V::Floats x) {
+    const typename V::Floats clamped = V::Min(V::Max(V::Mul(x, own.factor), own.low), own.high);
+    return V::AddInts(V::Round(clamped), V::Broadcast(&own.zero));
+  }
+};
+
 template <class V>
 void Quantize(const QuantizeJob& job) {
-  const typename V::Floats factor = V::Set(job.factor);
-  const typename V::Floats low = V::Set(static_cast<float>(-job.zero_point));
-  const typename V::Floats high = V::Set(static_cast<float>(255 - job.zero_point));
-  const uint32_t zero = static_cast<uint32_t>(job.zero_point);
+  const Quantizer<V> quantizer = Quantizer<V>::Of(job);
   typename V::Tap* to = static_cast<typename V::Tap*>(job.q);
-  for (size_t i = 0; i < job.count; i += kLanes) {
-    const size_t lanes = Min(kLanes, job.count - i);
-    const typename V::Floats x = lanes == kLanes ? V::Load(job.x + i) : V::LoadFirst(job.x + i, lanes);
-    const typename V::Floats clamped = V::Min(V::Max(V::Mul(x, factor), low), high);
-    const typename V::Ints q = V::AddInts(V::Round(clamped), V::Broadcast(&zero));
-    if (job.step == 1 && lanes == kLanes) {
-      V::StoreTaps(to + i, q);
-    } else {
+  const size_t step = job.channels;  // a copy, as stores might change `job` for all the compiler knows
+  size_t done = 0;
+  if constexpr (V::kStoresTriples) {
+    for (; job.channels == 3 && done + kLanes <= job.pixels; done += kLanes) {
+      const float* x = job.x + done;
+      V::StoreTriples(to + 3 * done, Quantizer<V>::Taps(quantizer, V::Load(x)),
+                      Quantizer<V>::Taps(quantizer, V::Load(x + job.channel_step)),
+                      Quantizer<V>::Taps(quantizer, V::Load(x + 2 * job.channel_step)));
+    }
+  }
+  for (size_t c = 0; c < job.channels; ++c) {
+    for (size_t i = done; i < job.pixels; i += kLanes) {
+      const size_t lanes = Min(kLanes, job.pixels - i);
+      const float* x = job.x + c * job.channel_step + i;
       typename V::Tap taps[kLanes];
-      V::StoreTaps(taps, q);
-      for (size_t lane = 0; lane < lanes; ++lane) to[(i + lane) * job.step] = taps[lane];
+      V::StoreTaps(taps, Quantizer<V>::Taps(quantizer, lanes == kLanes ? V::Load(x) : V::LoadFirst(x, lanes)));
+      typename V::Tap* own = to + i * step + c;
+      for (size_t lane = 0; lane < lanes; ++lane) own[lane * step] = taps[lane];
     }
   }
 }

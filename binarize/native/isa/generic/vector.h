@@ -26,6 +26,7 @@
 //   StoreInts(p, x), LoadBytes(p)   sixteen int32; from sixteen bytes
 //   Round(x)                        to the nearest int32, ties to even
 //   Tap, StoreTaps(p, x)            what an int8 convolution multiplies: uint8_t, or int16_t; values in [0, 255] to taps
+//   kStoresTriples, StoreTriples(p, a, b, c)   taps of three channels, side by side for each of sixteen pixels
 //   Dot(sum, a, w)                  sum + the products of a lane's taps in a and its weights, int8_t or int16_t, in w
 //   kDotPixels, kDotBlocks          the tile of sums that fits the registers
 //   kUnrollsDots                    short rows of the kernel are unrolled, as a loop's own instructions weigh there, and

@@ -165,6 +165,7 @@ struct Neon {
   // A product of a byte and a signed byte fits int16.
   using Tap = uint8_t;
   static constexpr int kDotPixels = 3, kDotBlocks = 1;
+  static constexpr bool kStoresTriples = false;
   static constexpr bool kUnrollsDots = false;
   BINARIZE_INLINE Ints Dot(Ints sum, Ints a, Ints w) {
     return EachInt([&](int i) {

@@ -326,11 +326,14 @@ void Pool(const PoolJob& job) {
 
 void Quantize(const QuantizeJob& job) {
   const float low = static_cast<float>(-job.zero_point), high = static_cast<float>(255 - job.zero_point);
-  for (size_t i = 0; i < job.count; ++i) {
-    float x = job.x[i] * job.factor;
-    x = x > low ? x : low;  // NaN becomes low
-    x = x < high ? x : high;
-    static_cast<uint8_t*>(job.q)[i * job.step] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
+  uint8_t* q = static_cast<uint8_t*>(job.q);
+  for (size_t i = 0; i < job.pixels; ++i) {
+    for (size_t c = 0; c < job.channels; ++c) {
+      float x = job.x[c * job.channel_step + i] * job.factor;
+      x = x > low ? x : low;  // NaN becomes low
+      x = x < high ? x : high;
+      *q++ = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(x)) + job.zero_point);
+    }
   }
 }
 
