@@ -236,6 +236,7 @@ def int8_conv2d(
     next_threshold: Float,
     residual: Float | None = None,
     stream: type = np.float32,
+    pools_values: bool = False,
 ) -> tuple[Float, Bits]:
     """`(y, next_bits)` of docs/ops.md, "Int8Conv2d"; `pool_conv` gives the pool's strides and pads."""
     scaled = np.nan_to_num(image * np.float32(factor), nan=-np.inf)
@@ -251,11 +252,17 @@ def int8_conv2d(
                     if 0 <= row < h and 0 <= column < w:
                         sums[:, i, k] += q[:, row, column] @ weight[:, :, r, t].T.astype(np.int64)
     # Rounding to float32 never turns the order round, so it may come before the pool.
-    pooled = pool(sums.astype(np.float32), pool_shape, pool_conv, mode="max")
-    t = fma(pooled, np.broadcast_to(scale, pooled.shape), np.broadcast_to(bias, pooled.shape))
-    if residual is not None:
-        t = t + residual.astype(np.float32)
-    y = (np.where(t > 0, t, slope * t) + shift).astype(stream)
+    exact = sums.astype(np.float32)
+    most, least = pool(exact, pool_shape, pool_conv, mode="max"), -pool(-exact, pool_shape, pool_conv, mode="max")
+
+    def value(pooled: Float) -> Float:
+        t = fma(pooled, np.broadcast_to(scale, pooled.shape), np.broadcast_to(bias, pooled.shape))
+        if residual is not None:
+            t = t + residual.astype(np.float32)
+        return np.where(t > 0, t, slope * t)
+
+    joined = np.maximum(value(most), value(least)) if pools_values else value(most)
+    y = (joined + shift).astype(stream)
     return y, pack(y, next_threshold)
 
 

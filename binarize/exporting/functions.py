@@ -240,11 +240,15 @@ def _pack_function() -> onnx.FunctionProto:
     )
 
 
-def _epilogue(body: _Body, t: str, *, link: bool = False) -> None:
-    """Adds the end of the fused operators: residual, activation, `y` or its squeezed link, and the bits."""
+def _activated(body: _Body, t: str) -> str:
+    """Residual and activation."""
     t = body.op("Add", t, body.floats("residual"))
     positive = body.op("Greater", t, body.constant(0.0, np.float32))
-    t = body.op("Where", positive, t, body.op("Mul", "slope", t))
+    return body.op("Where", positive, t, body.op("Mul", "slope", t))
+
+
+def _outputs(body: _Body, t: str, *, link: bool = False) -> None:
+    """What follows the activation: shift, `y` or its squeezed link, and the bits."""
     values = body.op("Add", t, "shift")
     y = body.op("CastLike", values, "residual", output=None if link else "y")
     _pack_planes(body, y, "next_threshold", "next_bits")
@@ -260,7 +264,8 @@ def _activate_function(op_type: str, *more: str) -> onnx.FunctionProto:
     axis = body.constant([3])
     read = body.op("Slice", "x", body.constant([0]), body.int_attribute("channels"), axis)  # ends where x does
     gated = body.op("Mul", body.floats(read), "gate")
-    _epilogue(body, body.op("Add", body.op("Mul", gated, "scale"), "bias"), link=bool(more))
+    scaled = body.op("Add", body.op("Mul", gated, "scale"), "bias")
+    _outputs(body, _activated(body, scaled), link=bool(more))
     return helper.make_function(
         DOMAIN,
         op_type,
@@ -318,7 +323,7 @@ def _binary_conv2d_function() -> onnx.FunctionProto:
     channels, group = body.int_attribute("channels"), body.int_attribute("group")
     t = body.op("Add", _sum_of_terms(body, _accumulators(body, channels, group)), "bias")
     t = body.op("Add", body.op("Mul", "gamma", _elastic_link(body, t, group)), t)
-    _epilogue(body, t)
+    _outputs(body, _activated(body, t))
     inputs = [
         "bits",
         "weight",
@@ -368,8 +373,15 @@ def _int8_conv2d_function() -> onnx.FunctionProto:
     sums = body.with_reference("Conv", q, body.floats("weight"), references=windows)
     pool = {"kernel_shape": "pool_shape", "strides": "pool_strides", "pads": "pool_pads"}
     references = {name: (caller, ints) for name, caller in pool.items()}
-    accumulators = body.op("Transpose", body.with_reference("MaxPool", sums, references=references), perm=[0, 2, 3, 1])
-    _epilogue(body, body.op("Add", body.op("Mul", accumulators, "scale"), "bias"))
+
+    def value(pooled: str) -> str:
+        accumulators = body.op("Transpose", pooled, perm=[0, 2, 3, 1])
+        return _activated(body, body.op("Add", body.op("Mul", accumulators, "scale"), "bias"))
+
+    most = value(body.with_reference("MaxPool", sums, references=references))
+    least = value(body.op("Neg", body.with_reference("MaxPool", body.op("Neg", sums), references=references)))
+    both = body.op("Cast", body.int_attribute("pools_values"), to=onnx.TensorProto.BOOL)
+    _outputs(body, body.op("Where", both, body.op("Max", most, least), most))
     inputs = ["image", "factor", "zero_point", "weight", "scale", "bias"]
     inputs += ["residual", "slope", "shift", "next_threshold"]
     defaults = {
@@ -378,6 +390,7 @@ def _int8_conv2d_function() -> onnx.FunctionProto:
         "pool_shape": [1, 1],
         "pool_strides": [1, 1],
         "pool_pads": [0, 0, 0, 0],
+        "pools_values": 0,
     }
     return helper.make_function(
         DOMAIN,

@@ -1,6 +1,7 @@
 """The float stem of a binary model as one `Int8Conv2d` (docs/ops.md): conv, pool, activation, layout and first signs.
 
-It takes `Conv (Relu) (MaxPool) Transpose (Activate)`, the last three with no other reader, where the conv is dense.
+It takes `Conv (Relu) (MaxPool) Transpose (Activate)` or `Conv Transpose Activate MaxPool (Pack)`, where the conv is
+dense and all but the last node have one reader; the second pool may have more, of which one is a `Pack`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Stem:
     Attributes:
         conv, transpose: always there.
         relu, pool, activate: None where the model has none, or one that does not fit.
+        map_pool, pack: the same of those behind `activate`.
     """
 
     conv: onnx.NodeProto
@@ -33,12 +35,21 @@ class Stem:
     relu: onnx.NodeProto | None = None
     pool: onnx.NodeProto | None = None
     activate: onnx.NodeProto | None = None
+    map_pool: onnx.NodeProto | None = None
+    pack: onnx.NodeProto | None = None
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
         """In order of execution."""
-        found = (self.conv, self.relu, self.pool, self.transpose, self.activate)
+        found = (self.conv, self.relu, self.pool, self.transpose, self.activate, self.map_pool, self.pack)
         return [node for node in found if node is not None]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of `y` and `next_bits`."""
+        if self.map_pool is not None:
+            return [self.map_pool.output[0], "" if self.pack is None else self.pack.output[0]]
+        return [self.transpose.output[0], ""] if self.activate is None else list(self.activate.output)
 
 
 class _Graph:
@@ -72,7 +83,7 @@ def find_stem(model: onnx.ModelProto, conv: onnx.NodeProto) -> Stem | None:
     node = graph.only_reader(conv)
     if node is not None and node.domain == "" and node.op_type == "Relu":
         relu, node = node, graph.only_reader(node)
-    if node is not None and _is_plain_pool(node):
+    if node is not None and node.domain == "" and _is_plain_pool(node):
         pool, node = node, graph.only_reader(node)
     if node is None or node.op_type != "Transpose" or _attributes(node).get("perm") != _TO_NHWC:
         return None
@@ -80,7 +91,19 @@ def find_stem(model: onnx.ModelProto, conv: onnx.NodeProto) -> Stem | None:
     activate = graph.only_reader(node)
     if activate is not None and _takes_activate(graph, stem, activate):
         stem.activate = activate
+        if stem.pool is None and not any(activate.output[1:]):
+            _take_map_pool(graph, stem, graph.only_reader(activate))
     return stem
+
+
+def _take_map_pool(graph: _Graph, stem: Stem, pool: onnx.NodeProto | None) -> None:
+    """Adds the pool of the activated map, and the signs of what it gives if they are all of one `Pack`."""
+    if pool is None or pool.domain != DOMAIN or not _is_plain_pool(pool):
+        return
+    stem.map_pool = pool
+    packs = [node for node in graph.readers.get(pool.output[0], []) if node.op_type == "Pack"]
+    if len(packs) == 1 and graph.array(packs[0].input[1]) is not None:
+        stem.pack = packs[0]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -98,7 +121,7 @@ def _fits(graph: _Graph, conv: onnx.NodeProto) -> bool:
 
 
 def _is_plain_pool(node: onnx.NodeProto) -> bool:
-    if node.domain != "" or node.op_type != "MaxPool" or len(node.output) != 1:
+    if node.op_type != "MaxPool" or len(node.output) != 1:
         return False
     a = _attributes(node)
     kernel, pads = a["kernel_shape"], a.get("pads", [0, 0, 0, 0])
@@ -130,17 +153,19 @@ def quantize_stem(model: onnx.ModelProto, stem: Stem, low: float, high: float) -
     names = _parameters(_Graph(model), stem, constants, low, high)
     conv = _attributes(stem.conv)
     windows = {"strides": conv.get("strides", [1, 1]), "pads": conv.get("pads", [0, 0, 0, 0])}
-    if stem.pool is not None:
-        pool = _attributes(stem.pool)
+    pool_node = stem.pool or stem.map_pool
+    if pool_node is not None:
+        pool = _attributes(pool_node)
         windows["pool_shape"] = pool["kernel_shape"]
         windows["pool_strides"] = pool.get("strides", [1, 1])
         windows["pool_pads"] = pool.get("pads", [0, 0, 0, 0])
-    outputs = [stem.transpose.output[0], ""] if stem.activate is None else list(stem.activate.output)
+    if stem.map_pool is not None:
+        windows["pools_values"] = 1
     node = helper.make_node(
-        "Int8Conv2d", [stem.conv.input[0], *names], outputs, name=constants.prefix, domain=DOMAIN, **windows
+        "Int8Conv2d", [stem.conv.input[0], *names], stem.outputs, name=constants.prefix, domain=DOMAIN, **windows
     )
-    last = next(i for i, n in enumerate(model.graph.node) if n is stem.nodes[-1] or n == stem.nodes[-1])
-    model.graph.node.insert(last, node)
+    first = next(i for i, n in enumerate(model.graph.node) if n is stem.conv or n == stem.conv)
+    model.graph.node.insert(first, node)  # all that it reads but the image is constant
     for old in stem.nodes:
         model.graph.node.remove(old)
     read = {name for n in model.graph.node for name in n.input}
@@ -197,5 +222,7 @@ def _epilogue(graph: _Graph, stem: Stem) -> list[np.ndarray]:
     if stem.activate is None:
         slope = np.full(1, 1 if stem.relu is None else 0, np.float32)
         return [slope, zero, zero, np.zeros((1, 1, 1, 1), np.float32)]
-    found = [graph.array(stem.activate.input[i]) for i in (5, 6, 7, 4)]
-    return [array for array in found if array is not None]
+    names = [stem.activate.input[i] for i in (5, 6, 7, 4)]
+    if stem.pack is not None:
+        names[2] = stem.pack.input[1]
+    return [array for name in names if (array := graph.array(name)) is not None]

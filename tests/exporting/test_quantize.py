@@ -13,9 +13,11 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 import binarize
+from binarize.api import resolve_config
 from binarize.bench.float_onnx import float_onnx
 from binarize.bench.profile import profile
 from binarize.errors import UnsupportedModelError
+from binarize.exporting import int8_stem
 from binarize.exporting.quantize import _folded, batches_of, float_ends, quantize_all, quantize_ends
 from binarize.runtime import InferenceSession
 from tests.models import EveryConv, randomized
@@ -93,6 +95,32 @@ def test_only_the_ends_of_a_net_change(binary_model: onnx.ModelProto, images: np
     assert (ran["Int8Conv2d"], ran["QGemm"], ran["Gemm"]) == (1, 1, 0)
     assert (ran["Conv"], ran["FusedGemm"]) == (0, 2), "the squeeze-excite gate between binary layers stays float"
     assert run(quantized, images[:3]).shape == (3, 5), "the batch stays symbolic"
+
+
+@pytest.mark.parametrize("stream", ["float32", "float16"])
+def test_a_pool_behind_slopes_below_zero_is_part_of_the_stem(
+    images: np.ndarray, stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained stem has some: its values do not rise with its sums, so that no pass moves the pool before them."""
+    torch.manual_seed(0)
+    example = torch.from_numpy(images[:2])
+    config = resolve_config("el", None, [f"export.stream={stream}"])
+    model = binarize.apply(randomized(EveryConv()).eval(), example, config=config).eval()
+    slopes = [parameter for name, parameter in model.named_parameters() if name.startswith("stem") and "slope" in name]
+    slopes[0].data[:3] = torch.tensor([-0.5, -2.0, 1.5])
+    binarize.export(model, tmp_path / "net.onnx", check=False)
+    net = onnx.load(tmp_path / "net.onnx")
+
+    joined = quantize_ends(net, batches_of({"input": images}))
+    (node,) = [node for node in joined.graph.node if node.op_type == "Int8Conv2d"]
+    assert {a.name: a.i for a in node.attribute}["pools_values"] == 1 and all(node.output)
+    kinds = {node.op_type for node in joined.graph.node}
+    assert not kinds & {"MaxPool", "Pack", "Transpose"}
+
+    monkeypatch.setattr(int8_stem, "_take_map_pool", lambda *_: None)
+    apart = quantize_ends(net, batches_of({"input": images}))
+    assert {"MaxPool", "Pack"} <= {node.op_type for node in apart.graph.node}
+    np.testing.assert_array_equal(run(joined, images), run(apart, images))
 
 
 def test_ranges_cover_all_batches(binary_model: onnx.ModelProto, images: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Case:
     pool_shape: tuple[int, int]
     pool: Conv
     values: dict[str, np.ndarray]
+    pools_values: bool = False
 
     @property
     def fed(self) -> dict[str, np.ndarray]:
@@ -49,6 +50,7 @@ class Case:
             "pool_shape": self.pool_shape,
             "pool_strides": self.pool.strides,
             "pool_pads": self.pool.pads,
+            "pools_values": int(self.pools_values),
         }
         windows.update(attributes)
         node = helper.make_node("Int8Conv2d", INPUTS, OUTPUTS, name="stem", domain="ai.binarize", **windows)
@@ -71,6 +73,7 @@ class Case:
             **{n: v[n] for n in names},
             residual=residual,
             stream=self.stream,
+            pools_values=self.pools_values,
         )
 
 
@@ -87,6 +90,7 @@ def make_case(
     residual: bool = False,
     stream: type = np.float32,
     planes: int = 1,
+    pools_values: bool = False,
     seed: int = 0,
 ) -> Case:
     rng = np.random.default_rng(seed)
@@ -102,7 +106,7 @@ def make_case(
     extent = [pool.extent(conv.extent(shape[2 + a], kernel[a], a), pool_shape[a], a) for a in (0, 1)]
     full = rng.normal(size=(shape[0], *extent, out_channels)).astype(stream)
     values["residual"] = full if residual and full.size > 1 else ZERO_MAP.astype(stream)
-    return Case(conv, pool_shape, pool, values)
+    return Case(conv, pool_shape, pool, values, pools_values)
 
 
 @st.composite
@@ -127,6 +131,7 @@ def cases(draw: st.DrawFn) -> Case:
         residual=draw(st.booleans()),
         stream=draw(st.sampled_from([np.float32, np.float16])),
         planes=draw(st.integers(1, 3)),
+        pools_values=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -145,10 +150,11 @@ def test_equals_the_reference(case: Case, threads: int) -> None:
 RESNET = {"kernel": (7, 7), "pads": (3, 3, 3, 3), "pool_shape": (3, 3), "pool_strides": (2, 2), "pool_pads": (1,) * 4}
 
 
+@pytest.mark.parametrize("pools_values", [False, True])
 @pytest.mark.parametrize("threads", THREADS)
-def test_a_resnets_stem(isa: str, threads: int) -> None:
+def test_a_resnets_stem(isa: str, threads: int, pools_values: bool) -> None:
     """Several strips, whose common rows are computed twice, and a batch."""
-    case = make_case(shape=(2, 3, 70, 60), out_channels=64, **RESNET)
+    case = make_case(shape=(2, 3, 70, 60), out_channels=64, pools_values=pools_values, **RESNET)
     session = InferenceSession(case.model(), session_options(threads))
     for got, expected in zip(session.run(list(OUTPUTS), case.fed), case.expected(), strict=True):
         np.testing.assert_array_equal(got, expected)
@@ -167,9 +173,27 @@ def test_the_largest_sums_are_exact(isa: str, extreme: int) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
+def test_a_pool_of_values_is_one_behind_the_activation(isa: str) -> None:
+    """The definition: for every slope and scale the largest value is that of the largest or of the smallest sum."""
+    plain = make_case(shape=(1, 3, 20, 17), kernel=(3, 3), out_channels=32)
+    pooled = make_case(
+        shape=(1, 3, 20, 17), out_channels=32, pools_values=True, **(RESNET | {"kernel": (3, 3), "pads": (1,) * 4})
+    )
+    pooled.values.update({n: plain.values[n] for n in INPUTS if n != "residual"})
+    run = InferenceSession(plain.model(), session_options()).run
+    (values,) = run(["y"], plain.fed)
+    expected = reference.pool(values, (3, 3), pooled.pool, mode="max")
+    got, bits = InferenceSession(pooled.model(), session_options()).run(list(OUTPUTS), pooled.fed)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(bits, reference.pack(expected, pooled.values["next_threshold"]))
+    assert (pooled.values["slope"] < 0).any() and (pooled.values["scale"] < 0).any()
+    assert not np.array_equal(got, replace(pooled, pools_values=False).expected()[0])
+
+
+@pytest.mark.parametrize("pools_values", [False, True])
 @pytest.mark.parametrize("stream", [np.float32, np.float16])
-def test_the_function_agrees(stream: type) -> None:
-    case = make_case(shape=(2, 3, 20, 17), residual=True, stream=stream, planes=2, **RESNET)
+def test_the_function_agrees(stream: type, pools_values: bool) -> None:
+    case = make_case(shape=(2, 3, 20, 17), residual=True, stream=stream, planes=2, pools_values=pools_values, **RESNET)
     model = case.model(model_local_functions())
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     y, bits = onnxruntime.InferenceSession(model, session_options()).run(None, case.fed)

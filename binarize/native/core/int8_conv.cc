@@ -57,6 +57,12 @@ Int8Plan::Int8Plan(const Int8Spec& spec, const ConvParameters& parameters, const
   constant_.kernel_h = static_cast<size_t>(spec.kernel_h);
   const int64_t row_taps = CheckedProduct(spec.kernel_w, spec.channels_in, "kernel");
   constant_.steps = static_cast<size_t>(CeilDiv(row_taps, TapsPerStep(kernels)));
+  // Where values rise with their sums both kinds of pool are one.
+  const auto rising = [](const std::vector<float>& values, bool zero_too) {
+    return std::all_of(values.begin(), values.end(), [=](float v) { return v > 0.0f || (zero_too && v == 0.0f); });
+  };
+  const bool rises = rising(parameters.scale, false) && rising(parameters.slope, true);
+  constant_.pools_values = spec.pools_values && spec.pool_h * spec.pool_w > 1 && !rises;
   Interleave(weight);
   constant_.weights = weights_.data();
   constant_.base = base_.data();

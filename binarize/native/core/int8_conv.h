@@ -18,6 +18,7 @@ struct Int8Spec {
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
   int64_t pool_h = 1, pool_w = 1, pool_stride_h = 1, pool_stride_w = 1;
   int64_t pool_top = 0, pool_left = 0, pool_bottom = 0, pool_right = 0;
+  bool pools_values = false;  // behind the activation, not before the scale
   float factor = 1.0f;
   int64_t zero_point = 0;
 };

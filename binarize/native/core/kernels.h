@@ -160,6 +160,7 @@ struct Int8Const {
   const int32_t* base;     // [16 * block_count]: the accumulator is base + sum
   size_t kernel_h;
   size_t steps;            // groups of taps in a row of the kernel, of all channels; those that fill the last one weigh 0
+  bool pools_values;       // a window has the larger of the values of its largest and its smallest sum, not of the former
 };
 
 // A row of the image: q = zero_point + round(clamp(x * factor)), in [0, 255]. NaN gives 0.

@@ -47,6 +47,10 @@ Int8Spec ReadSpec(const OrtApi& api, const OrtKernelInfo* info, const Tensor& we
   s.pool_h = shape[0], s.pool_w = shape[1];
   s.pool_stride_h = steps[0], s.pool_stride_w = steps[1];
   s.pool_top = pool_pads[0], s.pool_left = pool_pads[1], s.pool_bottom = pool_pads[2], s.pool_right = pool_pads[3];
+  const int64_t no = 0, pools_values = IntAttribute(api, info, "pools_values", &no);
+  Require(pools_values == 0 || pools_values == 1,
+          "attribute pools_values must be 0 or 1, got " + std::to_string(pools_values));
+  s.pools_values = pools_values == 1;
   s.factor = *One(api, info, kFactor, kFloat).floats();
   s.zero_point = *static_cast<const uint8_t*>(One(api, info, kZeroPoint, kUint8).data);
   return s;

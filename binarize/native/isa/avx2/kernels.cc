@@ -139,6 +139,15 @@ struct Avx2 {
   BINARIZE_INLINE Ints MaxInts(Ints a, Ints b) {
     return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
   }
+  BINARIZE_INLINE Ints MinInts(Ints a, Ints b) {
+    return {_mm256_min_epi32(a.low, b.low), _mm256_min_epi32(a.high, b.high)};
+  }
+  BINARIZE_INLINE __m256i Choose(__m256 a, __m256 b, __m256i x, __m256i y) {
+    return _mm256_blendv_epi8(y, x, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+  }
+  BINARIZE_INLINE Ints Choose(Floats a, Floats b, Ints x, Ints y) {
+    return {Choose(a.low, b.low, x.low, y.low), Choose(a.high, b.high, x.high, y.high)};
+  }
   BINARIZE_INLINE Ints Round(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
   BINARIZE_INLINE void StoreInts(void* p, Ints x) {
     __m256i* at = static_cast<__m256i*>(p);

@@ -147,6 +147,44 @@ BINARIZE_INLINE PoolColumns ColumnsUnder(const Int8FinishJob& job, size_t column
   return {begin, Min(first + job.pool_w - job.pool_pad, job.row_width) - begin};
 }
 
+// Of `least` and `most` the accumulator whose value is larger, of one pixel and block: see Int8Const::pools_values.
+template <class V, class E>
+BINARIZE_INLINE typename V::Ints LargerOf(const ConvConst& k, const ConvRow& row, size_t column, size_t block,
+                                          typename V::Ints least, typename V::Ints most) {
+  const size_t channel = block * kLanes, lanes = k.blocks[block].lanes;
+  const typename V::Floats scale = V::Load(row.scale + channel), bias = V::Load(k.bias + channel);
+  typename V::Floats low = V::Fma(V::ToFloats(least), scale, bias), high = V::Fma(V::ToFloats(most), scale, bias);
+  if (row.residual != nullptr) {
+    const E* residual = static_cast<const E*>(row.residual) + column * k.channels_out + channel;
+    const typename V::Floats own = lanes == kLanes ? V::Load(residual) : V::LoadFirst(residual, lanes);
+    low = V::Add(low, own), high = V::Add(high, own);
+  }
+  if (k.slope != nullptr) {
+    const typename V::Floats slope = V::Load(k.slope + channel);
+    low = V::Leak(low, slope), high = V::Leak(high, slope);
+  }
+  return V::Choose(low, high, least, most);
+}
+
+// The largest and, if BOTH, the smallest sums of the windows of PIXELS pixels in one block.
+template <class V, bool BOTH, int PIXELS>
+BINARIZE_INLINE void PoolSums(const Int8FinishJob& job, size_t first, size_t step, size_t pixel_step, size_t columns,
+                              typename V::Ints (&most)[PIXELS], typename V::Ints (&least)[PIXELS]) {
+  BINARIZE_UNROLL
+  for (int m = 0; m < PIXELS; ++m) most[m] = least[m] = V::LoadInts(job.rows[0] + first + m * pixel_step);
+  for (size_t r = 0, c = 1; r < job.row_count; ++r, c = 0) {
+    for (; c < columns; ++c) {
+      const int32_t* sums = job.rows[r] + first + c * step;
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        const typename V::Ints own = V::LoadInts(sums + m * pixel_step);
+        most[m] = V::MaxInts(most[m], own);
+        if (BOTH) least[m] = V::MinInts(least[m], own);
+      }
+    }
+  }
+}
+
 // PIXELS output pixels whose windows have as many columns each.
 template <class V, class E, int PIXELS>
 BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, size_t column,
@@ -156,19 +194,18 @@ BINARIZE_INLINE void FinishPixels(const Int8Const& k, const Int8FinishJob& job, 
   const size_t step = k.epilogue.block_count * kLanes, pixel_step = job.pool_stride * step;
   for (size_t block = 0; block < k.epilogue.block_count; ++block) {
     const size_t first = window.begin * step + block * kLanes;
-    typename V::Ints most[PIXELS];
-    BINARIZE_UNROLL
-    for (int m = 0; m < PIXELS; ++m) most[m] = V::LoadInts(job.rows[0] + first + m * pixel_step);
-    for (size_t r = 0, c = 1; r < job.row_count; ++r, c = 0) {
-      for (; c < window.count; ++c) {
-        const int32_t* sums = job.rows[r] + first + c * step;
-        BINARIZE_UNROLL
-        for (int m = 0; m < PIXELS; ++m) most[m] = V::MaxInts(most[m], V::LoadInts(sums + m * pixel_step));
-      }
-    }
+    typename V::Ints most[PIXELS], least[PIXELS];
+    k.pools_values ? PoolSums<V, true>(job, first, step, pixel_step, window.count, most, least)
+                   : PoolSums<V, false>(job, first, step, pixel_step, window.count, most, least);
     const typename V::Ints base = V::LoadInts(k.base + block * kLanes);
     BINARIZE_UNROLL
     for (int m = 0; m < PIXELS; ++m) most[m] = V::AddInts(base, most[m]);
+    if (k.pools_values) {
+      BINARIZE_UNROLL
+      for (int m = 0; m < PIXELS; ++m) {
+        most[m] = LargerOf<V, E>(k.epilogue, job.out, column + m, block, V::AddInts(base, least[m]), most[m]);
+      }
+    }
     if (k.epilogue.blocks[block].lanes == kLanes) {
       Finish<V, true, 1>(k.epilogue, job.out, column, none, block, 0, &most);
     } else {

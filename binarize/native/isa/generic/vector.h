@@ -22,7 +22,8 @@
 //   ZeroCounter(), Count(c, x), Counts(c), AddInts(a, b), ZeroInts()
 //   ... or kCounterSteps is 0, a Counter is Ints that may start anywhere, and Count(c, x) subtracts the ones
 //
-//   MaxInts, SubInts                of int32
+//   MaxInts, MinInts, SubInts       of int32
+//   Choose(a, b, x, y)              a > b ? x : y, of floats a and b and ints x and y
 //   StoreInts(p, x), LoadBytes(p)   sixteen int32; from sixteen bytes
 //   Round(x)                        to the nearest int32, ties to even
 //   Tap, StoreTaps(p, x)            what an int8 convolution multiplies: uint8_t, or int16_t; values in [0, 255] to taps

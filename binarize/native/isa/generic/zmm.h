@@ -64,6 +64,10 @@ struct Zmm {
   BINARIZE_INLINE Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   BINARIZE_INLINE Ints SubInts(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
   BINARIZE_INLINE Ints MaxInts(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+  BINARIZE_INLINE Ints MinInts(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
+  BINARIZE_INLINE Ints Choose(Floats a, Floats b, Ints x, Ints y) {
+    return _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), x);
+  }
   BINARIZE_INLINE Ints Round(Floats x) { return _mm512_cvtps_epi32(x); }
   BINARIZE_INLINE void StoreInts(void* p, Ints x) { _mm512_storeu_si512(p, x); }
   BINARIZE_INLINE Ints LoadBytes(const uint8_t* p) {

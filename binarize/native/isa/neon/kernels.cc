@@ -135,6 +135,14 @@ struct Neon {
       return vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(a.q[i]), vreinterpretq_s32_u32(b.q[i])));
     });
   }
+  BINARIZE_INLINE Ints MinInts(Ints a, Ints b) {
+    return EachInt([&](int i) {
+      return vreinterpretq_u32_s32(vminq_s32(vreinterpretq_s32_u32(a.q[i]), vreinterpretq_s32_u32(b.q[i])));
+    });
+  }
+  BINARIZE_INLINE Ints Choose(Floats a, Floats b, Ints x, Ints y) {
+    return EachInt([&](int i) { return vbslq_u32(vcgtq_f32(a.q[i], b.q[i]), x.q[i], y.q[i]); });
+  }
   BINARIZE_INLINE Ints Round(Floats x) {
     return EachInt([&](int i) { return vreinterpretq_u32_s32(vcvtnq_s32_f32(x.q[i])); });
   }

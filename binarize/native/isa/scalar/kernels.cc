@@ -356,6 +356,17 @@ void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
   }
 }
 
+// The value of a sum of channel `o` up to its activation; see Int8Const::pools_values.
+float Activated(const ConvConst& k, const ConvRow& row, size_t column, size_t o, int32_t accumulator) {
+  float t = std::fma(static_cast<float>(accumulator), row.scale[o], k.bias[o]);
+  if (row.residual != nullptr) {
+    const size_t at = column * k.channels_out + o;
+    t = t + (k.element == Element::kFloat16 ? Widen(static_cast<const Half*>(row.residual)[at])
+                                            : static_cast<const float*>(row.residual)[at]);
+  }
+  return k.slope == nullptr || t > 0.0f ? t : k.slope[o] * t;
+}
+
 void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
   const size_t lanes = k.epilogue.block_count * kLanes;
   for (size_t column = job.out.begin; column < job.out.end; ++column) {
@@ -366,11 +377,17 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
       int32_t accumulators[kLanes];
       for (size_t lane = 0; lane < kLanes; ++lane) {
         const size_t o = block * kLanes + lane;
-        int32_t most = job.rows[0][begin * lanes + o];
+        int32_t most = job.rows[0][begin * lanes + o], least = most;
         for (size_t r = 0; r < job.row_count; ++r) {
-          for (size_t c = begin; c < end; ++c) most = std::max(most, job.rows[r][c * lanes + o]);
+          for (size_t c = begin; c < end; ++c) {
+            most = std::max(most, job.rows[r][c * lanes + o]);
+            least = std::min(least, job.rows[r][c * lanes + o]);
+          }
         }
-        accumulators[lane] = k.base[o] + most;
+        most += k.base[o], least += k.base[o];
+        const bool low = k.pools_values && lane < k.epilogue.blocks[block].lanes &&
+                         Activated(k.epilogue, job.out, column, o, least) > Activated(k.epilogue, job.out, column, o, most);
+        accumulators[lane] = low ? least : most;
       }
       FinishOneTerm(k.epilogue, {}, job.out, column, block, accumulators);
     }
