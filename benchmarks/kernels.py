@@ -189,7 +189,7 @@ def main() -> None:
     from binarize.runtime.library import _info_model, supported_isas
 
     wanted = arguments.isa or [active_isa()]
-    isas = supported_isas() if "all" in wanted else wanted
+    isas = dict.fromkeys(map(records.binary_isa, supported_isas() if "all" in wanted else wanted))
     ceiling = measure_ceiling()
     info = InferenceSession(_info_model(), session_options(arguments.threads))
     empty = median_microseconds(info, {}, ["isa"], arguments.seconds)

@@ -76,6 +76,11 @@ def save(
     write_text(FOLDER / f"{kind}.json", json.dumps(rows, indent=1) + "\n")
 
 
+def binary_isa(isa: str) -> str:
+    """The instruction set whose binary convs a machine of that one runs: AMX has none of its own."""
+    return {"amx": "avx512"}.get(isa, isa)
+
+
 def own_cores() -> int:
     """How many cores this process is kept on; 0 if it may use all, or where the system does not tell."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0

@@ -225,7 +225,8 @@ def _convs() -> str:
     for row in _networks(threads=1):
         best = _best(row, _ours(row))
         kinds = row["convs"][best]
-        kernels = records.find("kernels", row["machine"]["isa"], 1, row["machine"]["cpu"])
+        isa = records.binary_isa(row["machine"]["isa"])
+        kernels = records.find("kernels", isa, 1, row["machine"]["cpu"])
         cells = [_conv_cells(sums, None if kind in UNLIMITED else kernels) for kind, sums in kinds.items()]
         others = sum(row["profiles"][best].values()) - sum(sums["milliseconds"] for sums in kinds.values())
         lines = [*zip(kinds, cells, strict=True), ("all other operators", ["", _ms(others), "", ""])]
