@@ -169,6 +169,9 @@ def quantize_stem(model: onnx.ModelProto, stem: Stem, low: float, high: float) -
     for old in stem.nodes:
         model.graph.node.remove(old)
     read = {name for n in model.graph.node for name in n.input}
+    for i, name in enumerate(node.output):
+        if name not in read | {output.name for output in model.graph.output}:
+            model.graph.node[first].output[i] = ""  # what nobody reads is not made
     for tensor in [t for t in model.graph.initializer if t.name not in read]:
         model.graph.initializer.remove(tensor)
 

@@ -20,7 +20,7 @@ from binarize.errors import UnsupportedModelError
 from binarize.exporting import int8_stem
 from binarize.exporting.quantize import _folded, batches_of, float_ends, quantize_all, quantize_ends
 from binarize.runtime import InferenceSession
-from tests.models import EveryConv, randomized
+from tests.models import EveryConv, conv_bn, randomized
 
 SHAPE = (3, 32, 32)
 
@@ -121,6 +121,23 @@ def test_a_pool_behind_slopes_below_zero_is_part_of_the_stem(
     apart = quantize_ends(net, batches_of({"input": images}))
     assert {"MaxPool", "Pack"} <= {node.op_type for node in apart.graph.node}
     np.testing.assert_array_equal(run(joined, images), run(apart, images))
+
+
+def test_a_stem_makes_no_map_that_nobody_reads(images: np.ndarray, tmp_path: Path) -> None:
+    """Where a net has no links, nothing but its signs is read of the map behind the stem's pool."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(conv_bn(3, 16), torch.nn.MaxPool2d(2), conv_bn(16, 16), conv_bn(16, 16))
+    net = torch.nn.Sequential(*net, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    config = resolve_config("el", None, ["link.kind=none"])
+    model = binarize.apply(randomized(net).eval(), torch.from_numpy(images[:2]), config=config).eval()
+    slope = next(parameter for name, parameter in model.named_parameters() if "slope" in name)
+    slope.data[:3] = -0.5
+    binarize.export(model, tmp_path / "net.onnx", check=False)
+    quantized = quantize_ends(onnx.load(tmp_path / "net.onnx"), batches_of({"input": images}))
+    (stem,) = [node for node in quantized.graph.node if node.op_type == "Int8Conv2d"]
+    assert {a.name: a.i for a in stem.attribute}["pools_values"] == 1
+    assert stem.output[0] == "" and stem.output[1]
+    assert run(quantized, images).shape == (8, 5)
 
 
 def test_ranges_cover_all_batches(binary_model: onnx.ModelProto, images: np.ndarray) -> None:

@@ -84,6 +84,8 @@ def test_the_models_and_what_compares_them_without_an_emulator(tmp_path: Path) -
     models, data = check_aarch64.export_models(tmp_path)
     kinds = [{node.op_type for node in onnx.load(model).graph.node} for model in models]
     assert ["Int8Conv2d" in found for found in kinds] == [False, True]
+    stem = next(node for node in onnx.load(models[1]).graph.node if node.op_type == "Int8Conv2d")
+    assert {a.name: a.i for a in stem.attribute}["pools_values"] == 1
     assert all("BinaryConv2d" in found for found in kinds)
     child = [sys.executable, "-c", check_aarch64.CHILD, active_isa(), str(library_path())]
     report = check_aarch64.ask(child, models, data)

@@ -160,10 +160,23 @@ def test_a_resnets_stem(isa: str, threads: int, pools_values: bool) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("out_channels", [16, 70])
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 32, 33])
+@pytest.mark.parametrize("taps", [60, 61, 64, 65])
+def test_tiles_that_are_full_and_a_step_more(isa: str, taps: int, width: int, out_channels: int) -> None:
+    """AMX takes sixteen steps of four taps, and sixteen pixels, at once."""
+    shape, kernel = (1, 1, 2, taps + width - 1), (2, taps)
+    case = make_case(shape=shape, kernel=kernel, strides=(1, 1), pads=(0, 0, 0, 0), out_channels=out_channels)
+    session = InferenceSession(case.model(), session_options())
+    for got, expected in zip(session.run(list(OUTPUTS), case.fed), case.expected(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("width", [21, 64])  # of three channels: 16 steps, which one tile takes, and 48
 @pytest.mark.parametrize("extreme", [-128, 127])
-def test_the_largest_sums_are_exact(isa: str, extreme: int) -> None:
+def test_the_largest_sums_are_exact(isa: str, extreme: int, width: int) -> None:
     """Where an instruction saturates pairs of products, as vpmaddubsw does, this would show."""
-    case = make_case(shape=(1, 3, 4, 64), kernel=(4, 64), strides=(1, 1), pads=(0, 0, 0, 0))
+    case = make_case(shape=(1, 3, 4, width), kernel=(4, width), strides=(1, 1), pads=(0, 0, 0, 0))
     case.values["weight"][...] = extreme
     case.values["image"][...] = 1e30
     case.values["image"][0, 1, 1, 1] = np.nan

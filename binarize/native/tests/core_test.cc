@@ -519,6 +519,8 @@ Int8Case MakeInt8Case(Random& random) {
   Int8Spec& s = c.spec;
   s.channels_in = random.Between(1, 5), s.channels_out = random.OneOf(kCounts);
   s.kernel_h = random.Between(1, 7), s.kernel_w = random.Between(1, 9);
+  if (random.Between(0, 3) == 0) s.kernel_h = 1, s.kernel_w = random.Between(9, 20);  // up to 25 steps in a row of taps
+  s.pools_values = random.Coin();
   s.stride_h = random.Between(1, 4), s.stride_w = random.Between(1, 4);
   s.pad_top = random.Between(0, 3), s.pad_left = random.Between(0, 3);
   s.pad_bottom = random.Between(0, 3), s.pad_right = random.Between(0, 3);
@@ -534,7 +536,8 @@ Int8Case MakeInt8Case(Random& random) {
     return std::max<int64_t>(1, (sums - 1) * stride + kernel - pads);
   };
   const int64_t sums_h = std::max<int64_t>(1, s.pool_h - s.pool_top - s.pool_bottom) + random.Between(0, 12);
-  const int64_t sums_w = std::max<int64_t>(1, s.pool_w - s.pool_left - s.pool_right) + random.Between(0, 12);
+  const int64_t most_w = random.Between(0, 3) == 0 ? 40 : 12;
+  const int64_t sums_w = std::max<int64_t>(1, s.pool_w - s.pool_left - s.pool_right) + random.Between(0, most_w);
   c.images = 1;
   c.height = least(sums_h, s.kernel_h, s.stride_h, s.pad_top + s.pad_bottom) + random.Between(0, 3);
   c.width = least(sums_w, s.kernel_w, s.stride_w, s.pad_left + s.pad_right) + random.Between(0, 3);
@@ -548,6 +551,10 @@ Int8Case MakeInt8Case(Random& random) {
   p.scale = parameter(), p.bias = parameter();
   MakeThresholds(random, s.channels_out, p);
   p.slope = random.Coin() ? parameter() : std::vector<float>{1.0f};
+  if (random.Coin()) {  // values that rise
+    for (float& scale : p.scale) scale = std::fabs(scale) + 0.01f;
+    for (float& slope : p.slope) slope = std::fabs(slope);
+  }
   p.shift = random.Coin() ? parameter() : std::vector<float>{0.0f};
   p.element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
   for (int64_t i = 0; i < s.channels_out * s.channels_in * s.kernel_h * s.kernel_w; ++i) {
@@ -588,20 +595,25 @@ Result NaiveInt8(const Int8Case& c) {
                 std::vector<uint64_t>(static_cast<size_t>(c.out_h * c.out_w * words))};
   for (int64_t pixel = 0; pixel < c.out_h * c.out_w; ++pixel) {
     for (int64_t o = 0; o < s.channels_out; ++o) {
+      const size_t at = static_cast<size_t>(pixel * s.channels_out + o);
+      const auto value = [&](int64_t sum) {
+        float t = std::fma(static_cast<float>(sum), At(p.scale, o), At(p.bias, o));
+        if (!c.residual.empty()) t = t + c.residual[at];
+        return t > 0.0f ? t : At(p.slope, o) * t;
+      };
       int64_t most = INT64_MIN;
+      float largest = -INFINITY;
       for (int64_t r = 0; r < s.pool_h; ++r) {
         for (int64_t t = 0; t < s.pool_w; ++t) {
           const int64_t row = pixel / c.out_w * s.pool_stride_h - s.pool_top + r;
           const int64_t column = pixel % c.out_w * s.pool_stride_w - s.pool_left + t;
           if (row < 0 || row >= c.sums_h || column < 0 || column >= c.sums_w) continue;
-          most = std::max(most, NaiveInt8(c, row, column, o));
+          const int64_t sum = NaiveInt8(c, row, column, o);
+          most = std::max(most, sum);
+          largest = std::max(largest, value(sum));
         }
       }
-      const size_t at = static_cast<size_t>(pixel * s.channels_out + o);
-      float t = std::fma(static_cast<float>(most), At(p.scale, o), At(p.bias, o));
-      if (!c.residual.empty()) t = t + c.residual[at];
-      t = t > 0.0f ? t : At(p.slope, o) * t;
-      t = Stored(p.element, t + At(p.shift, o));
+      const float t = Stored(p.element, (s.pools_values ? largest : value(most)) + At(p.shift, o));
       result.y[at] = t;
       SetNext(p, s.channels_out, pixel, o, t, result.bits);
     }

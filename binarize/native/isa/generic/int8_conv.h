@@ -44,9 +44,14 @@ void Quantize(const QuantizeJob& job) {
     for (size_t i = done; i < job.pixels; i += kLanes) {
       const size_t lanes = Min(kLanes, job.pixels - i);
       const float* x = job.x + c * job.channel_step + i;
-      typename V::Tap taps[kLanes];
-      V::StoreTaps(taps, Quantizer<V>::Taps(quantizer, lanes == kLanes ? V::Load(x) : V::LoadFirst(x, lanes)));
       typename V::Tap* own = to + i * step + c;
+      const typename V::Ints q = Quantizer<V>::Taps(quantizer, lanes == kLanes ? V::Load(x) : V::LoadFirst(x, lanes));
+      if (step == 1 && lanes == kLanes) {
+        V::StoreTaps(own, q);
+        continue;
+      }
+      typename V::Tap taps[kLanes];
+      V::StoreTaps(taps, q);
       for (size_t lane = 0; lane < lanes; ++lane) own[lane * step] = taps[lane];
     }
   }
