@@ -77,8 +77,8 @@ def save(
 
 
 def binary_isa(isa: str) -> str:
-    """The instruction set whose binary convs a machine of that one runs: AMX has none of its own."""
-    return {"amx": "avx512"}.get(isa, isa)
+    """The instruction set whose binary convs a machine of that one runs: AMX and AVX-VNNI have none of their own."""
+    return {"amx": "avx512", "avxvnni": "avx2"}.get(isa, isa)
 
 
 def own_cores() -> int:

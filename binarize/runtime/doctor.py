@@ -29,6 +29,7 @@ CPU_FLAGS = (
     "avx2",
     "fma",
     "f16c",
+    "avx_vnni",
     "avx512f",
     "avx512bw",
     "avx512vpopcntdq",

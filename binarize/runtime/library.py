@@ -21,7 +21,7 @@ _BY_INFO_NODE = f"node '{_INFO_NODE}': "
 # Options objects that have our operators already; ONNX Runtime itself offers no way to ask.
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()
 
-ISA_NAMES = {0: "scalar", 1: "avx2", 2: "avx512", 3: "neon", 4: "avx512bw", 5: "amx"}
+ISA_NAMES = {0: "scalar", 1: "avx2", 2: "avx512", 3: "neon", 4: "avx512bw", 5: "amx", 6: "avxvnni"}
 
 
 def _field(number: int, payload: bytes) -> bytes:

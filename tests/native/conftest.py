@@ -24,7 +24,7 @@ if SANITIZED:
     ctypes.CDLL(SANITIZED)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512bw", "avx512", "amx", "neon"])
+@pytest.fixture(params=["scalar", "avx2", "avxvnni", "avx512bw", "avx512", "amx", "neon"])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set in turn, forced; skips what this machine lacks."""
     from op_models import available_isas

@@ -61,6 +61,7 @@ def test_the_best_isa_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("avx512", {"avx512_vpopcntdq", "avx512_vnni"}),
         ("amx", {"avx512_vpopcntdq", "avx512_vnni", "amx_tile", "amx_int8"}),
+        ("avxvnni", {"avx2", "fma", "f16c", "avx_vnni"}),
     ],
 )
 def test_what_the_cpu_has_is_used(name: str, needed: set[str]) -> None:
@@ -68,8 +69,8 @@ def test_what_the_cpu_has_is_used(name: str, needed: set[str]) -> None:
     flags = set(info.read_text().split()) if info.exists() else set()
     if not needed <= flags:
         pytest.skip(f"this machine lacks {', '.join(sorted(needed - flags))}")
-    if name == "amx" and name not in available_isas():
-        pytest.skip("this build or this process has no AMX: it needs GCC 11 and a permission")
+    if name in ("amx", "avxvnni") and name not in available_isas():
+        pytest.skip("this build has none: it needs GCC 11 or Clang 12, and AMX the system's permission")
     assert name in available_isas()
 
 

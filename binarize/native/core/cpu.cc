@@ -66,6 +66,11 @@ bool FindAvx2() {
   return fma && avx && f16c && Bit(extended.ebx, 5);
 }
 
+bool FindAvxVnni() {
+  constexpr int kAvxVnni = 4;
+  return CpuHasAvx2() && Bit(Cpuid(7, 1).eax, kAvxVnni);
+}
+
 bool FindAvx512Bw() {
   if (!CpuHasAvx2() || !Saves(kXmmYmmZmm)) return false;
   const Registers r = Cpuid(7, 0);
@@ -103,6 +108,11 @@ bool CpuHasAvx2() {
   return has;
 }
 
+bool CpuHasAvxVnni() {
+  static const bool has = FindAvxVnni();
+  return has;
+}
+
 bool CpuHasAvx512Bw() {
   static const bool has = FindAvx512Bw();
   return has;
@@ -124,6 +134,7 @@ bool CpuHasAmx() {
 
 namespace binarize {
 bool CpuHasAvx2() { return false; }
+bool CpuHasAvxVnni() { return false; }
 bool CpuHasAvx512Bw() { return false; }
 bool CpuHasAvx512() { return false; }
 bool CpuHasAmx() { return false; }

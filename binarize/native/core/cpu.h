@@ -6,6 +6,9 @@ namespace binarize {
 // AVX2, FMA and F16C (Haswell, Zen and newer), with OS support for the ymm state.
 bool CpuHasAvx2();
 
+// AVX-VNNI, vpdpbusd without AVX-512 (Alder Lake, its small cores too, Zen 5 and newer), and what CpuHasAvx2 asks.
+bool CpuHasAvxVnni();
+
 // AVX-512 F, BW, DQ and VL (Skylake-X and newer), and what CpuHasAvx2 asks; with OS support for the zmm and mask state.
 bool CpuHasAvx512Bw();
 

@@ -21,6 +21,9 @@ const Isa kIsas[] = {
 #if defined(BINARIZE_HAVE_AVX512BW)
     {"avx512bw", 4, CpuHasAvx512Bw, &kAvx512BwKernels},
 #endif
+#if defined(BINARIZE_HAVE_AVXVNNI)
+    {"avxvnni", 6, CpuHasAvxVnni, &kAvxVnniKernels},
+#endif
 #if defined(BINARIZE_HAVE_AVX2)
     {"avx2", 1, CpuHasAvx2, &kAvx2Kernels},
 #endif

@@ -208,6 +208,7 @@ struct Kernels {
 // One per folder of isa/; a build defines those its target can have.
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512BwKernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAmxKernels;

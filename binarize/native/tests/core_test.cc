@@ -355,7 +355,7 @@ Result RunCore(const Case& c, const Kernels& kernels, Random& random) {
 
 std::vector<const Isa*> AvailableIsas() {
   std::vector<const Isa*> isas;
-  for (const char* name : {"scalar", "avx2", "avx512bw", "avx512", "amx", "neon"}) {
+  for (const char* name : {"scalar", "avx2", "avxvnni", "avx512bw", "avx512", "amx", "neon"}) {
     try {
       isas.push_back(&SelectIsa(name));
     } catch (const std::runtime_error&) {  // not in this build or not on this machine
