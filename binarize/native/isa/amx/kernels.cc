@@ -103,6 +103,7 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) { kAvx512Kernels.i
 
 }  // namespace
 
+// The first two are AVX-512's, whose binary convs these are.
 const Kernels kAmxKernels = {0, 4, 4, Pack, Conv, Depthwise, Activate, MaxPool, AveragePool, Quantize, Int8Sums, Int8Finish};
 
 }  // namespace binarize

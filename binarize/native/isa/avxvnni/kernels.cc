@@ -34,7 +34,8 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) { kAvx2Kernels.int
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {2, 8, 4, Pack, Conv, Depthwise, Activate, MaxPool, AveragePool,
-                                 generic::Quantize<AvxVnni>, generic::Int8Sums<AvxVnni>, Int8Finish};
+const Kernels kAvxVnniKernels = {AvxVnni::kPanelBlocks, AvxVnni::kPanels * AvxVnni::kPanelBlocks, 4, Pack, Conv, Depthwise,
+                                 Activate, MaxPool, AveragePool, generic::Quantize<AvxVnni>, generic::Int8Sums<AvxVnni>,
+                                 Int8Finish};
 
 }  // namespace binarize
