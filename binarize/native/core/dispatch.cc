@@ -11,6 +11,24 @@ namespace {
 
 bool Always() { return true; }
 
+// Another set's kernels but for a few. Put together here, as this file has no flags that not every CPU understands.
+#if defined(BINARIZE_HAVE_AMX)
+const Kernels kAmxKernels = [] {
+  Kernels kernels = kAvx512Kernels;
+  kernels.int8_sums = AmxInt8Sums;
+  return kernels;
+}();
+#endif
+#if defined(BINARIZE_HAVE_AVXVNNI)
+const Kernels kAvxVnniKernels = [] {
+  Kernels kernels = kAvx2Kernels;
+  kernels.taps_per_step = 4;
+  kernels.quantize = AvxVnniQuantize;
+  kernels.int8_sums = AvxVnniInt8Sums;
+  return kernels;
+}();
+#endif
+
 const Isa kIsas[] = {
 #if defined(BINARIZE_HAVE_AMX)
     {"amx", 5, CpuHasAmx, &kAmxKernels},

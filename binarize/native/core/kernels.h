@@ -208,10 +208,13 @@ struct Kernels {
 // One per folder of isa/; a build defines those its target can have.
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
-extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512BwKernels;
 extern const Kernels kAvx512Kernels;
-extern const Kernels kAmxKernels;
 extern const Kernels kNeonKernels;
+
+// What an instruction set has that adds little to another one's kernels; see dispatch.cc.
+void AmxInt8Sums(const Int8Const& constant, const Int8SumsJob& job);
+void AvxVnniQuantize(const QuantizeJob& job);
+void AvxVnniInt8Sums(const Int8Const& constant, const Int8SumsJob& job);
 
 }  // namespace binarize

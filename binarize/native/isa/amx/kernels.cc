@@ -81,7 +81,9 @@ void SumsOfBlocks(const Int8Const& k, const Int8SumsJob& job, size_t block) {
   }
 }
 
-void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
+}  // namespace
+
+void AmxInt8Sums(const Int8Const& k, const Int8SumsJob& job) {
   if (k.steps > kTileSteps) return kAvx512Kernels.int8_sums(k, job);
   UseTiles(Min(kTilePixels, job.pixels), k.steps);
   const size_t count = k.epilogue.block_count;
@@ -91,19 +93,5 @@ void Int8Sums(const Int8Const& k, const Int8SumsJob& job) {
   if (block < count) SumsOfBlocks<1>(k, job, block);
   _tile_release();  // others in the process look at whether tiles are theirs
 }
-
-void Pack(const PackJob& job) { kAvx512Kernels.pack(job); }
-void Conv(const ConvConst& k, const ConvCall& call, const ConvWork& work) { kAvx512Kernels.conv(k, call, work); }
-void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) { kAvx512Kernels.depthwise(k, call, work); }
-void Activate(const ActivateJob& job) { kAvx512Kernels.activate(job); }
-void MaxPool(const PoolJob& job) { kAvx512Kernels.max_pool(job); }
-void AveragePool(const PoolJob& job) { kAvx512Kernels.average_pool(job); }
-void Quantize(const QuantizeJob& job) { kAvx512Kernels.quantize(job); }
-void Int8Finish(const Int8Const& k, const Int8FinishJob& job) { kAvx512Kernels.int8_finish(k, job); }
-
-}  // namespace
-
-// The first two are AVX-512's, whose binary convs these are.
-const Kernels kAmxKernels = {0, 4, 4, Pack, Conv, Depthwise, Activate, MaxPool, AveragePool, Quantize, Int8Sums, Int8Finish};
 
 }  // namespace binarize

@@ -58,7 +58,8 @@ struct Avx2 : generic::Ymm {
   // Tables: 2 pixels x 128 channels. Finding a table costs as much as two of its uses, so registers are better spent on
   // channels than on pixels.
   using Panel = __m256i;
-  static constexpr int kPanelPixels = 4, kPanelSums = 8;
+  static constexpr size_t kPanelBlocks = 2;
+  static constexpr int kPanelPixels = 4, kPanels = 4, kPanelSums = 8;
   static constexpr bool kSharesTables = true;
   BINARIZE_INLINE Panel ZeroPanel() { return _mm256_setzero_si256(); }
   BINARIZE_INLINE Panel LoadPanel(const uint8_t* p) {

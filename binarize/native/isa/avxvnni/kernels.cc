@@ -24,18 +24,9 @@ struct AvxVnni : generic::Ymm {
   }
 };
 
-void Pack(const PackJob& job) { kAvx2Kernels.pack(job); }
-void Conv(const ConvConst& k, const ConvCall& call, const ConvWork& work) { kAvx2Kernels.conv(k, call, work); }
-void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) { kAvx2Kernels.depthwise(k, call, work); }
-void Activate(const ActivateJob& job) { kAvx2Kernels.activate(job); }
-void MaxPool(const PoolJob& job) { kAvx2Kernels.max_pool(job); }
-void AveragePool(const PoolJob& job) { kAvx2Kernels.average_pool(job); }
-void Int8Finish(const Int8Const& k, const Int8FinishJob& job) { kAvx2Kernels.int8_finish(k, job); }
-
 }  // namespace
 
-const Kernels kAvxVnniKernels = {AvxVnni::kPanelBlocks, AvxVnni::kPanels * AvxVnni::kPanelBlocks, 4, Pack, Conv, Depthwise,
-                                 Activate, MaxPool, AveragePool, generic::Quantize<AvxVnni>, generic::Int8Sums<AvxVnni>,
-                                 Int8Finish};
+void AvxVnniQuantize(const QuantizeJob& job) { generic::Quantize<AvxVnni>(job); }
+void AvxVnniInt8Sums(const Int8Const& k, const Int8SumsJob& job) { generic::Int8Sums<AvxVnni>(k, job); }
 
 }  // namespace binarize

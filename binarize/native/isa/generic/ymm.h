@@ -18,10 +18,6 @@ struct Ymm {
     __m256i low, high;
   };
 
-  // Of convs that count by table: weights are laid out for them.
-  static constexpr size_t kPanelBlocks = 2;
-  static constexpr int kPanels = 4;
-
   static constexpr int kLinkSums = 7;
   static constexpr bool kFewRegisters = true;
   static constexpr bool kSumsInEpilogue = false;
