@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from binarize.files import check_folder, check_not_input, check_writable, write_
 from binarize.loading import Loaded, load_model
 from binarize.machine import versions
 from binarize.nn import Region
+from binarize.passes.plan import check_weights
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
@@ -225,7 +228,7 @@ def export(
 
     Raises:
         VerificationError: the proof failed; nothing is written.
-        UnsupportedModelError: the model has no ONNX form.
+        UnsupportedModelError: the model has no ONNX form, or its weights hold NaN.
         UsageError: `path` cannot be written to.
     """
     from binarize.exporting import emit, verify, write_onnx
@@ -234,6 +237,7 @@ def export(
 
     report = report_of(module)
     check_output(module, path)
+    check_weights(module)
     inputs = as_inputs(example_inputs) or _inputs_like(module)
     if in_parts(module, path):
         from binarize.assembly import write_parts
@@ -274,8 +278,11 @@ def check_output(module: nn.Module, path: str | Path) -> None:
 
 
 def _check_early(out: str | Path) -> None:
-    """What of `check_output` can be said before the module is there."""
+    """What can be said before the module is there: that `out` can be written, and that the proof can run."""
     from binarize.assembly import MANIFEST
+    from binarize.exporting import check_runtime
+
+    check_runtime()
 
     if Path(out).is_dir():
         check_folder(out, MANIFEST)
@@ -342,23 +349,34 @@ def convert(
     loaded = None if isinstance(model, nn.Module) else load_model(model, arch, trust_pickle=trust_pickle)
     teacher = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else loaded.module  # type: ignore[union-attr]
     train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
-    run = run_folder(out, settled, restart)
-    if train_set is None:
-        module = binarize_model(teacher, default_example_inputs(teacher, input_size), settled)
-        proof = images = None
-    else:
-        module = distill(teacher, train_set, val_set, settled, run, input_size=input_size, progress=progress)
-        proof = (some_images(val_set or train_set, module, PROOF_IMAGES),)
-        images = some_images(train_set, module) if settled.export.stem == "int8" else None
-    report = report_of(module)
-    if loaded is not None:
-        report.results["source"] = _source(loaded)
-        save_binary(run / "binary.pt", module.eval(), loaded)
-    export(module, out, proof, images=images, progress=progress)
-    report.results["seconds"] = round(time.monotonic() - started, 1)
-    _record_run(run, settled)
-    write_text(run / "report.json", report.to_json())
+    with run_folder(out, settled, restart) as run:
+        if train_set is None:
+            _check_untrained(run, out)
+            module = binarize_model(teacher, default_example_inputs(teacher, input_size), settled)
+            proof = images = None
+        else:
+            module = distill(teacher, train_set, val_set, settled, run, input_size=input_size, progress=progress)
+            proof = (some_images(val_set or train_set, module, PROOF_IMAGES),)
+            images = some_images(train_set, module) if settled.export.stem == "int8" else None
+        report = report_of(module)
+        if loaded is not None:
+            report.results["source"] = _source(loaded)
+            save_binary(run / "binary.pt", module.eval(), loaded)
+        export(module, out, proof, images=images, progress=progress)
+        report.results["seconds"] = round(time.monotonic() - started, 1)
+        _record_run(run, settled)
+        write_text(run / "report.json", report.to_json())
     return Conversion(module, report, Path(out), run)
+
+
+def _check_untrained(run: Path, out: str | Path) -> None:
+    """Refuse to replace what an earlier run has trained by a net that is not."""
+    if any(run.glob("*.ckpt")):
+        raise UsageError(
+            "an earlier run has trained this model, and without data it would be replaced by an untrained one",
+            layer=str(out),
+            hint="add --data to go on with it, choose another --out, or pass --restart to begin anew",
+        )
 
 
 def distill(
@@ -379,9 +397,12 @@ def distill(
         run: folder for checkpoints and the history.
         input_size: (C, H, W); by default the data's own if its images are small, else 224 x 224.
     """
+    from binarize.training import check_data
     from binarize.training.data import image_size
 
-    inputs = default_example_inputs(teacher, image_size(train_set, channels_of(teacher), input_size))
+    size = image_size(train_set, channels_of(teacher), input_size)
+    check_data(train_set, val_set, config, size)
+    inputs = default_example_inputs(teacher, size)
     results = _adapt(teacher, train_set, val_set, config, inputs, run, progress)
     module = binarize_model(teacher, inputs, config)
     report = report_of(module)
@@ -396,7 +417,16 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     """`example_inputs` as a tuple; a batch of one is doubled, because a traced batch of one would stay one."""
     if example_inputs is None:
         return None
+    if not isinstance(example_inputs, Tensor | tuple | list):
+        raise UsageError(
+            f"example_inputs is a {type(example_inputs).__name__}",
+            hint="give a tensor, or a tuple of what the model takes",
+        )
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if inputs and all(isinstance(value, int) for value in inputs):
+        raise UsageError(
+            f"example_inputs {inputs} holds no tensor", hint=f"if it is a shape, give torch.randn{(2, *inputs)}"
+        )
     return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 else x for x in inputs)
 
 
@@ -506,10 +536,15 @@ def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
     return inputs
 
 
-def run_folder(out: str | Path, config: Config, restart: bool = False) -> Path:
-    """The folder `<out>.run` beside an output: configuration and versions now, checkpoints and results later."""
+@contextlib.contextmanager
+def run_folder(out: str | Path, config: Config, restart: bool = False) -> Iterator[Path]:
+    """The folder `<out>.run` beside an output: configuration and versions now, checkpoints and results later.
+
+    A block that fails before there is anything else in a new folder leaves none.
+    """
     out = Path(out)
     run = out.with_name(out.name.removesuffix(out.suffix) + ".run")
+    new = not run.exists()
     try:
         run.mkdir(exist_ok=True)
     except OSError as error:
@@ -517,11 +552,19 @@ def run_folder(out: str | Path, config: Config, restart: bool = False) -> Path:
     if restart:
         for checkpoint in run.glob("*.ckpt"):
             checkpoint.unlink()
-    if not any(run.glob("*.ckpt")):  # else it is the configuration of the run to go on with, or to be refused
-        _record_run(run, config)
-    return run
+    try:
+        if not any(run.glob("*.ckpt")):  # else it is the configuration of the run to go on with, or to be refused
+            _record_run(run, config)
+        yield run
+    except BaseException:
+        if new and {file.name for file in run.iterdir()} <= set(_RECORD):
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+
+
+_RECORD = ("config.toml", "environment.json")
 
 
 def _record_run(run: Path, config: Config) -> None:
-    write_text(run / "config.toml", config.to_toml())
-    write_text(run / "environment.json", json.dumps(versions(), indent=1))
+    for name, text in zip(_RECORD, (config.to_toml(), json.dumps(versions(), indent=1)), strict=True):
+        write_text(run / name, text)

@@ -12,17 +12,15 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.files import atomic_output
-from binarize.loading import Loaded, resolve, resolve_recorded
+from binarize.loading import BINARY_FORMAT, Loaded, resolve, resolve_recorded
 from binarize.surgery import binarize_model, report_of
-
-FORMAT = "binarize-module"
 
 
 def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
     """Write a binary `module` made from `source`; it can be loaded again if the architecture has a name."""
     report = report_of(module)
     state = {
-        "format": FORMAT,
+        "format": BINARY_FORMAT,
         "arch": None if source.arch_how == "pickled" else source.arch,
         "num_classes": source.num_classes,
         "config": report.config,
@@ -42,7 +40,7 @@ def is_binary_file(path: str | Path) -> bool:
         state = torch.load(path, map_location="meta", weights_only=True)
     except Exception:
         return False
-    return isinstance(state, dict) and state.get("format") == FORMAT
+    return isinstance(state, dict) and state.get("format") == BINARY_FORMAT
 
 
 def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
@@ -57,11 +55,15 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        assert state["format"] == FORMAT
+        assert state["format"] == BINARY_FORMAT
     except FileNotFoundError as error:
         raise UsageError("there is no such file", layer=str(path)) from error
     except Exception as error:
-        raise UnsupportedModelError("not a binary module written by binarize", layer=str(path)) from error
+        raise UnsupportedModelError(
+            "not a binary module written by binarize",
+            layer=str(path),
+            hint="binarize convert makes an ONNX file of a float model, binarize finetune a binary module",
+        ) from error
     recorded = state["arch"]
     hint = f"pass --arch {recorded}, if that is your code" if recorded else "pass --arch"
     architecture = resolve(arch) if arch else resolve_recorded(recorded, path, hint)

@@ -58,3 +58,13 @@ class EnvironmentProblem(BinarizeError):
     """The machine lacks something: a library, a version, space, a permission (exit code 5)."""
 
     exit_code = 5
+
+
+def cannot_write(error: OSError, layer: str | None = None) -> EnvironmentProblem:
+    """What a full disk or a missing permission means, for a file or what the standard output goes to."""
+    where = "the file" if layer or error.filename else "the output"
+    return EnvironmentProblem(
+        f"cannot write {where}: {error.strerror or error}",
+        layer=layer or error.filename,
+        hint="check free space and permissions",
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from binarize.errors import EnvironmentProblem, UsageError
+from binarize.errors import UsageError, cannot_write
 
 
 @contextlib.contextmanager
@@ -32,11 +33,12 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
             shutil.copymode(path, temporary)
         temporary.replace(path)
     except OSError as error:
-        raise _failure(path, error.strerror or str(error)) from error
+        raise cannot_write(error, str(path)) from error
     except RuntimeError as error:
         if "inline_container" not in str(error):
             raise
-        raise _failure(path, "the disk takes no more data") from error  # how torch.save says so
+        full = OSError(errno.ENOSPC, "the disk takes no more data")  # how torch.save says so
+        raise cannot_write(full, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,7 +64,7 @@ def atomic_folder(path: str | Path, mark: str) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
     except OSError as error:
-        raise _failure(path, error.strerror or str(error)) from error
+        raise cannot_write(error, str(path)) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -118,9 +120,3 @@ def _temporary_beside(path: Path) -> Path:
             f"cannot write there: {error.strerror}", layer=str(path), hint="give an existing, writable folder"
         ) from error
     return temporary
-
-
-def _failure(path: Path, reason: str) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"cannot write the file: {reason}", layer=str(path), hint="check free space and permissions"
-    )

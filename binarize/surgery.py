@@ -96,7 +96,9 @@ def binarize_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # layers that surgery adds start alike in every process
         for region in captured.regions.values():
-            done.update(run_passes(SURGERY_PASSES, region, context)[1])
+            changes = run_passes(SURGERY_PASSES, region, context)[1]
+            region.altered = any(changes.values())
+            done.update(changes)
     report = Report(
         model=type(model).__name__,
         config=config.to_dict(),

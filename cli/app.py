@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from binarize.errors import BinarizeError, EnvironmentProblem, UsageError
+from binarize.errors import BinarizeError, EnvironmentProblem, UsageError, cannot_write
 
 if TYPE_CHECKING:
     import typer
@@ -21,16 +22,14 @@ BROKEN_PIPE = 141
 HELP = (
     "Turn a pretrained PyTorch CNN into a binary network with Elastic-Link shortcuts, and run it in ONNX "
     "Runtime. Exit codes: 0 ok, 1 a bug of binarize, 2 usage, 3 unsupported model, 4 verification failed, "
-    "5 environment, 130 interrupted."
+    "5 environment, 6 training diverged, 130 interrupted."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`, by default the process's own; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    _mend_streams()
     try:
         app = build_app()
     except ModuleNotFoundError as error:
@@ -40,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(EnvironmentProblem(f"the command line needs the package {error.name!r}", hint=hint), arguments)
     with _terminate_like_interrupt():
         return _run(app, arguments)
+
+
+def _mend_streams() -> None:
+    """Streams that take every character, and do so where the caller has closed them, as daemons do."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for the life of the process)
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def build_app() -> typer.Typer:
@@ -84,10 +92,18 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:  # the reader went away, as in `binarize inspect ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return BROKEN_PIPE
+    except OSError as error:
+        _discard_stdout()
+        return _fail(cannot_write(error), [])  # on stderr, whatever was asked for
     except Exception as error:
         return UsageError.exit_code if _help_was_shown(error, arguments) else _fail(_usage(error), arguments)
+
+
+def _discard_stdout() -> None:
+    """Let go nowhere what is still to be printed, as Python's own flush at exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Exception) -> BinarizeError:
@@ -107,7 +123,8 @@ def _help_was_shown(error: Exception, arguments: Sequence[str]) -> bool:
 def _fail(error: BinarizeError, arguments: Sequence[str]) -> int:
     """Say what went wrong before any command could; needs no package."""
     if "--json" in arguments:
-        print(json.dumps({"command": None, **error.to_dict(), "warnings": []}, indent=1))
+        command = next((word for word in arguments if not word.startswith("-")), None)
+        print(json.dumps({"command": command, **error.to_dict(), "warnings": []}, indent=1))
     else:
         print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
     return error.exit_code

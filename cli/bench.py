@@ -49,7 +49,7 @@ def bench(
     layers: Annotated[bool, typer.Option("--layers", help="Also each layer beside the others' same layer.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also each file's time by operator and by node.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.svg|png", help="Draw the result.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.svg|png|pdf", help="Draw the result.", show_default=False)
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     runs: Annotated[int, typer.Option(min=20, help="Timed runs of each file, after warm-up.")] = 50,
@@ -106,13 +106,13 @@ def _contenders(
 
 def _as_onnx(model: Path, arch: str | None, like: Path, folder: Path) -> Path:
     """`model` itself if it is an ONNX file, else the float model in it, exported for the inputs that `like` takes."""
-    if model.suffix == ".onnx":
-        return model
     from binarize.bench.float_onnx import float_onnx
     from binarize.example_inputs import default_example_inputs
-    from binarize.loading import load_model
+    from binarize.loading import is_onnx_file, load_model
     from binarize.runtime import InferenceSession
 
+    if is_onnx_file(model):
+        return model
     loaded = load_model(model, arch)
     size = tuple(InferenceSession(like).get_inputs()[0].shape[1:])
     path = folder / "float.onnx"

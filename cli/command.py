@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import inspect
 import os
@@ -15,9 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from binarize.cli.output import Mode, Output
-from binarize.errors import BinarizeError, EnvironmentProblem
+from binarize.errors import BinarizeError, EnvironmentProblem, cannot_write
 
 INTERRUPTED = 130
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 CONVERT_PACKAGES = frozenset(
     {"torch", "torchvision", "onnx", "onnxscript", "accelerate", "networkx", "safetensors", "pyarrow", "PIL"}
 )
@@ -109,6 +111,8 @@ def run_guarded(output: Output, work: Callable[[], None]) -> int:
         raise
     except typer.Exit as error:
         return error.exit_code
+    except OSError as error:
+        return _fail(output, cannot_write(error) if error.errno in _WRITING else _bug(error))
     except Exception as error:
         return _fail(output, _bug(error))
     finally:

@@ -50,19 +50,20 @@ def convert(
     again goes on from the last checkpoint.
     """
     from binarize import api
+    from binarize.training.data import open_dataset
 
     size = options.parse_size(input_size)
     settled = plan.settle(epochs=epochs, stem=stem, stream=stream, seed=seed)
-    val_set = options.held_out(data, val) if data is not None else None
+    train_set, val_set = (open_dataset(data, split="train"), options.held_out(data, val)) if data else (None, None)
     if data is not None:
-        output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"
-    _warn(output, data, val_set)
+        output.resumes = options.RESUMES
+    _warn(output, train_set, val_set)
     conversion = api.convert(
         model,
         out,
         arch=arch,
         config=settled,
-        data=data,
+        data=train_set,
         val_data=val_set,
         input_size=size,
         trust_pickle=trust_pickle,
@@ -72,8 +73,8 @@ def convert(
     _show(output, conversion, data)
 
 
-def _warn(output: Output, data: Path | None, val_set: ImageDataset | None) -> None:
-    if data is None:
+def _warn(output: Output, train_set: ImageDataset | None, val_set: ImageDataset | None) -> None:
+    if train_set is None:
         output.warning(
             "without --data the model is only converted: it is valid, but its accuracy needs fine-tuning "
             "(add --data IMAGES)"

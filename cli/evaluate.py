@@ -9,6 +9,7 @@ import typer
 
 from binarize.cli import options
 from binarize.cli.output import Output
+from binarize.errors import UsageError
 
 if TYPE_CHECKING:
     from binarize.bench.accuracy import Accuracy
@@ -40,10 +41,14 @@ def evaluate(
 
     Images are normalised as a binary file says; for a float model as training.mean and training.std say.
     """
+    from binarize.loading import is_onnx_file
+
     size = options.parse_size(input_size)
     dataset = options.held_out(data, None) or options.everything(data)
     changes = (config, settings or [])
-    if file.suffix == ".onnx":
+    if is_onnx_file(file):
+        if size is not None:
+            raise UsageError("an ONNX file says itself what it takes", layer=str(file), hint="leave out --input-size")
         found = _onnx(file, dataset, changes, threads, output)
     else:
         found = _module(file, dataset, changes, arch, size, trust_pickle, output)
@@ -65,7 +70,7 @@ def _onnx(
     metadata = session.get_modelmeta().custom_metadata_map
     config = _config(metadata.get("binarize.config"), changes, str(file))
     batches = _batches(dataset, input_shape(session)[1:], config)
-    return onnx_accuracy(session, batches, len(dataset), output.progress)
+    return onnx_accuracy(session, batches, dataset, output.progress)
 
 
 def _module(
@@ -91,14 +96,14 @@ def _module(
         asked = size or tuple(binary.example_shapes[0][1:])
         shape = image_size(dataset, asked[0], asked)
         batches = _batches(dataset, shape, _config(base, changes, str(file)))
-        return module_accuracy("binary", binary, batches, len(dataset), output.progress)
+        return module_accuracy("binary", binary, batches, dataset, output.progress)
     loaded = load_model(file, arch, trust_pickle=trust_pickle)
     render.show_notes(output, render.source_of(loaded))
     if loaded.num_classes is not None:
         check_classes(dataset, loaded.num_classes)
     shape = image_size(dataset, channels_of(loaded.module), size)
     batches = _batches(dataset, shape, _config(None, changes, str(file)))
-    return module_accuracy("float", loaded.module, batches, len(dataset), output.progress)
+    return module_accuracy("float", loaded.module, batches, dataset, output.progress)
 
 
 def _config(toml: str | None, changes: tuple[Path | None, list[str]], source: str) -> Config:

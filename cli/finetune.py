@@ -59,10 +59,10 @@ def finetune(
     train_set, val_set = open_dataset(data, split="train"), options.held_out(data, val)
     if val_set is None:
         output.warning("the data has no held-out split, so accuracy is not measured (add --val IMAGES)")
-    output.resumes = "the run goes on from its last checkpoint with the same command; --restart begins anew"
-    run = api.run_folder(out, settled, restart)
-    module = api.distill(loaded.module, train_set, val_set, settled, run, input_size=size, progress=output.progress)
-    save_binary(out, module, loaded)
+    output.resumes = options.RESUMES
+    with api.run_folder(out, settled, restart) as run:
+        module = api.distill(loaded.module, train_set, val_set, settled, run, input_size=size, progress=output.progress)
+        save_binary(out, module, loaded)
     _show(output, report_of(module), out, run, arch)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from binarize.cli import options
 from binarize.cli.output import Output
+from binarize.errors import UsageError
 
 if TYPE_CHECKING:
     from binarize.report import Decision
@@ -54,6 +55,8 @@ def inspect(
     from binarize.surgery import binarize_model, report_of
 
     if svg is not None:
+        if svg.suffix.lower() != ".svg":
+            raise UsageError("the picture is an SVG, and its name says otherwise", layer=str(svg), hint="--svg NET.svg")
         check_writable(svg)
     loaded = load_model(model, arch, trust_pickle=trust_pickle)
     inputs = default_example_inputs(loaded.module, size)

@@ -87,6 +87,7 @@ TrustOption = Annotated[
     typer.Option("--trust-pickle", help="Unpickle a module of your own class; this runs the file's code."),
 ]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on from a checkpoint.")]
+RESUMES = "the same command goes on from the last checkpoint, if one was written; --restart begins anew"
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def show_file(output: Output, report: Report, file: Path) -> None:
 
 def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
     """Where the bytes of the ONNX `file` go, or of the files in that folder."""
-    files = file.glob("*.onnx") if file.is_dir() else (file,)
+    files = file.iterdir() if file.is_dir() else (file,)
     total = max(sum(found.stat().st_size for found in files), 1)
     parts = {name: size[key] for key, name in _SIZE_ROWS.items()}
     parts |= {"report and configuration": total - sum(parts.values()), "file": total}

@@ -130,7 +130,7 @@ def top1(path: Path, dataset: ImageDataset, config: Config) -> float:
         mean=training.mean,
         std=training.std,
     )
-    return onnx_accuracy(open_session(path, threads=1), batches, len(dataset)).top1
+    return onnx_accuracy(open_session(path, threads=1), batches, dataset).top1
 
 
 def show(output: Output, demo: Demo) -> None:

@@ -39,7 +39,10 @@ def plan(model: nn.Module, graph: Graph, context: PassContext) -> None:
     convs = {path: module for path, module in model.named_modules() if isinstance(module, _ConvNd)}
     if not sites:
         called = " that the example inputs reach" if convs else ""
-        raise UnsupportedModelError(f"the model has no convolution{called}, so there is nothing to binarize")
+        raise UnsupportedModelError(
+            f"the model has no convolution{called}, so there is nothing to binarize",
+            hint="--linear all (surgery.linear) takes its linear layers" if not convs else "pass example_inputs",
+        )
     check_weights(model)
     check_patterns((*surgery.keep, *surgery.only), sites)
     for site in sites:

@@ -90,11 +90,15 @@ class FlatPart(nn.Module):
 
 
 def find_parts(module: nn.Module, path: str = "") -> dict[str, nn.Module]:
-    """The largest graphs that hold binary convs, and the binary convs that code in no graph calls, by path."""
+    """The largest graphs that surgery changed, and the binary convs that code in no graph calls, by path.
+
+    Most have binary convs; in others an activation was replaced, and the float model knows nothing of that.
+    """
     if isinstance(module, BinaryConv):
         return {path: module}
     if isinstance(module, Region):
-        return {path: module} if any(isinstance(m, BinaryConv) for m in module.modules()) else {}
+        binary = any(isinstance(m, BinaryConv) for m in module.modules())
+        return {path: module} if binary or module.altered else {}
     found: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         found |= find_parts(child, f"{path}.{name}" if path else name)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from binarize.errors import UnsupportedModelError, UsageError
+from binarize.errors import UnsupportedModelError
 from binarize.progress import Listener, ProgressEvent, silent
+
+if TYPE_CHECKING:
+    from binarize.training.data import ImageDataset
 
 Batches = Iterable[tuple[Any, Any]]
 """(images [N, C, H, W], labels [N]) as torch tensors."""
@@ -36,10 +39,13 @@ class Accuracy:
         return asdict(self)
 
 
-def onnx_accuracy(session: Any, batches: Batches, total: int, progress: Listener = silent) -> Accuracy:
-    """Of an ONNX Runtime `session` whose first output is class scores.
+def onnx_accuracy(session: Any, batches: Batches, dataset: ImageDataset, progress: Listener = silent) -> Accuracy:
+    """Of an ONNX Runtime `session` whose first output is class scores, on the `batches` of `dataset`.
 
     A session that takes a fixed number of images at a time gets that many, blank ones where there are fewer.
+
+    Raises:
+        UsageError: the labels of `dataset` do not count the session's classes.
     """
     entry = session.get_inputs()[0]
     fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
@@ -51,11 +57,13 @@ def onnx_accuracy(session: Any, batches: Batches, total: int, progress: Listener
         parts = np.split(whole, len(whole) // size)
         return np.concatenate([session.run(None, {entry.name: part})[0] for part in parts])[: len(images)]
 
-    return _measure("onnx", scores, batches, total, progress)
+    return _measure("onnx", scores, batches, dataset, progress)
 
 
-def module_accuracy(kind: str, module: Any, batches: Batches, total: int, progress: Listener = silent) -> Accuracy:
-    """Of a torch `module`, in eval mode."""
+def module_accuracy(
+    kind: str, module: Any, batches: Batches, dataset: ImageDataset, progress: Listener = silent
+) -> Accuracy:
+    """Of a torch `module`, in eval mode; see `onnx_accuracy`."""
     import torch
 
     from binarize.training.evaluate import logits_of
@@ -65,30 +73,24 @@ def module_accuracy(kind: str, module: Any, batches: Batches, total: int, progre
             return logits_of(module(images)).float().numpy()
 
     module.eval()
-    return _measure(kind, scores, batches, total, progress)
+    return _measure(kind, scores, batches, dataset, progress)
 
 
 def _measure(
-    kind: str, scores: Callable[[Any], np.ndarray], batches: Batches, total: int, progress: Listener
+    kind: str, scores: Callable[[Any], np.ndarray], batches: Batches, dataset: ImageDataset, progress: Listener
 ) -> Accuracy:
+    from binarize.training.data import check_labels
+
     right = seen = 0
     seconds = 0.0
     for images, labels in batches:
         started = time.perf_counter()
         found = scores(images)
         seconds += time.perf_counter() - started
-        _check(found, labels.numpy(), kind)
+        if found.ndim != 2:
+            raise UnsupportedModelError(f"the {kind} model gives {list(found.shape)}, not class scores [N, classes]")
+        check_labels(dataset, found.shape[1])
         right += int((found.argmax(1) == labels.numpy()).sum())
         seen += len(labels)
-        progress(ProgressEvent("evaluating", seen, total, {"top-1": f"{right / seen:.2%}"}))
+        progress(ProgressEvent("evaluating", seen, len(dataset), {"top-1": f"{right / seen:.2%}"}))
     return Accuracy(kind, right / max(seen, 1), seen, seen / max(seconds, 1e-9))
-
-
-def _check(found: np.ndarray, labels: np.ndarray, kind: str) -> None:
-    if found.ndim != 2:
-        raise UnsupportedModelError(f"the {kind} model gives {list(found.shape)}, not class scores [N, classes]")
-    if int(labels.max()) >= found.shape[1]:
-        raise UsageError(
-            f"the data has the label {int(labels.max())}, the model only {found.shape[1]} classes",
-            hint="use the data that the model was trained on",
-        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from binarize.errors import EnvironmentProblem, UsageError
-from binarize.files import atomic_output
+from binarize.files import atomic_output, check_writable
 
 if TYPE_CHECKING:
     from binarize.bench.compare import Benchmark
@@ -20,11 +20,12 @@ def check_plot(path: str | Path) -> None:
     """Raise now what would fail after the measurement.
 
     Raises:
-        UsageError: a format that is not among `FORMATS`.
+        UsageError: a format that is not among `FORMATS`, or `path` cannot be written to.
         EnvironmentProblem: matplotlib is not installed.
     """
     if Path(path).suffix.lower() not in FORMATS:
-        raise UsageError(f"cannot plot as {Path(path).suffix!r}", layer=str(path), hint=f"one of {', '.join(FORMATS)}")
+        raise UsageError("the name says no known format", layer=str(path), hint=f"one of {', '.join(FORMATS)}")
+    check_writable(path)
     _pyplot()
 
 

@@ -26,7 +26,12 @@ from binarize.exporting.forced import Forced, Recorder, is_forced, packed_maps, 
 from binarize.lowering import Lowered, float_inputs
 from binarize.nn.ops import unpack_signs
 from binarize.passes.lower_tools import ACTIVATE, ACTIVATE_LINK, PACK, PACKED_CONV, POOL, Fused
-from binarize.runtime import InferenceSession
+from binarize.runtime import InferenceSession, active_isa
+
+
+def check_runtime() -> None:
+    """Raise EnvironmentProblem now if the proof could not run here: before hours of work, not after."""
+    active_isa()
 
 
 @dataclass

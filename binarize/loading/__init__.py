@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from binarize.loading.recognise import recognise_architecture
 from binarize.loading.sniff import sniff_file
 from binarize.loading.state_dict import StateDict, check_finite, check_layouts, find_state_dict
 
-__all__ = ["Architecture", "Loaded", "load_model", "num_outputs", "resolve", "resolve_recorded"]
+__all__ = [
+    "BINARY_FORMAT",
+    "Architecture",
+    "Loaded",
+    "is_onnx_file",
+    "load_model",
+    "num_outputs",
+    "resolve",
+    "resolve_recorded",
+]
+
+BINARY_FORMAT = "binarize-module"
+"""What the binary modules that this package writes say they are."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ def load_model(
     try:
         sniffed = sniff_file(file)
         content = read(file, sniffed, trust_pickle)
+        _check_not_ours(content, path)
         found, notes = find_state_dict(content)
         if isinstance(found, nn.Module):
             return _from_module(file, found, architecture, notes, num_classes)
@@ -80,6 +94,33 @@ def load_model(
         raise
     except OSError as error:
         raise UsageError(f"The file cannot be read: {error.strerror or error}.", layer=str(path)) from error
+
+
+def is_onnx_file(path: str | Path) -> bool:
+    """Whether the file at `path` is an ONNX model, by its name or its first bytes."""
+    path = Path(path)
+    try:
+        return path.suffix == ".onnx" or (path.is_file() and sniff_file(path).kind == "onnx")
+    except (UnsupportedModelError, OSError):
+        return False
+
+
+def _check_not_ours(content: Any, path: str | Path) -> None:
+    """Refuse what fine-tuning wrote: weights of a binary net, which no float architecture fits."""
+    if not isinstance(content, Mapping):
+        return
+    if content.get("format") == BINARY_FORMAT:
+        raise UsageError(
+            "it is a binary module already, and a float model is needed here",
+            layer=str(path),
+            hint=f"binarize export {path} --out NET.onnx, or binarize eval {path} --data IMAGES",
+        )
+    if {"fingerprint", "torch_rng", "python_rng"} <= content.keys():
+        raise UsageError(
+            "it is the checkpoint of a run of binarize, no model",
+            layer=str(path),
+            hint="the command that wrote it goes on from it, and writes the binary module at its end",
+        )
 
 
 def num_outputs(module: nn.Module) -> int | None:

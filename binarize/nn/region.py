@@ -23,6 +23,9 @@ class Region(GraphModule):
     Methods do not: one that calls layers would miss what surgery put between them.
     """
 
+    altered: bool = False
+    """Whether surgery changed anything in it."""
+
     def become(self, module: nn.Module) -> None:
         """Turn the object `module` into this region, with its hooks and plain attributes kept."""
         own = {"_origin": type(module)}

@@ -68,5 +68,5 @@ def _explain(error: Exception, name: str) -> Exception:
         return UsageError("The session options have the op library already.", layer=name, hint=hint)
     if "providers" in text.lower() and isinstance(error, ValueError):
         return UsageError(text, layer=name)
-    hint = "Give a whole ONNX file; if it is one, export the model again with this version of binarize."
+    hint = "Give a whole ONNX file (binarize convert or export writes one); if it is one, export it again."
     return UnsupportedModelError(f"ONNX Runtime refuses the model: {text}", layer=name, hint=hint)

@@ -37,7 +37,9 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         found = state["fingerprint"]
     except Exception as error:
         raise UsageError(
-            f"the checkpoint cannot be read: {error}", layer=str(path), hint="delete it, or pass --restart"
+            f"the checkpoint is damaged or none of binarize ({type(error).__name__} while reading it)",
+            layer=str(path),
+            hint="pass --restart to begin anew, or delete it",
         ) from error
     if found != fingerprint:
         raise UsageError(

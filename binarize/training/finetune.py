@@ -114,7 +114,10 @@ def fit_channels(values: tuple[float, ...], channels: int, name: str) -> tuple[f
         return values * channels
     if channels == 1:
         return (sum(values) / len(values),)
-    raise UsageError(f"{name} has {len(values)} values for {channels} channels")
+    raise UsageError(
+        f"{name} has {len(values)} values for {channels} channels",
+        hint=f"give one value, or {channels}, to --set {name}",
+    )
 
 
 def finetune(
@@ -197,8 +200,8 @@ def _prepare(
     input_size: tuple[int, int, int],
 ) -> tuple[ImageDataset | None, Feed]:
     """The held-out part (None if there is none) and the feed of the rest; checks that data and model fit."""
+    check_data(train_set, val_set, config, input_size)
     memory_format = _check_fits(model, train_set, input_size)
-    _check_same_classes(train_set, val_set)
     enough = config.training.holdout * len(train_set) >= 2 * len(train_set.classes)
     if enough and config.training.bn_images > 0:
         rest, holdout = split_train_val(train_set, config.training.holdout, config.seed)
@@ -206,7 +209,24 @@ def _prepare(
     return None, Feed(train_set, input_size, config, memory_format)
 
 
-def _check_same_classes(train_set: ImageDataset, val_set: ImageDataset | None) -> None:
+def check_data(
+    train_set: ImageDataset, val_set: ImageDataset | None, config: Config, input_size: tuple[int, ...]
+) -> None:
+    """Refuse images that cannot train a net as `config` says, before anything takes time.
+
+    Raises:
+        UsageError: there are fewer than a batch, their normalisation has another number of channels, or the two sets
+            have other classes.
+    """
+    training, images = config.training, len(train_set)
+    if images < training.batch_size:
+        raise UsageError(
+            f"there are {images} training images, fewer than training.batch_size = {training.batch_size}",
+            layer=train_set.source,
+            hint=f"--set training.batch_size={images}, or give more images",
+        )
+    fit_channels(training.mean, input_size[0], "training.mean")
+    fit_channels(training.std, input_size[0], "training.std")
     if val_set is not None and list(val_set.classes) != list(train_set.classes):
         raise UsageError(
             f"the validation data's classes {_first(val_set.classes)} are not the training data's "

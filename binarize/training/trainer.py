@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from binarize.config import StageConfig, TrainingConfig
-from binarize.errors import BinarizeError, EnvironmentProblem, UsageError
+from binarize.errors import BinarizeError, EnvironmentProblem
 from binarize.nn import BinaryConv
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.training.answers import answering, attention_places
@@ -36,7 +36,9 @@ BatchSource = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 
 
 class TrainingDiverged(BinarizeError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite (exit code 6)."""
+
+    exit_code = 6
 
 
 @dataclass
@@ -98,11 +100,6 @@ class Trainer:
         fingerprint: str = "",
         progress: Listener = silent,
     ) -> None:
-        if steps_per_epoch < 1:
-            raise UsageError(
-                f"there are fewer training images than training.batch_size = {config.batch_size}",
-                hint="--set training.batch_size=...",
-            )
         self.module, self.stages, self.batches, self.steps_per_epoch = (
             module,
             stages,

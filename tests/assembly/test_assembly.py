@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -278,9 +280,50 @@ def test_hooks_of_a_part_run_once(tmp_path: Path) -> None:
 def test_the_size_of_parts_adds_up(binary: nn.Module, folder: Path) -> None:
     text = io.StringIO()
     render.show_size(Output("human", "export", text, text), binary.report.results["size"], folder)  # type: ignore[union-attr]
-    total = sum(file.stat().st_size for file in folder.glob("*.onnx"))
+    total = sum(file.stat().st_size for file in folder.iterdir())
     assert any(
         line.split()[0] == "file" and f"{total / 1e3:.2f}" in line for line in text.getvalue().splitlines() if line
     )
     shares = [float(share) for share in re.findall(r"([-\d.]+)%", text.getvalue())]
     assert shares[-1] == 100 and all(0 <= share <= 100 for share in shares)
+
+
+class Gated(nn.Module):
+    """A float stem whose activation meets the body's sign, and code between them that no graph holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Sequential(*conv_bn(3, 8)), nn.Sequential(*conv_bn(8, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        if bool((y > 1e9).any()):
+            y = y * 0
+        return self.head(self.body(y).mean((2, 3)))
+
+
+def test_a_graph_of_which_only_an_activation_was_replaced_is_a_part(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+    binary = randomized(binarize.apply(model, torch.randn(2, 3, 12, 12))).eval()
+    assert list(find_parts(binary)) == ["stem", "body"]
+    binarize.export(binary, tmp_path / "gated")
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(binarize.assemble(tmp_path / "gated", model)(x), binary(x), rtol=1e-4, atol=1e-4)
+
+
+def test_nan_weights_are_named_at_export(binary: nn.Module, tmp_path: Path) -> None:
+    broken = copy.deepcopy(binary)
+    with torch.no_grad():
+        broken.get_submodule("scores").weight[0] = float("nan")
+    with pytest.raises(UnsupportedModelError, match=r"scores\.weight: the weights hold NaN"):
+        binarize.export(broken, tmp_path / "broken")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("inputs", [np.zeros((2, 3, 16, 16), np.float32), (3, 16, 16)], ids=["array", "shape"])
+def test_example_inputs_that_are_no_tensors(inputs: object) -> None:
+    with pytest.raises(UsageError, match=r"example_inputs (.|\n)* give (a tensor|torch.randn)"):
+        binarize.apply(nn.Sequential(*conv_bn(3, 8)), inputs)  # type: ignore[arg-type]

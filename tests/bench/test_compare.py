@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from binarize.bench.float_onnx import float_onnx
 from binarize.bench.machine import cpu_name, one_per_core_first, pinned
 from binarize.bench.sessions import input_shape, open_session, random_feeds
 from binarize.errors import UnsupportedModelError, UsageError
+from binarize.training.data import TensorImages
 from tests.models import EveryConv
 
 SHAPE = (3, 32, 32)
@@ -119,12 +121,32 @@ def test_verdicts_say_when_binary_is_slower(size: int, ratio: tuple[float, ...],
 def test_accuracies_of_module_and_file_agree(model: torch.nn.Module, float_file: Path) -> None:
     images, labels = torch.randn(24, *SHAPE), torch.arange(24) % 5
     batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
-    torch_found = module_accuracy("float", model, batches, 24)
-    onnx_found = onnx_accuracy(open_session(float_file, 1), batches, 24)
+    torch_found = module_accuracy("float", model, batches, labelled(labels, "abcde"))
+    onnx_found = onnx_accuracy(open_session(float_file, 1), batches, labelled(labels, "abcde"))
     assert torch_found.top1 == onnx_found.top1
     assert torch_found.images == onnx_found.images == 24
-    with pytest.raises(UsageError, match="only 5 classes"):
-        onnx_accuracy(open_session(float_file, 1), [(images[:2], torch.tensor([1, 7]))], 2)
+
+
+def labelled(labels: torch.Tensor, classes: Sequence[str]) -> TensorImages:
+    return TensorImages(torch.zeros(len(labels), *SHAPE, dtype=torch.uint8), labels, classes)
+
+
+@pytest.mark.parametrize("classes, fits", [("abcde", True), ("abce", False), ("abcdef", False), ("0123", True)])
+def test_labels_must_count_the_models_classes(
+    model: torch.nn.Module, float_file: Path, classes: str, fits: bool
+) -> None:
+    """A folder that lacks the class d would call e the fourth; numbers stay what they are."""
+    images, labels = torch.randn(8, *SHAPE), torch.arange(8) % 4
+    batches, dataset = [(images, labels)], labelled(labels, classes)
+    for measure in (
+        lambda: onnx_accuracy(open_session(float_file, 1), batches, dataset),
+        lambda: module_accuracy("float", model, batches, dataset),
+    ):
+        if fits:
+            assert measure().images == 8
+            continue
+        with pytest.raises(UsageError, match=f"has {len(classes)} classes, the model 5 outputs"):
+            measure()
 
 
 @pytest.mark.parametrize("batch", [1, 3, 24, 64])
@@ -134,8 +156,9 @@ def test_a_file_of_a_fixed_batch_is_measured_whole(model: torch.nn.Module, float
     session = open_session(proto.SerializeToString(), 1)
     images, labels = torch.randn(40, *SHAPE), torch.arange(40) % 5
     batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
-    found = onnx_accuracy(session, batches, 40)
-    assert (found.top1, found.images) == (module_accuracy("float", model, batches, 40).top1, 40)
+    dataset = labelled(labels, "abcde")
+    found = onnx_accuracy(session, batches, dataset)
+    assert (found.top1, found.images) == (module_accuracy("float", model, batches, dataset).top1, 40)
 
 
 def test_files_that_cannot_be_timed(tmp_path: Path, float_file: Path) -> None:

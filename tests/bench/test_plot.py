@@ -39,7 +39,7 @@ def test_a_plot_is_written_and_reproducible(tmp_path: Path, layers: list[LayerTi
 
 
 def test_what_cannot_be_plotted_is_said_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="cannot plot as"):
+    with pytest.raises(UsageError, match="no known format"):
         check_plot("plot.txt")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(EnvironmentProblem, match="matplotlib") as caught:

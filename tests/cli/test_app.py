@@ -137,3 +137,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.stdout.split()[-1] in ("e0", "e141", "0", "141"), ran
     assert ran.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", ["recipes", "recipes --json", "recipes el --toml", "--version", "--help"])
+def test_an_output_that_takes_nothing(arguments: str, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full, which stands for a full disk")
+    program = f'{sys.executable} -c "import sys; from binarize.cli.app import main; sys.exit(main())" {arguments}'
+    full = subprocess.run(["bash", "-c", f"{program} > /dev/full"], cwd=tmp_path, capture_output=True, text=True)
+    assert full.returncode == 5, full
+    assert full.stderr.splitlines() == [
+        "error: cannot write the output: No space left on device", "hint: check free space and permissions",
+    ]  # fmt: skip
+    closed = subprocess.run(["bash", "-c", f"{program} >&-"], cwd=tmp_path, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")

@@ -164,3 +164,63 @@ def test_a_failed_proof_writes_no_file(
 def test_an_environment_that_cannot_run_models(cli: Cli, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BINARIZE_ISA", "none-such")  # the session lives in a process of its own, which inherits this
     refused(cli("bench", converted, "--json"), 5, "none-such", "Unset BINARIZE_ISA")
+
+
+@pytest.mark.parametrize("command", ["convert", "finetune", "eval", "export"])
+def test_an_instruction_set_that_is_not_there_is_found_before_the_work(
+    command: str,
+    cli: Cli,
+    workshop: Workshop,
+    finetuned: Path,
+    converted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BINARIZE_ISA", "none-such")
+    if command == "finetune":  # runs no operator
+        assert cli(command, workshop.model, "--out", tmp_path / "x.pt", *workshop.options(epochs=0.2)).code == 0
+        return
+    arguments = {
+        "convert": (workshop.model, "--out", tmp_path / "x.onnx", *workshop.options()),
+        "export": (finetuned, "--arch", workshop.arch, "--out", tmp_path / "x.onnx"),
+        "eval": (converted, "--data", workshop.data),
+    }[command]
+    ran = cli(command, *arguments, "--json")
+    refused(ran, 5, "none-such", "Unset BINARIZE_ISA")
+    assert "training" not in ran.err and not list(tmp_path.iterdir())
+
+
+def test_what_binarize_wrote_is_no_float_model(cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path) -> None:
+    checkpoint = finetuned.with_name("tiny_binary.run") / "binary.ckpt"
+    for options in ((), ("--arch", workshop.arch)):
+        refused(cli("inspect", finetuned, *options, "--json"), 2, "binary module already", "binarize export")
+        refused(cli("inspect", checkpoint, *options, "--json"), 2, "checkpoint", "goes on from it")
+
+
+def test_a_trained_file_is_not_replaced_by_an_untrained_one(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    out, plain = tmp_path / "net.onnx", ("--arch", workshop.arch, *SIZE)
+    assert cli("convert", workshop.model, "--out", out, *workshop.options(epochs=0.5)).code == 0
+    before = {file: file.read_bytes() for file in (out, *out.with_suffix(".run").iterdir())}
+    refused(cli("convert", workshop.model, "--out", out, *plain, "--json"), 2, "net.onnx", "--data", "--restart")
+    assert {file: file.read_bytes() for file in (out, *out.with_suffix(".run").iterdir())} == before
+    assert cli("convert", workshop.model, "--out", out, *plain, "--restart").code == 0
+    assert out.read_bytes() != before[out]
+
+
+def test_too_few_images_are_refused_before_anything_runs(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    many = ("--set", "training.batch_size=500")
+    ran = cli("convert", workshop.model, "--out", tmp_path / "x.onnx", *workshop.options(), *many, "--json")
+    refused(ran, 2, "96 training images", "training.batch_size=96")
+    assert ran.err == "" and not list(tmp_path.iterdir())
+
+
+def test_training_that_diverges_is_no_bug(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    rates = ("--set", "training.learning_rate=1e30", "--set", "training.warmup=0")
+    ran = cli("finetune", workshop.model, "--out", tmp_path / "x.pt", *workshop.options(), *rates, "--json")
+    refused(ran, 6, "loss", "training.learning_rate")
+
+
+def test_errors_of_the_command_line_name_their_command(cli: Cli) -> None:
+    ran = cli("convert", "--json")
+    refused(ran, 2, "MODEL", "binarize convert --help")
+    assert ran.document["command"] == "convert"

@@ -71,7 +71,7 @@ def test_convert_goes_on_too(cli: Cli, workshop: Workshop, tmp_path: Path, monke
         interrupt_at(patch, 7, signal.SIGINT)
         ran = cli(*arguments)
     assert ran.code == 130
-    assert "interrupted" in ran.err and "goes on from its last checkpoint" in ran.err
+    assert "interrupted" in ran.err and "goes on from the last checkpoint" in ran.err
     assert (tmp_path / "net.run" / "binary.ckpt").exists() and not out.exists()
 
 

@@ -181,18 +181,18 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "d", {"a": 1, "b": 1})
     broken = root / "b" / "0.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(UsageError, match=r"0\.png cannot be decoded"):
+    with pytest.raises(UsageError, match=r"0\.png: the image cannot be decoded"):
         batches(open_dataset(root))
     images = [encoded(picture(0)), b"garbage", None]
     path = write_parquet(tmp_path / "d.parquet", images, [0, 0, 0])
     for row in (1, 2):
-        with pytest.raises(UsageError, match=f"row {row} cannot be decoded"):
+        with pytest.raises(UsageError, match=f"row {row}: the image cannot be decoded"):
             open_dataset(path).image(row)
 
 
 def test_unreadable_image_in_a_worker_is_the_same_short_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "d.parquet", [encoded(picture(0, 80, 80)), b"garbage"], [0, 0])
-    with pytest.raises(UsageError, match="row 1 cannot be decoded") as raised:
+    with pytest.raises(UsageError, match="row 1: the image cannot be decoded") as raised:
         batches(open_dataset(path), input_size=(3, 72, 72), workers=1)
     assert "Traceback" not in str(raised.value)
 

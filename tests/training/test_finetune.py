@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_run_is_refused(teacher, tmp_path):
     with pytest.raises(UsageError, match=r"another model, configuration or data"):
         binarize.finetune(binarized(other, teacher), teacher, images(), checkpoint=checkpoint)
     checkpoint.write_bytes(b"damaged")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is damaged or none of binarize"):
         binarize.finetune(binarized(config(), teacher), teacher, images(), checkpoint=checkpoint)
 
 

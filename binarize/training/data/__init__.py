@@ -9,6 +9,7 @@ from binarize.training.data.dataset import (
     Subset,
     TensorImages,
     check_classes,
+    check_labels,
     image_size,
     split_train_val,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "TensorImages",
     "available_splits",
     "check_classes",
+    "check_labels",
     "image_size",
     "make_loader",
     "open_dataset",

@@ -150,6 +150,20 @@ def check_classes(dataset: ImageDataset, num_outputs: int) -> None:
         )
 
 
+def check_labels(dataset: ImageDataset, num_outputs: int) -> None:
+    """Refuse a data set whose labels do not count the model's outputs, to measure accuracy on.
+
+    Fewer classes than outputs are fine only where classes are numbers, as in a part of a data set without names: where
+    they are named, one that is missing gives those behind it another number.
+
+    Raises:
+        UsageError: accuracy would be that of other classes.
+    """
+    numbers = list(dataset.classes) == [str(number) for number in range(len(dataset.classes))]
+    if not (numbers and len(dataset.classes) <= num_outputs):
+        check_classes(dataset, num_outputs)
+
+
 def image_size(dataset: ImageDataset, channels: int, asked: tuple[int, ...] | None = None) -> tuple[int, int, int]:
     """(C, H, W) that a model is to see: as asked, or the data's own if small, so that CIFAR nets need none; else 224.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ def decode(source: bytes | Path | None, where: str) -> Tensor:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 pixels = np.array(_eight_bits(image).convert("RGB"))
     except Exception as error:  # Pillow's many decoders raise many types on damaged data
-        raise UsageError(
-            f"The image {where} cannot be decoded: {error}", layer=where, hint="remove or repair it"
-        ) from error
+        reason = re.sub(r" (<_io\.BytesIO .*>|'.*')$", "", str(error))  # Pillow's name of what `layer` names better
+        raise UsageError(f"the image cannot be decoded: {reason}", layer=where, hint="remove or repair it") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
