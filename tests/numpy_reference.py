@@ -6,6 +6,7 @@ every step the specification names, so results agree with the kernels bit for bi
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -320,16 +321,23 @@ def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_incl
         rows = _taps(i, kernel[0], conv, 0, h)
         for k in range(out_w):
             columns = _taps(k, kernel[1], conv, 1, w)
-            values = [x[:, r, c] for r in rows for c in columns]
-            if mode == "max" and values:
-                y[:, i, k] = np.fmax.reduce([np.full_like(values[0], -np.inf), *values])
-            elif values:
-                total = np.zeros((n, channels), dtype=np.float32)
-                for value in values:
-                    total = total + value
-                count = kernel[0] * kernel[1] if count_include_pad else len(values)
-                y[:, i, k] = total * (np.float32(1) / np.float32(count))
+            values = [[x[:, r, c] for c in columns] for r in rows]
+            if not (rows and columns):
+                continue
+            if mode == "max":
+                y[:, i, k] = np.fmax.reduce([np.full((n, channels), -np.inf, np.float32), *itertools.chain(*values)])
+                continue
+            total = _summed([_summed(row) for row in values])
+            count = kernel[0] * kernel[1] if count_include_pad else len(rows) * len(columns)
+            y[:, i, k] = total * (np.float32(1) / np.float32(count))
     return y.astype(stream)
+
+
+def _summed(values: list[Float]) -> Float:
+    total = np.zeros_like(values[0])
+    for value in values:
+        total = total + value
+    return total
 
 
 def _taps(index: int, kernel: int, conv: Conv, axis: int, size: int) -> list[int]:

@@ -327,6 +327,13 @@ def test_pool_refuses_a_window_larger_than_the_map() -> None:
         session.run(None, {"x": x})
 
 
+def test_the_average_of_a_large_map_is_exact_to_a_few_roundings(isa: str) -> None:
+    """As squeeze-excite behind a stem takes it; a channel that is constant rounds the same way at every addition."""
+    x = np.full((1, 112, 112, 20), 1.0187997, np.float32)
+    got = InferenceSession(pool_model("average", (112, 112), Conv(1), x, False), session_options()).run(None, {"x": x})
+    np.testing.assert_allclose(got[0], x[:, :1, :1], rtol=32 * 2.0**-24)
+
+
 def test_nan_reaches_no_maximum_but_every_average(isa: str) -> None:
     x = np.array([1.0, np.nan, 3.0, np.nan], np.float32).reshape(1, 2, 2, 1)
     for mode, expected in (("max", 3.0), ("average", np.nan)):

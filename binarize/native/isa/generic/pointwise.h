@@ -167,7 +167,7 @@ struct Sum {
   }
 };
 
-// BLOCKS blocks of one output pixel, the last one of `lanes` channels; rows first, then columns.
+// BLOCKS blocks of one output pixel, the last one of `lanes` channels: the rows of the window, then what they gave.
 template <class V, class Op, bool FULL, int BLOCKS, class E>
 BINARIZE_INLINE void PoolBlocks(const PoolJob& job, const PoolWindow& w, size_t channel, size_t lanes, E* y) {
   using Floats = typename V::Floats;
@@ -176,13 +176,18 @@ BINARIZE_INLINE void PoolBlocks(const PoolJob& job, const PoolWindow& w, size_t 
   for (int n = 0; n < BLOCKS; ++n) joined[n] = V::Set(w.start);
   for (size_t r = 0; r < w.rows.count; ++r) {
     const size_t row = (w.rows.start + r * job.dilation_h) * job.map_w + w.columns.start;
+    Floats of_row[BLOCKS];
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) of_row[n] = V::Set(w.start);
     for (size_t c = 0; c < w.columns.count; ++c) {
       const E* x = static_cast<const E*>(job.x) + (row + c * job.dilation_w) * job.channels + channel;
       BINARIZE_UNROLL
       for (int n = 0; n < BLOCKS; ++n) {
-        joined[n] = Op::template Join<V>(joined[n], Read<V, FULL>(x + n * kLanes, lanes));
+        of_row[n] = Op::template Join<V>(of_row[n], Read<V, FULL>(x + n * kLanes, lanes));
       }
     }
+    BINARIZE_UNROLL
+    for (int n = 0; n < BLOCKS; ++n) joined[n] = Op::template Join<V>(joined[n], of_row[n]);
   }
   const Floats factor = V::Set(w.factor);
   BINARIZE_UNROLL

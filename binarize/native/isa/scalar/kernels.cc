@@ -297,6 +297,11 @@ void Activate(const ActivateJob& job) {
   return ActivateElements<Half, Half>(job);
 }
 
+template <bool AVERAGE>
+float Join(float joined, float x) {
+  return AVERAGE ? joined + x : (x > joined ? x : joined);
+}
+
 template <class E, bool AVERAGE>
 void PoolElements(const PoolJob& job) {
   const E* map = static_cast<const E*>(job.x);
@@ -307,11 +312,12 @@ void PoolElements(const PoolJob& job) {
       for (size_t channel = 0; channel < job.channels; ++channel) {
         float joined = w.start;
         for (size_t r = 0; r < w.rows.count; ++r) {
+          float of_row = w.start;
           for (size_t c = 0; c < w.columns.count; ++c) {
             const size_t pixel = (w.rows.start + r * job.dilation_h) * job.map_w + w.columns.start + c * job.dilation_w;
-            const float x = Widen(map[pixel * job.channels + channel]);
-            joined = AVERAGE ? joined + x : (x > joined ? x : joined);
+            of_row = Join<AVERAGE>(of_row, Widen(map[pixel * job.channels + channel]));
           }
+          joined = Join<AVERAGE>(joined, of_row);
         }
         Narrow(AVERAGE ? joined * w.factor : joined, y + channel);
       }
