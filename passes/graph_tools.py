@@ -20,7 +20,9 @@ ADD_TARGETS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 CONV_FUNCTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 
-MUL_TARGETS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+MUL_TARGETS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_"}
+
+DIV_TARGETS = {operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_", "true_divide"}
 
 ACTIVATION_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU,

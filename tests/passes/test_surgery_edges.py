@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import binarize
 from binarize.errors import UsageError
-from binarize.nn import BinaryConv2d, ElasticLink
+from binarize.nn import BinaryConv2d, ElasticLink, RPReLU
 from binarize.training.calibration import calibrate
 
 X = torch.randn(2, 3, 16, 16)
@@ -164,3 +166,49 @@ def test_a_projection_moves_with_the_constants_it_needs() -> None:
     module = binarize.apply(ScaledProjection().eval(), X, recipe="bireal")
     assert {d.layer: d.residual for d in module.report.binarized}["one"] == "projection"  # type: ignore[union-attr]
     assert torch.isfinite(module(X)).all()
+
+
+class Between(nn.Module):
+    """A function of the map between two convs that become binary."""
+
+    def __init__(self, function: Callable[[Tensor, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.gate, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(torch.relu(self.stem(x)))
+        return self.head(self.second(self.function(y, self.gate)).mean((2, 3)))
+
+
+def _squeezed(y: Tensor, gate: nn.Module) -> Tensor:
+    return gate(y.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (lambda y, gate: y * F.relu6(y + 3) / 6, True),
+        (lambda y, gate: y * F.hardtanh(y + 3, 0.0, 6.0).div(6), True),
+        (lambda y, gate: y * (F.relu6(_squeezed(y, gate) + 3) / 6), True),
+        (lambda y, gate: y * (torch.clamp(_squeezed(y, gate) + 3, 0, 6) / 6), True),
+        (lambda y, gate: y / y.norm(dim=1, keepdim=True).clamp(min=1e-3), True),
+        (lambda y, gate: y / (1 + F.relu(y).sum(1, keepdim=True)), True),
+        (lambda y, gate: y.clamp(min=1e-6).sqrt(), True),
+        (lambda y, gate: F.relu6(y), False),
+        (lambda y, gate: y.clamp(0, 6), False),
+        (lambda y, gate: F.relu(y) / 2, False),
+        (lambda y, gate: (lambda r: r * torch.sigmoid(_squeezed(r, gate)))(F.relu6(y)), False),
+    ],
+    ids=[
+        "hard swish", "by hardtanh", "hard sigmoid of a gate", "the same by clamp", "norm", "sum as a divisor",
+        "root", "relu6", "clamp", "halved", "scaled by its own gate",
+    ],
+)  # fmt: skip
+def test_clips_that_give_no_features_stay(function: Callable[[Tensor, nn.Module], Tensor], kept: bool) -> None:
+    """A gate that lost its bounds made a square of a hard swish; a divisor that lost them was 0 on a dead map."""
+    binary = binarize.apply(Between(function).eval(), torch.randn(2, 3, 8, 8))
+    assert {"first", "second"} <= {decision.layer for decision in binary.report.binarized}
+    replaced = [name for name, module in binary.named_modules() if isinstance(module, RPReLU)]
+    assert len(replaced) == (1 if kept else 2), binary.code  # one is the stem's
