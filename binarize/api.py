@@ -246,7 +246,12 @@ def export(
         return report
     progress(ProgressEvent("exporting", 0, 3))
     config = Config().updated(report.config)
-    lowered = lower(module, inputs, config)
+    try:
+        lowered = lower(module, inputs, config)
+    except UnsupportedModelError as error:
+        if report.untraced:
+            error.message += f"; its code was not traced either: {report.untraced[0]}"
+        raise
     if lowered.takes_one_batch_size:
         report.results["fixed_batch"] = len(inputs[0])
     progress(ProgressEvent("exporting", 1, 3))

@@ -164,6 +164,8 @@ class Report:
             lines.append(f"{departure}: {len(layers)}: {_some(layers)}")
         for reason, count in Counter(d.reason for d in self.kept).items():
             lines.append(f"kept float: {count} ({reason}): {_some([d.layer for d in self.kept if d.reason == reason])}")
+        if self.untraced:
+            lines.append(f"not traced as one graph, so a folder of parts holds it: {self.untraced[0]}")
         if self.float_linear_macs:
             lines.append(
                 f"not counted: linear layers on feature maps, {self.float_linear_share:.1%} of all "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -223,7 +224,9 @@ def test_what_no_export_can_hold_is_refused_in_one_sentence(tmp_path: Path, capf
             return self.head(-y if float(y.sum()) > 1e9 else y)
 
     module = binarize.apply(Moody().eval(), torch.randn(2, 3, 16, 16))
-    with pytest.raises(UnsupportedModelError, match=r"torch\.export cannot represent the model"):
+    line = r"Moody: .* at .*test_odd_models\.py:\d+ \(return self\.head\("
+    assert re.search(f"a folder of parts holds it: {line}", module.report.summary())  # type: ignore[union-attr]
+    with pytest.raises(UnsupportedModelError, match=rf"torch\.export cannot represent the model.*{line}"):
         binarize.export(module, tmp_path / "moody.onnx")
     said = capfd.readouterr()
     assert not said.out and not said.err
