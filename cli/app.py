@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -42,12 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mend_streams() -> None:
-    """Streams that take every character, and do so where the caller has closed them, as daemons do."""
+    """Streams that take every character, and do so where the caller has closed them, as daemons do.
+
+    Where the locale has no UTF-8 the bytes of a file's name come out as they came in, so that a command can be copied.
+    """
+    codecs.register_error("binarize", _as_it_came)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for the life of the process)
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="binarize")
+
+
+def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A byte that Python could not decode as that byte, any other character as a question mark."""
+    assert isinstance(error, UnicodeEncodeError)
+    error.end = error.start + 1
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("replace")(error)
 
 
 def build_app() -> typer.Typer:

@@ -151,3 +151,11 @@ def test_an_output_that_takes_nothing(arguments: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     closed = subprocess.run(["bash", "-c", f"{program} >&-"], cwd=tmp_path, capture_output=True, text=True)
     assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_a_name_comes_out_as_it_came_where_the_locale_knows_no_such_letters(tmp_path: Path) -> None:
+    program = f'{sys.executable} -c "import sys; from binarize.cli.app import main; sys.exit(main())" inspect'
+    plain = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run(["bash", "-c", f"{program} 'mod\u00e8le.pt'"], cwd=tmp_path, capture_output=True, env=plain)
+    assert ran.returncode == 2
+    assert "mod\u00e8le.pt".encode() in ran.stderr
