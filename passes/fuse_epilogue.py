@@ -24,12 +24,14 @@ from binarize.passes.lower_tools import (
     Fused,
     add_constant,
     constant,
+    drop_origin,
     fake_value,
     is_permute,
     item_of,
     permute,
     producer_of,
     set_constant,
+    take_origin,
     tensor_of,
 )
 
@@ -80,7 +82,7 @@ def _fuse_one(graph_module: GraphModule, fused: Fused) -> bool:
     for step in _STEPS:
         replaced = step(graph_module, fused, value, user)
         if replaced is not None:
-            fused.node.meta["origin"] = replaced.meta.get("origin", replaced.name)
+            take_origin(fused.node, replaced)
             _take_place_of(replaced, user, (fused.node, y, value))
             return True
     return False
@@ -243,7 +245,7 @@ def _multiply(graph_module: GraphModule, fused: Fused, factor: Tensor, offset: T
         source = _own_residual(fused)
         assert source is not None
         _multiply(graph_module, source, factor, torch.zeros(1))
-        source.node.meta.pop("origin", None)
+        drop_origin(source.node)
 
 
 def _only_output(norm: Node) -> Node:
@@ -283,7 +285,7 @@ def _absorb_residual(graph_module: GraphModule, fused: Fused, value: Node, user:
         own: Any = fused["residual"]
         for node in (host.node, own.args[0].args[0], own.args[0], own):  # to where `other` exists
             user.prepend(node)
-        host.node.meta.pop("origin", None)
+        drop_origin(host.node)
     host.update(residual=residual)
     return user
 

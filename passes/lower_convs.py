@@ -19,6 +19,7 @@ from binarize.passes.lower_tools import (
     constant,
     permute,
     set_value_like,
+    take_origin,
 )
 
 
@@ -59,6 +60,6 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
     set_value_like(y, node, lambda v: v.permute(TO_NHWC))
     conv.meta["layer"] = name
     conv.meta["path"] = path
-    conv.meta["origin"] = node.name
+    take_origin(conv, node)
     node.replace_all_uses_with(permute(graph_module, y, TO_NCHW, node))
     graph.erase_node(node)

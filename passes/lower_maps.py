@@ -18,7 +18,7 @@ from binarize.passes.layout_rules import (
     rank_of,
     rule_for,
 )
-from binarize.passes.lower_tools import POOL, add_constant, permute, set_value_like, tensor_of
+from binarize.passes.lower_tools import POOL, add_constant, permute, set_value_like, take_origin, tensor_of
 
 
 class LowerMaps:
@@ -42,7 +42,7 @@ def _rewrite(graph_module: GraphModule, node: Node) -> None:
         with graph_module.graph.inserting_before(node):
             result = graph_module.graph.call_function(target, args, kwargs)
         if target is POOL:
-            result.meta["origin"] = node.name
+            take_origin(result, node)
     if node.target in SPLITS:
         for item in list(node.users):
             with graph_module.graph.inserting_before(item):

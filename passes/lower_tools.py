@@ -69,6 +69,22 @@ def fake_value(node: Node) -> Any:
     return node.meta.get("val")
 
 
+def origin_of(node: Node) -> str | None:
+    """The name of the node of the trained model's graph whose value `node` has, if one has it."""
+    origin: str | None = node.meta.get("origin")
+    return origin
+
+
+def take_origin(node: Node, replaced: Node) -> None:
+    """`node` now has the value of `replaced`, whose place it takes."""
+    node.meta["origin"] = origin_of(replaced)
+
+
+def drop_origin(node: Node) -> None:
+    """`node` now has a value that the trained model has nowhere."""
+    node.meta.pop("origin", None)
+
+
 def permute(graph_module: GraphModule, node: Node, dims: list[int], before: Node) -> Node:
     """`node.permute(dims)`, inserted before `before`."""
     with graph_module.graph.inserting_before(before):

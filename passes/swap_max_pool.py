@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN, slope_of
-from binarize.passes.lower_tools import set_value_like
+from binarize.passes.lower_tools import set_value_like, take_origin
 
 
 class SwapMaxPool:
@@ -42,7 +42,7 @@ def _swap(graph_module: GraphModule, pool: Node) -> None:
         second = graph_module.graph.call_function(activation.target, (first, *activation.args[1:]))  # type: ignore
     for node in (first, second):
         set_value_like(node, pool, lambda v: v)
-    second.meta["origin"] = pool.meta.get("origin", pool.name)
+    take_origin(second, pool)  # the pool of what is not yet activated has none
     pool.replace_all_uses_with(second)
     graph_module.graph.erase_node(pool)
     graph_module.graph.erase_node(activation)

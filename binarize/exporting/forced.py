@@ -11,7 +11,17 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from binarize.lowering import Lowered
 from binarize.nn.ops import pack, squeezed_link
-from binarize.passes.lower_tools import ACTIVATE_LINK, ARGUMENTS, PACK, POOL, TO_NHWC, Fused, constant, producer_of
+from binarize.passes.lower_tools import (
+    ACTIVATE_LINK,
+    ARGUMENTS,
+    PACK,
+    POOL,
+    TO_NHWC,
+    Fused,
+    constant,
+    origin_of,
+    producer_of,
+)
 
 
 def packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
@@ -77,9 +87,10 @@ class Forced(Recorder):
         if n.target is PACK:
             x, threshold = self.packed[n.name]
             return pack(self.true_value(x.name), threshold)
-        if not is_forced(n):
+        origin = origin_of(n) if is_forced(n) else None
+        if origin is None:
             return super().compute(n)
-        value = self.true_value(n.meta["origin"])
+        value = self.true_value(origin)
         if n.target is POOL:
             return value
         threshold = n.meta["threshold"] if "threshold" in n.meta else Fused(n).value("next_threshold")
@@ -101,7 +112,7 @@ def maker_of(value: Any) -> Node:
 
 def is_forced(node: Node) -> bool:
     """Whether the trained model has a value for this operator; a pool that changed places with its input has none."""
-    return "origin" in node.meta and node.target in {*ARGUMENTS, POOL}
+    return origin_of(node) is not None and node.target in {*ARGUMENTS, POOL}
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -25,7 +25,7 @@ from binarize.exporting.emit import own_nodes
 from binarize.exporting.forced import Forced, Recorder, is_forced, packed_maps, tensors_of
 from binarize.lowering import Lowered, float_inputs
 from binarize.nn.ops import unpack_signs
-from binarize.passes.lower_tools import ACTIVATE, ACTIVATE_LINK, PACK, PACKED_CONV, POOL, Fused
+from binarize.passes.lower_tools import ACTIVATE, ACTIVATE_LINK, PACK, PACKED_CONV, POOL, Fused, origin_of
 from binarize.runtime import InferenceSession, active_isa
 
 
@@ -105,7 +105,7 @@ def verify(
     """
     inputs = float_inputs(inputs)
     packed = packed_maps(lowered)
-    origins = {n.meta["origin"] for n in lowered.fused.graph.nodes if is_forced(n)}
+    origins = {origin for n in lowered.fused.graph.nodes if is_forced(n) and (origin := origin_of(n))}
     truth = Recorder(lowered.original, origins.union(x.name for x, _ in packed.values()))
     outputs = tensors_of(truth.run(*inputs))
     fused = Forced(lowered.fused, truth.values, packed)

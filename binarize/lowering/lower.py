@@ -65,7 +65,7 @@ class Lowered:
 
     Attributes:
         original: one node per layer, plain floats; every value of the trained model can be read off it.
-        fused: packed and fused; a packed conv's `meta["origin"]` names the node of `original` it computes.
+        fused: packed and fused; `meta["origin"]` of a node names the one of `original` that has its value, if one has.
         passes: a line per lowering pass.
         shapes: `torch.export`'s description of which dimensions of the inputs may differ.
     """
@@ -106,10 +106,18 @@ def lower(
         shapes = tuple({} for _ in example_inputs)
         original = functional_graph(module, example_inputs, shapes)
     context = PassContext(config or Config())
-    fused, done = run_passes(LOWERING_PASSES, copy.deepcopy(original), context)
+    fused, done = run_passes(LOWERING_PASSES, _copy(original), context)
     return Lowered(
         original, _lean(fused, context).eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes
     )
+
+
+def _copy(original: GraphModule) -> GraphModule:
+    """`original` for passes to change: what they keep or replace has its origin, what they make has none."""
+    graph_module = copy.deepcopy(original)
+    for node in graph_module.graph.nodes:
+        node.meta["origin"] = node.name
+    return graph_module
 
 
 def _lean(graph_module: GraphModule, context: PassContext) -> GraphModule:

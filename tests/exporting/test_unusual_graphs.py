@@ -102,6 +102,38 @@ class SharedConv(Nested):
         return x
 
 
+class PoolBehindSqueezeExcite(Nested):
+    """SE-ResNet: a pool of what a sum was activated to, and no conv takes that activation in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(16, 16, 1), nn.Sigmoid())
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(F.max_pool2d(F.relu(y * self.gate(y) + x), 2))
+
+
+class PoolBehindBranches(Nested):
+    """Inception: a pool of joined branches, activated together."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = torch.cat((self.first(x), self.second(x)), 1)
+        return self.second(F.max_pool2d(F.relu(x), 3, 2)[:, :16])
+
+
+class PoolBehindNorm(Nested):
+    """DenseNet: norm, activation and pool of joined maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.pool = nn.BatchNorm2d(32), nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.norm(torch.cat((self.first(x), x), 1))))
+        return self.second(x[:, 8:24])
+
+
 def halve(sizes: list[int]) -> list[int]:
     """Video Swin: a function that is called whole, and writes into the list that it is given."""
     sizes[0] //= 2
@@ -127,6 +159,9 @@ class WritesToConstants(Nested):
         HeadsFromChannels,
         ChunksTheBatch,
         SharedConv,
+        PoolBehindSqueezeExcite,
+        PoolBehindBranches,
+        PoolBehindNorm,
         WritesToConstants,
     ],
     ids=lambda kind: kind.__name__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from binarize import api
 from binarize.exporting import emit, verify
 from binarize.lowering import Lowered, lower
 from binarize.nn import RPReLU
-from binarize.passes.lower_tools import PACKED_CONV, PERMUTE
+from binarize.passes.lower_tools import ACTIVATE, PACKED_CONV, PERMUTE, POOL, origin_of
 from binarize.runtime import InferenceSession
 from binarize.runtime.library import DOMAIN
 from tests.models import BasicBlock, PreActivation, SqueezeExcite, conv_bn, randomized
@@ -232,6 +233,25 @@ def test_a_stem_pools_before_its_activation_and_changes_layout_behind_both() -> 
         next(m for m in module.modules() if isinstance(m, RPReLU)).slope[3] = -0.5
     falling = [node.op_type for node in emit(lower(module, (X,)), (X,)).graph.node]
     assert falling[:4] == ["Conv", "Transpose", "Activate", "MaxPool"], "a falling activation must see every pixel"
+
+
+def test_a_pool_that_changed_places_with_its_activation_has_no_equal_and_the_activation_is_compared() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(48)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(F.relu(self.norm(torch.cat([x, x.sigmoid()], 1))), 2)
+
+    result = lower(binarize.apply(Between(Joined(), 48), X).eval(), (X,))
+    pooled, activated = (
+        next(n for n in result.fused.graph.nodes if n.target is target and n.args[0].target is source)
+        for target, source in ((POOL, operator.getitem), (ACTIVATE, POOL))
+    )
+    assert origin_of(pooled) is None and origin_of(activated) == "max_pool2d"
+    proof = verify(result, emit(result, (X,)), (X,))
+    assert proof.failures == []
 
 
 def test_pre_activation_blocks_are_one_activation_per_conv() -> None:
