@@ -30,10 +30,12 @@ class Rule:
         fits: whether this very node can be written so.
         rewrite: the calls to make instead, in order; `Previous` stands for the result of the call before. An empty
             list means the operand itself.
+        broadcasts: whether the node's constants meet the map's axes; others, such as indices, have no layout.
     """
 
     fits: Callable[[Node], bool]
     rewrite: Callable[[Node], list[Call]]
+    broadcasts: bool = False
 
 
 class Previous:
@@ -346,8 +348,9 @@ def _first(*rules: Rule) -> Rule:
 SPLITS = {ATEN.split.Tensor, ATEN.split_with_sizes.default}
 """Operators with a list of maps as result; their rule speaks for each of its items."""
 _TRANSPOSES = (ATEN.transpose.int, ATEN.permute.default)
+_POINTWISE = Rule(_is_elementwise, _same_call, broadcasts=True)
 _RULES: dict[Any, Rule] = {
-    ATEN.clone.default: Rule(_is_elementwise, _same_call),
+    ATEN.clone.default: _POINTWISE,
     ATEN.cat.default: _with_axis(1),
     ATEN.slice.Tensor: _with_axis(1),
     ATEN.index_select.default: Rule(lambda node: is_map(node.args[0]), _with_axis(1).rewrite),
@@ -362,8 +365,6 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((ATEN.upsample_nearest2d.vec, ATEN.upsample_nearest2d.default), Rule(_is_zoom, _zoom)),
     **dict.fromkeys((ATEN.constant_pad_nd.default, ATEN.pad.default), Rule(_pads_map, _pad)),
 }
-_POINTWISE = Rule(_is_elementwise, _same_call)
-
 
 MOVES = {
     *SPLITS,

@@ -35,10 +35,11 @@ class LowerMaps:
 def _rewrite(graph_module: GraphModule, node: Node) -> None:
     rule = rule_for(node)
     assert rule is not None
-    result = _operand(graph_module, node.all_input_nodes[0], node)
+    operand = _broadcast_operand if rule.broadcasts else _operand
+    result = operand(graph_module, node.all_input_nodes[0], node)
     for target, args, kwargs in rule.rewrite(node):
         args = _replace(args, Previous, result)
-        args = map_arg(args, lambda a: _operand(graph_module, a, node))
+        args = map_arg(args, lambda a: operand(graph_module, a, node))
         with graph_module.graph.inserting_before(node):
             result = graph_module.graph.call_function(target, args, kwargs)
         if target is POOL:
@@ -64,15 +65,18 @@ def _put(graph_module: GraphModule, result: Node, node: Node) -> None:
 
 
 def _operand(graph_module: GraphModule, operand: Node, before: Node) -> Node:
-    """`operand` channels-last, a constant by the axes it is broadcast along; what has no layout stays."""
-    rank = rank_of(before)
+    """`operand` channels-last; what has no layout stays."""
+    return permute(graph_module, operand, channels_last(rank_of(operand)), before) if is_map(operand) else operand
+
+
+def _broadcast_operand(graph_module: GraphModule, operand: Node, before: Node) -> Node:
+    """`operand` channels-last, a constant by the axes that it is broadcast along."""
     value = tensor_of(operand)
-    if value is not None and value.dim() > 0 and rank >= 4:
-        whole = value.reshape([1] * (rank - value.dim()) + list(value.shape))
-        return add_constant(graph_module, f"{before.name}_constant", whole.permute(channels_last(rank)), before)
-    if is_map(operand):
-        return permute(graph_module, operand, channels_last(rank_of(operand)), before)
-    return operand
+    if value is None or value.dim() == 0:
+        return _operand(graph_module, operand, before)
+    rank = rank_of(before)
+    whole = value.reshape([1] * (rank - value.dim()) + list(value.shape))
+    return add_constant(graph_module, f"{before.name}_constant", whole.permute(channels_last(rank)), before)
 
 
 def _replace(arguments: Any, old: Any, new: Any) -> Any:

@@ -75,6 +75,17 @@ class ReluBefore(nn.Module):
         return F.leaky_relu(x + F.max_pool2d(x, 3, 1, 1), 0.1) + x
 
 
+class Reordered(nn.Module):
+    """A permutation of channels that a pretrained net keeps as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.order)
+
+
 MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "nothing": (nn.Identity, 24),
     "batch norm": (lambda: nn.Sequential(nn.BatchNorm2d(24), nn.PReLU(24)), 24),
@@ -85,6 +96,7 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "adaptive pooling": (lambda: nn.AdaptiveAvgPool2d(4), 24),
     "concatenation": (lambda: _Apply(lambda x: torch.cat([x, F.avg_pool2d(x, 3, 1, 1)], 1)), 48),
     "shuffle": (Shuffle, 24),
+    "channels by number": (Reordered, 24),
     "slices": (lambda: _Apply(lambda x: x[:, 8:] - x[:, :16]), 16),
     "squeeze-excite": (lambda: SqueezeExcite(24), 24),
     "linear gate": (lambda: LinearGate(24), 24),
