@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ATEN, BATCH_NORMS
 from binarize.passes.layout_rules import SPLITS, is_map, rule_for, size_of
-from binarize.passes.lower_activations import is_activation
+from binarize.passes.lower_activations import fits_activate
 from binarize.passes.lower_tools import ACTIVATE, OPS, PACK, PACKED_CONV, POOL, TO_NCHW, TO_NHWC, is_permute
 
 _LAST, _FIRST = "channels last", "channels first"
@@ -56,7 +56,7 @@ def _place(node: Node) -> Any:
         assert isinstance(source, Node)
         place = _place(source)
         return node if place is source else place
-    either = (is_activation(node) or rule_for(node) is not None) and not _belongs_to_float_conv(node)
+    either = (fits_activate(node) or rule_for(node) is not None) and not _belongs_to_float_conv(node)
     return node if either else _FIRST
 
 

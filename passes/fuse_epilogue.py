@@ -192,13 +192,10 @@ def _fold_batch_norm(graph_module: GraphModule, fused: Fused, value: Node, user:
     """`BN(t) = t * g/sigma + (b - mean * g/sigma)`: folds into scale, bias and gamma."""
     if user.target not in BATCH_NORMS or not _is_linear(fused):
         return None
-    parameters = [constant(n) if isinstance(n, Node) else None for n in user.args[1:5]]
-    weight, bias, mean, variance = parameters
-    assert mean is not None and variance is not None
-    epsilon = next(float(a) for a in reversed(user.args) if isinstance(a, float))
-    factor = torch.rsqrt(variance.double() + epsilon) * (1 if weight is None else weight.double())
-    offset = (0 if bias is None else bias.double()) - mean.double() * factor
-    _multiply(graph_module, fused, factor, offset)
+    norm = norm_of(user)
+    if norm is None:
+        return None
+    _multiply(graph_module, fused, *norm)
     if user.target is ATEN._native_batch_norm_legit_no_training.default:
         return _only_output(user)
     return user
@@ -292,12 +289,10 @@ def _absorb_residual(graph_module: GraphModule, fused: Fused, value: Node, user:
 
 def _absorb_activation(graph_module: GraphModule, fused: Fused, value: Node, user: Node) -> Node | None:
     """RPReLU, ReLU, leaky ReLU and PReLU; RPReLU's first shift goes into the bias, before all else is added to it."""
-    slope = slope_of(user) if user.target in ACTIVATIONS else None
-    if slope is None:
+    activation = rprelu_of(user)
+    if activation is None:
         return None
-    shift_in = shift_out = torch.zeros(1)
-    if user.target is OPS.rprelu.default:
-        shift_in, shift_out = constant(user.args[1]), constant(user.args[3])  # type: ignore[arg-type]
+    shift_in, slope, shift_out = activation
     set_constant(graph_module, fused, "bias", fused.value("bias").double() - shift_in.double())
     set_constant(graph_module, fused, "slope", slope)
     set_constant(graph_module, fused, "shift", shift_out)
@@ -328,12 +323,37 @@ def _other_operand(user: Node, value: Node, target: Any = ATEN.add.Tensor) -> No
     return other if kind.is_floating_point else None
 
 
-def slope_of(activation: Node) -> Tensor | None:
-    """The factor of one of `ACTIVATIONS` below 0, `[C]` or of one element; None if it is computed."""
-    if activation.target is ATEN.relu.default:
-        return torch.zeros(1)
-    if activation.target is ATEN.leaky_relu.default:
-        return torch.tensor([float(activation.args[1]) if len(activation.args) > 1 else 0.01])  # type: ignore[arg-type]
-    slope: Any = activation.args[2 if activation.target is OPS.rprelu.default else 1]
-    value = tensor_of(slope)
-    return None if value is None else value.flatten()
+def norm_of(node: Node) -> tuple[Tensor, Tensor] | None:
+    """Factor and offset per channel of a batch norm; None if `node` is none, or one whose numbers are computed."""
+    if node.target not in BATCH_NORMS:
+        return None
+    defaults = (torch.ones(1), torch.zeros(1), None, None)
+    operands: Any = zip(node.args[1:5], defaults, strict=True)
+    weight, bias, mean, variance = (default if n is None else tensor_of(n) for n, default in operands)
+    if weight is None or bias is None or mean is None or variance is None:
+        return None
+    epsilon = next(float(a) for a in reversed(node.args) if isinstance(a, float))
+    factor = torch.rsqrt(variance.double() + epsilon) * weight.double()
+    return factor, bias.double() - mean.double() * factor
+
+
+def rprelu_of(node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
+    """First shift, slope and second shift of an activation, each `[C]` or of one element.
+
+    None if `node` is not one of `ACTIVATIONS`, or one whose numbers are computed.
+    """
+    if node.target not in ACTIVATIONS:
+        return None
+    shift_in: Tensor | None = torch.zeros(1)
+    slope: Tensor | None = torch.zeros(1)
+    shift_out: Tensor | None = torch.zeros(1)
+    operands: Any = node.args[1:]
+    if node.target is OPS.rprelu.default:
+        shift_in, slope, shift_out = map(tensor_of, operands)
+    elif node.target is ATEN.leaky_relu.default:
+        slope = torch.tensor([float(operands[0]) if operands else 0.01])
+    elif node.target is not ATEN.relu.default:
+        slope = tensor_of(operands[0])
+    if shift_in is None or slope is None or shift_out is None:
+        return None
+    return shift_in, slope.flatten(), shift_out

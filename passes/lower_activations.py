@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN, BATCH_NORMS, fuse_epilogue, is_gate
+from binarize.passes.fuse_epilogue import ATEN, fuse_epilogue, is_gate, norm_of, rprelu_of
 from binarize.passes.layout_rules import is_map, rank_of, shape_of
 from binarize.passes.lower_tools import (
     ACTIVATE,
@@ -31,21 +31,21 @@ class LowerActivations:
     def run(self, graph_module: GraphModule, context: PassContext) -> PassResult:
         changed = 0
         for node in list(graph_module.graph.nodes):
-            if not node._erased and node.meta.get("channels_last") and is_activation(node):
+            if not node._erased and node.meta.get("channels_last") and fits_activate(node):
                 _lower(graph_module, node)
                 changed += 1
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
 
 
-def is_activation(node: Node) -> bool:
-    """Whether `node` is a step that `activate` can compute."""
-    if not node.all_input_nodes or rank_of(node.all_input_nodes[0]) != 4:
-        return False
-    if node.target in BATCH_NORMS | ACTIVATIONS:
-        return True
+def fits_activate(node: Node) -> bool:
+    """Whether `node` is a step that a neutral `activate` takes in."""
     maps = [a for a in node.args if isinstance(a, Node) and is_map(a)]
-    if len(maps) != 2 or node.kwargs or not all(fake_value(a).dtype.is_floating_point for a in maps):
+    if not maps or not all(rank_of(a) == 4 and fake_value(a).dtype.is_floating_point for a in maps):
+        return False
+    if norm_of(node) is not None or rprelu_of(node) is not None:
+        return True
+    if len(maps) != 2 or node.kwargs:
         return False
     if node.target is ATEN.add.Tensor:
         return maps[0] is not maps[1] and shape_of(maps[0]) == shape_of(maps[1])

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.fuse_epilogue import ACTIVATIONS, ATEN, slope_of
+from binarize.passes.fuse_epilogue import ATEN, rprelu_of
 from binarize.passes.lower_tools import set_value_like, take_origin
 
 
@@ -25,12 +25,10 @@ class SwapMaxPool:
 
 
 def _fits(activation: Node) -> bool:
-    if activation.target not in ACTIVATIONS or len(activation.users) != 1:
+    if len(activation.users) != 1 or activation.target is ATEN.relu.default:  # ONNX Runtime takes that into the conv
         return False
-    if activation.target is ATEN.relu.default:
-        return False  # ONNX Runtime takes it into the conv
-    slope = slope_of(activation)
-    return slope is not None and bool(torch.all(slope >= 0))
+    rprelu = rprelu_of(activation)
+    return rprelu is not None and bool(torch.all(rprelu[1] >= 0))
 
 
 def _swap(graph_module: GraphModule, pool: Node) -> None:

@@ -168,6 +168,39 @@ def test_a_pool_with_a_divisor_of_its_own(kernel: int | tuple[int, int], padding
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+class Functional(nn.Module):
+    """Calls a layer's function with numbers that it computes each time."""
+
+    def __init__(self, between: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = conv_bn(3, 16), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+        self.weight, self.between = nn.Parameter(torch.randn(16)), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.between(self.conv(x) + x, self.weight)
+        return self.head(self.conv(self.between(self.conv(x), self.weight)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("stream", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x, w: F.prelu(x, w.abs()),
+        lambda x, w: F.batch_norm(x, w, w.exp(), w + 1, w),
+        lambda x, w: F.batch_norm(x, x.mean((0, 2, 3)), x.var((0, 2, 3)), None, w),
+        lambda x, w: x + F.relu((3 * x).long()),
+    ],
+    ids=["slopes", "norm", "norm of the batch", "activated integers"],
+)
+def test_numbers_of_a_layer_may_be_computed(between: Callable[..., Tensor], stream: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = binarize.Config().with_settings([f"export.stream={stream}"])
+    found, wanted, _ = exported(Functional(between), tmp_path / "m.onnx", torch.randn(2, 3, 12, 12), config=config)
+    tolerance = 1e-3 if stream == "float32" else 2e-2
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
 def test_a_model_of_random_answers_is_refused_for_that(tmp_path: Path) -> None:
     model = BetweenConvs(lambda x: F.dropout(x, 0.5, training=True))
     with pytest.raises(UnsupportedModelError, match="two runs of the model on equal inputs") as refused:
