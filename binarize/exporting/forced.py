@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from binarize.errors import VerificationError
 from binarize.lowering import Lowered
 from binarize.nn.ops import pack, squeezed_link
 from binarize.passes.lower_tools import (
@@ -33,15 +34,27 @@ def packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
 
 
 class Recorder(Interpreter):
-    """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB."""
+    """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB.
+
+    Raises:
+        VerificationError: names the node that cannot be run.
+    """
 
     def __init__(self, graph_module: GraphModule, wanted: set[str]) -> None:
         super().__init__(graph_module)
+        self.extra_traceback = False
         self.wanted = wanted
         self.values: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
-        value = self.compute(n)
+        try:
+            value = self.compute(n)
+        except Exception as error:
+            raise VerificationError(
+                f"the proof cannot run {n.target}: {type(error).__name__}: {error}",
+                layer=n.name,
+                hint="unless memory ran out, this is a bug of binarize; please report it with the model",
+            ) from error
         if n.name in self.wanted:
             self.values[n.name] = value
         return value

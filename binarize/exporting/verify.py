@@ -225,14 +225,31 @@ def _run_forced(
         else:
             result.values += value.size
             allowed = np.maximum(item.tolerance, 1e-30)
-            difference = np.abs(value.astype(np.float32) - item.value.astype(np.float32))
-            result.note(item.node, float((difference / allowed).max()))
+            result.note(item.node, float((_differences(item.value, value) / allowed).max()))
     half = any(item.value.dtype == np.float16 for item in forced)
     tolerance = STREAM_TOLERANCE if half else FLOAT_TOLERANCE
     for output, value in zip(outputs, got, strict=False):
-        difference = float(np.abs(output.numpy() - value).max()) / max(float(output.abs().max()), 1e-30)
+        difference = _relative_difference(output.numpy(), value)
         result.output_difference = max(result.output_difference, difference)
         result.note("output", difference / tolerance)
+
+
+def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
+    """How far apart outputs are: of floats the share of their largest value, of classes and masks that of all elements.
+
+    Where a rounding falls on the other side of a limit, all of a whole number is different.
+    """
+    if wanted.dtype.kind not in "fc":
+        return float((wanted != found).mean()) if wanted.size else 0.0
+    largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=1e-30)
+    return float(_differences(wanted, found).max(initial=0.0) / largest)
+
+
+def _differences(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Of floats, element by element; equal infinities, which a mask is made of, are equal."""
+    equal = wanted == found
+    first, second = (np.where(equal, 0, values).astype(np.float32) for values in (wanted, found))
+    return np.abs(first - second)
 
 
 def _compare_bits(item: _Expected, value: np.ndarray, result: Verification) -> None:

@@ -299,6 +299,15 @@ def test_the_proof_finds_one_wrong_number(which, stream, request):
         verify(lowered, broken, (X,))
 
 
+def test_a_node_that_the_proof_cannot_run_is_named():
+    lowered = lower(prepared(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 8, 1))), (X,))
+    model = emit(lowered, (X,))
+    lowered.original.graph.output_node().prepend(lowered.original.graph.create_node("call_function", torch.det, (0,)))
+    with pytest.raises(VerificationError, match=r"the proof cannot run .*det.*: TypeError") as refused:
+        verify(lowered, model, (X,))
+    assert refused.value.layer == "det" and "tlparse" not in str(refused.value)
+
+
 def test_bits_that_rounding_decides_are_those_of_the_trained_model():
     """Thresholds between a float map and its twin that rounds otherwise: bits may differ, accumulators behind not."""
     module = prepared(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 8, 1)))

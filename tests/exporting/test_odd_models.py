@@ -168,6 +168,45 @@ def test_a_pool_with_a_divisor_of_its_own(kernel: int | tuple[int, int], padding
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+class Masked(nn.Module):
+    def __init__(self, mask: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.mask = Averaged(1), mask
+
+    def forward(self, x: Tensor) -> object:
+        return self.mask(self.net(x))
+
+
+@pytest.mark.parametrize("stream", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda y: (y, y > 0),
+        lambda y: y > 0.1,
+        lambda y: y.argmax(1),
+        lambda y: torch.cat([y, torch.full_like(y, -torch.inf)], 1),
+        lambda y: y.masked_fill(y < 0, torch.inf),
+        lambda y: (y, y[:, :0]),
+    ],
+    ids=["values and mask", "mask", "classes", "nothing but impossible classes", "some infinite", "empty"],
+)
+def test_outputs_may_be_masks_classes_and_infinite(
+    mask: Callable[[Tensor], object], stream: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    config = binarize.Config().with_settings([f"export.stream={stream}"])
+    module = binarize.apply(Masked(mask).eval(), x, config=config).eval()
+    report = binarize.export(module, tmp_path / "m.onnx", x)
+    assert report.results["verification"]["output_difference"] < 1e-3
+    found = binarize.InferenceSession(tmp_path / "m.onnx").run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        wanted = [y.numpy() for y in torch.utils._pytree.tree_leaves(module(x))]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
 class Functional(nn.Module):
     """Calls a layer's function with numbers that it computes each time."""
 
