@@ -306,11 +306,14 @@ def _pooling(describe: Callable[[Node], _Pool | None]) -> Rule:
 
 
 def _is_zoom(node: Node) -> bool:
-    """Nearest upsampling by whole factors."""
+    """Nearest upsampling by whole factors; by 3.2, three pixels become nine, too, but not three each."""
     if not is_fixed(node.args[0]) or not is_fixed(node):
         return False
     before, after = shape_of(node.args[0])[2:], shape_of(node)[2:]
-    return all(b % a == 0 for a, b in zip(before, after, strict=True))
+    given = _flat(node.args[2:])
+    factors = given if len(given) == len(after) else [None] * len(after)
+    sides = zip(before, after, factors, strict=True)
+    return all(b % a == 0 and factor in (None, b // a) for a, b, factor in sides)
 
 
 def _zoom(node: Node) -> list[Call]:

@@ -25,7 +25,7 @@ Shapes = tuple[dict[int, object], ...]
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 ATTENTION_RANK = 4
 _AVERAGE_POOLS = {torch.ops.aten.avg_pool2d.default: 2, torch.ops.aten.avg_pool3d.default: 3}
-_POOL_DEFAULTS: tuple[Any, ...] = ([], 0, False, True, None)
+_POOL_DEFAULTS: tuple[Any, ...] = ([], [0], False, True, None)
 """Stride, padding, ceiling mode, whether padding counts, divisor."""
 
 IN_PARTS = "name a folder instead of an .onnx file: a model that is not one graph is then exported in parts"
@@ -209,21 +209,47 @@ def _flatten_attention(graph_module: GraphModule) -> None:
 def _average_by_window(graph_module: GraphModule) -> None:
     """A pool with a divisor of its own becomes an average over whole windows and a factor: the exporter drops it.
 
-    With a ceiling its last windows are smaller in ways of their own; the proof then refuses the file.
+    With a ceiling the last windows end in zeros that are put behind the map.
     """
     for target, dims in _AVERAGE_POOLS.items():
         for node in graph_module.graph.find_nodes(op="call_function", target=target):
             settings: list[Any] = list(node.args)
             x, kernel, *others = settings
             stride, padding, ceiling, _, divisor = (*others, *_POOL_DEFAULTS[len(others) :])
-            if divisor is None or ceiling:
+            if divisor is None:
                 continue
-            window = math.prod(kernel if len(kernel) == dims else kernel * dims)
+            kernel, stride, padding = (list(v) * (dims // len(v)) for v in (kernel, stride or kernel, padding))
+            if ceiling:
+                x = _pad_to_last_window(graph_module, node, kernel, stride, padding)
             with graph_module.graph.inserting_after(node):
-                scaled = graph_module.graph.call_function(torch.ops.aten.mul.Tensor, (node, window / divisor))
+                factor = math.prod(kernel) / divisor
+                scaled = graph_module.graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
             scaled.meta = dict(node.meta)
             node.replace_all_uses_with(scaled, delete_user_cb=lambda user, scaled=scaled: user is not scaled)
             node.args = (x, kernel, stride, padding, False, True)
+
+
+def _pad_to_last_window(
+    graph_module: GraphModule, pool: Node, kernel: list[int], stride: list[int], padding: list[int]
+) -> Node:
+    """What `pool` reads, with zeros as far behind it as its last windows reach past its padding."""
+    source: Any = pool.args[0]
+    dims = len(kernel)
+    amounts: list[int] = []
+    for axis in reversed(range(dims)):  # as `pad` wants them
+        size, result = (node.meta["val"].shape[axis - dims] for node in (source, pool))
+        if not isinstance(size, int):
+            raise UnsupportedModelError(
+                "an average pool with a ceiling and a divisor of its own ends in windows that depend on the map's size",
+                layer=pool.name,
+                hint="take ceil_mode or divisor_override out of it, or name an .onnx file instead of a folder",
+            )
+        reach = (result - 1) * stride[axis] + kernel[axis]
+        amounts += [0, max(0, reach - size - 2 * padding[axis])]
+    with graph_module.graph.inserting_before(pool):
+        padded = graph_module.graph.call_function(_ATEN.constant_pad_nd.default, (source, amounts, 0.0))
+    padded.meta["val"] = torch.constant_pad_nd(source.meta["val"], amounts)
+    return padded
 
 
 def _reshape_views(graph_module: GraphModule) -> None:

@@ -160,10 +160,23 @@ class BetweenConvs(nn.Module):
         return self.head(self.conv(self.between(self.stem(x))).mean((2, 3)))
 
 
-@pytest.mark.parametrize("kernel, padding", [(2, 0), (3, 1), ((3, 2), (1, 0))])
-def test_a_pool_with_a_divisor_of_its_own(kernel: int | tuple[int, int], padding: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(12, 12), (13, 11)])
+@pytest.mark.parametrize("ceiling", [False, True])
+@pytest.mark.parametrize("kernel, padding", [(2, 0), (2, 1), (3, 1), ((3, 2), (1, 0))])
+def test_a_pool_with_a_divisor_of_its_own(
+    kernel: int | tuple[int, int], padding: int, ceiling: bool, size: tuple[int, int], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    model = BetweenConvs(lambda x: F.avg_pool2d(x, kernel, 2, padding, divisor_override=3))
+    model = BetweenConvs(lambda x: F.avg_pool2d(x, kernel, 2, padding, ceil_mode=ceiling, divisor_override=3))
+    found, wanted, _ = exported(model, tmp_path / "m.onnx", torch.randn(2, 3, *size))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [3.0, 3.2, (3.0, 3.2), (3.2, 3.4)])
+def test_upsampling_by_a_fraction(factor: float | tuple[float, float], tmp_path: Path) -> None:
+    """Three pixels become nine by 3.0 as by 3.2, of other places."""
+    torch.manual_seed(0)
+    model = BetweenConvs(lambda x: F.interpolate(F.max_pool2d(x, 4), scale_factor=factor))
     found, wanted, _ = exported(model, tmp_path / "m.onnx", torch.randn(2, 3, 12, 12))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from binarize.errors import UnsupportedModelError
 from binarize.lowering import dynamic_batch
 from binarize.lowering.functional import functional_graph
 
@@ -93,6 +94,15 @@ def test_dropout_that_is_left_on_stays_random() -> None:
     module = Net(lambda x: F.dropout(x, 0.5, True)).eval()
     graph = functional_graph(module, (X,), dynamic_batch((X,)))
     assert not torch.equal(graph(X), graph(X))
+
+
+def test_a_pool_whose_last_windows_depend_on_the_size_is_refused_where_sizes_may_differ() -> None:
+    module = Net(lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True, divisor_override=4)).eval()
+    graph = functional_graph(module, (X,), dynamic_batch((X,)))
+    torch.testing.assert_close(graph(X), module(X))
+    with pytest.raises(UnsupportedModelError, match="windows that depend on the map's size") as refused:
+        functional_graph(module, (X,), (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),))
+    assert refused.value.layer == "avg_pool2d"
 
 
 def test_sizes_that_may_all_differ_are_not_made_a_view_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
