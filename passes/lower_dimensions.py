@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from binarize.nn.functional import channelwise
+from binarize.nn.functional import channelwise, fill
 from binarize.nn.geometry import ConvGeometry
 from binarize.nn.ops import Terms, binary_conv2d, geometry_to_ints
 
@@ -109,11 +108,11 @@ def _sum_of_taps(
     for tap, weight in enumerate(weights):
         shift, residue = divmod(tap * g.dilation[0] - g.pads[0], g.stride[0])
         chosen = x[:, :, residue :: g.stride[0]]
-        first, last = max(shift, 0), min(shift + depth, chosen.shape[2])
-        if first >= last:
+        frames = chosen.shape[2]
+        if max(shift, 0) >= frames or shift + depth <= 0:
             continue
-        maps = _conv_of_frames(chosen, threshold, weight, *neutral, _in_frame(g), terms)[:, :, first:last]
-        maps = F.pad(maps, (0, 0, 0, 0, first - shift, shift + depth - last))
+        maps = _conv_of_frames(chosen, threshold, weight, *neutral, _in_frame(g), terms)
+        maps = fill(maps, (-shift, 0, 0), (shift + depth - frames, 0, 0))
         total = maps if total is None else total + maps
     if total is None:  # every frame that a tap meets is padding
         return x.new_zeros(x.shape[0], g.out_channels, depth, *rest)

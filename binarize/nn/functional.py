@@ -37,7 +37,26 @@ def fit_windows(x: Tensor, geometry: ConvGeometry, value: float = 0.0) -> tuple[
     before = [-g.link_offset(axis) for axis in range(g.dims)]
     filled = [extent * stride for extent, stride in zip(g.output_size(*size), g.stride, strict=True)]
     after = [want - have - first for want, have, first in zip(filled, size, before, strict=True)]
-    return (F.pad(x, padding_pairs(before, after), value=value) if any(before + after) else x), before, after
+    return fill(x, before, after, value), before, after
+
+
+def fill(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+    """`x` `[N, C, ...]` with as many positions more, or less, along its last dimensions."""
+    if all(_at_every_size(amount == 0) for amount in (*before, *after)):
+        return x
+    return F.pad(x, padding_pairs(before, after), value=value)
+
+
+def _at_every_size(answer: bool) -> bool:
+    """Whether `answer` is yes, also where it is about a size that is no number: then for all that it may be.
+
+    Asking the answer itself would tell about the size of the example, and nothing of others.
+    """
+    if isinstance(answer, bool):
+        return answer
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # seconds, and training needs none of it
+
+    return statically_known_true(answer)
 
 
 def pool_to_output(x: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -48,21 +67,18 @@ def pool_to_output(x: Tensor, geometry: ConvGeometry) -> Tensor:
         return x
     pooled = AVERAGE_POOL[geometry.dims](x, geometry.stride, geometry.stride)
     for axis, extent in enumerate(size):
-        if before[axis] > 0 or after[axis] > 0:
+        if not (_at_every_size(before[axis] <= 0) and _at_every_size(after[axis] <= 0)):
             pooled = pooled * _partial_window_factor(pooled, axis + 2, geometry.stride[axis], before[axis], extent)
     return pooled
 
 
 def _partial_window_factor(pooled: Tensor, axis: int, stride: int, before: int, size: int) -> Tensor:
     """`stride / (positions of the window inside the map)`: turns a mean over zero padding into one over the map."""
-    factors = []
-    for i in range(pooled.shape[axis]):
-        first = i * stride - before
-        inside = min(first + stride, size) - max(first, 0)
-        factors.append(stride / max(inside, 1))
+    first = torch.arange(pooled.shape[axis], device=pooled.device) * stride - before
+    inside = (first + stride).clamp(max=size) - first.clamp(min=0)
     shape = [1] * pooled.dim()
-    shape[axis] = len(factors)
-    return torch.tensor(factors, dtype=pooled.dtype, device=pooled.device).view(shape)
+    shape[axis] = -1
+    return (stride / inside.clamp(min=1)).to(pooled.dtype).view(shape)
 
 
 def map_channels(x: Tensor, out_channels: int, groups: int = 1) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from binarize.errors import UnsupportedModelError
+
 
 @dataclass(frozen=True)
 class ConvGeometry:
@@ -34,16 +36,29 @@ class ConvGeometry:
         return len(self.kernel)
 
     def at(self, *size: int) -> ConvGeometry:
-        """The geometry for an input of `size`, with its padding settled."""
+        """The geometry for an input of `size`, with its padding settled.
+
+        Raises:
+            UnsupportedModelError: the padding follows a size that is no number.
+        """
         if not self.same:
             return self
-        totals = [
-            max((-(-extent // self.stride[a]) - 1) * self.stride[a] + self.span(a) + 1 - extent, 0)
-            for a, extent in enumerate(size)
-        ]
+        totals = [self._same_padding(axis, extent) for axis, extent in enumerate(size)]
         begins = [total // 2 for total in totals]
         ends = [total - begin for total, begin in zip(totals, begins, strict=True)]
         return replace(self, pads=(*begins, *ends), same=False)
+
+    def _same_padding(self, axis: int, extent: int) -> int:
+        """Of both ends together."""
+        stride = self.stride[axis]
+        if stride == 1:
+            return self.span(axis)
+        if not isinstance(extent, int):
+            raise UnsupportedModelError(
+                "its padding follows the size of the map, and a file has room for one padding",
+                hint="give maps of one size",
+            )
+        return max((-(-extent // stride) - 1) * stride + self.span(axis) + 1 - extent, 0)
 
     @property
     def is_pooling(self) -> bool:
