@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
+from binarize.passes.layout_rules import is_fixed
 from binarize.passes.lower_tools import (
     ARGUMENTS,
     OPS,
@@ -122,8 +123,9 @@ def _absorb_factor(graph_module: GraphModule, fused: Fused, value: Node, user: N
     map_size = fake_value(user).shape[2:] if fake_value(user) is not None else ()
     pixels = tensor_of(factor)
     if pixels is not None:
-        if len(map_size) != 2 or math.prod(pixels.shape[:-2]) != 1:
-            return None
+        one_number, of_all_channels = pixels.numel() == 1, math.prod(pixels.shape[:-2]) == 1
+        if len(map_size) != 2 or one_number or not of_all_channels or not is_fixed(user):
+            return None  # one number goes into the scale; a factor of a map of any size has no size to be stored in
         _multiply_factor(graph_module, fused, pixels, tuple(map_size), user)
         return user
     shape: tuple[Any, ...] = tuple(fake_value(factor).shape) if fake_value(factor) is not None else ()
@@ -139,9 +141,7 @@ def _multiply_factor(
     """The constant `pixels`, broadcastable to `map_size`, goes into the factor that is there."""
     whole = pixels.reshape(1, *pixels.shape[-2:], 1) if pixels.dim() > 1 else pixels.reshape(1, 1, -1, 1)
     known = tensor_of(fused["factor"])
-    if map_size == (1, 1):  # a factor of one pixel would look like none
-        set_constant(graph_module, fused, "scale", fused.value("scale") * pixels.reshape(-1))
-    elif known is not None:
+    if known is not None:
         set_constant(graph_module, fused, "factor", (known * whole).expand(1, *map_size, 1))
     else:
         name = add_constant(graph_module, f"{fused.node.meta['layer']}_factor", whole.expand(1, *map_size, 1), user)
@@ -160,9 +160,11 @@ def _absorb_constant(graph_module: GraphModule, fused: Fused, value: Node, user:
 
 
 def _per_channel(operand: Node, user: Node) -> Tensor | None:
-    """The constant `[O, 1, 1]` as `[O]`."""
+    """The constant `[O, 1, 1]` as `[O]`, one number as `[1]`."""
     value = tensor_of(operand)
-    if value is None or value.dim() < 3 or value.numel() != value.shape[-3] or fake_value(user) is None:
+    if value is None or fake_value(user) is None:
+        return None
+    if value.numel() != 1 and (value.dim() < 3 or value.numel() != value.shape[-3]):
         return None
     return value.flatten() if value.numel() in (1, int(fake_value(user).shape[1])) else None
 

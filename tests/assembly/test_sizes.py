@@ -71,3 +71,20 @@ def test_strided_links_in_three_dimensions(layers: list[list[nn.Module]], tmp_pa
     part = nn.Sequential(*conv3d(3, 8), *(module for layer in layers for module in layer), *conv3d(8, 8))
     models = exported(part, tmp_path / "parts", size=(8, 12, 12))
     assert_equal_at(*models, (8, 12, 12), (4, 16, 8), (7, 9, 11), (3, 8, 5))
+
+
+@pytest.mark.parametrize("shaken", [False, True])
+def test_a_parameter_of_one_number_behind_a_conv_without_a_link(shaken: bool, tmp_path: Path) -> None:
+    """A factor of a bare product, before any bias, and one of what has a bias already."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Sequential(*conv_bn(3, 8), *conv_bn(8, 8)[:2])
+            self.scale, self.offset = (nn.Parameter(torch.tensor(value)) for value in (1.5, 0.25))
+            self.behind = nn.Sequential(*conv_bn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.behind(self.before(x) * self.scale + self.offset)
+
+    assert_equal_at(*exported(Scaled(), tmp_path / "parts", "link.kind=none", shaken=shaken), *SIZES)
