@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from binarize.nn.functional import adaptive_mean
 from binarize.passes.lower_tools import PLACE, POOL, constant, fake_value, tensor_of
 
 ATEN = torch.ops.aten
@@ -264,6 +265,14 @@ def _adaptive_pool(node: Node) -> _Pool | None:
     return _Pool("average", window, window, [0] * 4, [1, 1])
 
 
+def _pools_any_map(node: Node) -> bool:
+    return rank_of(node.args[0]) == 4 and not is_fixed(node.args[0])
+
+
+def _adaptive_mean(node: Node) -> list[Call]:
+    return [(adaptive_mean, (*node.args[:2], 1), {})]
+
+
 def _takes_mean_over_map(node: Node) -> bool:
     dims = _argument(node, 1, None)
     if node.target is not ATEN.mean.dim or node.kwargs or not isinstance(dims, list | tuple):
@@ -361,7 +370,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_TRANSPOSES, Rule(_moves_channels_only, _transpose)),
     ATEN.reshape.default: Rule(_keeps_pixels, _reshape),
     **dict.fromkeys((ATEN.max_pool2d.default, ATEN.avg_pool2d.default), _pooling(_window_pool)),
-    ATEN.adaptive_avg_pool2d.default: _pooling(_adaptive_pool),
+    ATEN.adaptive_avg_pool2d.default: _first(_pooling(_adaptive_pool), Rule(_pools_any_map, _adaptive_mean)),
     ATEN.mean.dim: _first(_pooling(_mean_over_map), _REDUCTION),
     **dict.fromkeys((ATEN.sum.dim_IntList, ATEN.amax.default, ATEN.amin.default), _REDUCTION),
     **dict.fromkeys((ATEN.softmax.int, ATEN._softmax.default), _with_axis(1)),

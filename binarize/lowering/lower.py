@@ -34,6 +34,7 @@ from binarize.passes.merge_equal import MergeEqual
 from binarize.passes.narrow_stream import NarrowStream
 from binarize.passes.squeeze_links import SqueezeLinks
 from binarize.passes.swap_max_pool import SwapMaxPool
+from binarize.passes.whole_pools import reduce_whole_maps
 
 LOWERING_PASSES: tuple[Pass, ...] = (
     DropAliases(),
@@ -96,6 +97,7 @@ def lower(
     let_go_of_history(module)
     module = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     lower_layers(module)
+    reduce_whole_maps(module)
     example_inputs = float_inputs(example_inputs)
     shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +40,7 @@ def fit_windows(x: Tensor, geometry: ConvGeometry, value: float = 0.0) -> tuple[
     return fill(x, before, after, value), before, after
 
 
-def fill(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
-    """`x` `[N, C, ...]` with as many positions more, or less, along its last dimensions."""
-    if all(_at_every_size(amount == 0) for amount in (*before, *after)):
-        return x
-    return F.pad(x, padding_pairs(before, after), value=value)
-
-
-def _at_every_size(answer: bool) -> bool:
+def at_every_size(answer: bool) -> bool:
     """Whether `answer` is yes, also where it is about a size that is no number: then for all that it may be.
 
     Asking the answer itself would tell about the size of the example, and nothing of others.
@@ -59,6 +52,13 @@ def _at_every_size(answer: bool) -> bool:
     return statically_known_true(answer)
 
 
+def fill(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+    """`x` `[N, C, ...]` with as many positions more, or less, along its last dimensions."""
+    if all(at_every_size(amount == 0) for amount in (*before, *after)):
+        return x
+    return F.pad(x, padding_pairs(before, after), value=value)
+
+
 def pool_to_output(x: Tensor, geometry: ConvGeometry) -> Tensor:
     """The mean of each output's link window: `[N, C, ...] -> [N, C, ...]`; 0 for a window off the map."""
     size = x.shape[2:]
@@ -67,7 +67,7 @@ def pool_to_output(x: Tensor, geometry: ConvGeometry) -> Tensor:
         return x
     pooled = AVERAGE_POOL[geometry.dims](x, geometry.stride, geometry.stride)
     for axis, extent in enumerate(size):
-        if not (_at_every_size(before[axis] <= 0) and _at_every_size(after[axis] <= 0)):
+        if not (at_every_size(before[axis] <= 0) and at_every_size(after[axis] <= 0)):
             pooled = pooled * _partial_window_factor(pooled, axis + 2, geometry.stride[axis], before[axis], extent)
     return pooled
 
@@ -79,6 +79,28 @@ def _partial_window_factor(pooled: Tensor, axis: int, stride: int, before: int, 
     shape = [1] * pooled.dim()
     shape[axis] = -1
     return (stride / inside.clamp(min=1)).to(pooled.dtype).view(shape)
+
+
+def adaptive_mean(x: Tensor, sizes: Sequence[int], first: int = 2) -> Tensor:
+    """`adaptive_avg_pool` of a map of any size, over the axes from `first` on, in operators whose sizes may differ."""
+    return _adaptive(x, sizes, first, torch.mean)
+
+
+def adaptive_max(x: Tensor, sizes: Sequence[int], first: int = 2) -> tuple[Tensor]:
+    """`adaptive_max_pool`, without its second result."""
+    return (_adaptive(x, sizes, first, torch.amax),)
+
+
+def _adaptive(x: Tensor, sizes: Sequence[int], first: int, reduce: Callable[..., Tensor]) -> Tensor:
+    """Along one axis after the other each window is a slice, reduced: windows are rectangles, so that means are equal."""
+    for axis, count in enumerate(sizes, first):
+        extent = x.shape[axis]
+        if at_every_size(count == extent):
+            continue
+        bounds = [(i * extent // count, ((i + 1) * extent + count - 1) // count) for i in range(count)]
+        windows = [x[(slice(None),) * axis + (slice(start, end),)] for start, end in bounds]
+        x = torch.cat([reduce(window, axis, keepdim=True) for window in windows], axis)
+    return x
 
 
 def map_channels(x: Tensor, out_channels: int, groups: int = 1) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import binarize
@@ -26,6 +28,19 @@ class Looking(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.part(x)
         return y * 2 if y.mean() > 1e9 else y
+
+
+class Between(nn.Module):
+    """`step` between binary convs."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.before = nn.Sequential(*conv_bn(3, 8), *conv_bn(8, 8))
+        self.behind = nn.Sequential(*conv_bn(8, 8))
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.step(self.before(x)))
 
 
 def exported(
@@ -88,3 +103,18 @@ def test_a_parameter_of_one_number_behind_a_conv_without_a_link(shaken: bool, tm
             return self.behind(self.before(x) * self.scale + self.offset)
 
     assert_equal_at(*exported(Scaled(), tmp_path / "parts", "link.kind=none", shaken=shaken), *SIZES)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, 4),
+        lambda x: F.adaptive_avg_pool2d(x, (None, 3)),
+        lambda x: F.adaptive_max_pool2d(x, (3, 2)),
+        lambda x: x * F.avg_pool2d(x, (x.shape[2], x.shape[3])),
+        lambda x: x * F.max_pool2d(x, x.size()[2:], stride=1),
+    ],
+    ids=["windows that divide the example", "rows of any number", "maximum", "mean of the map", "maximum of the map"],
+)
+def test_pools_to_a_size_and_of_the_whole_map(step: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    assert_equal_at(*exported(Between(step), tmp_path / "parts"), *SIZES)
