@@ -113,8 +113,11 @@ def show_size(output: Output, size: dict[str, Any], file: Path) -> None:
 
 def _show_parts(output: Output, parts: dict[str, Any] | None) -> None:
     if parts:
-        rows = [(part["path"], name, f"{part['bytes']:,}") for name, part in parts.items()]
-        output.table("parts", ("module", "file", "bytes"), rows)
+        rows = [(part["path"], name, part["maps"], f"{part['bytes']:,}") for name, part in parts.items()]
+        output.table("parts", ("module", "file", "maps", "bytes"), rows)
+        for part in parts.values():
+            if "why_fixed" in part:
+                output.text(f"{part['path']} takes maps of {part['maps']} alone: {part['why_fixed']}")
 
 
 def _show_verification(output: Output, found: dict[str, Any]) -> None:

@@ -83,13 +83,17 @@ class Lowered:
 
 
 def lower(
-    module: nn.Module, example_inputs: tuple[Tensor, ...], config: Config | None = None, *, any_size: bool = False
+    module: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    config: Config | None = None,
+    *,
+    shapes: Shapes | None = None,
 ) -> Lowered:
     """Lower `module` (eval mode) for inputs shaped like `example_inputs`, with any batch where its code allows that.
 
     Args:
         config: its table [export] counts.
-        any_size: let maps have any size, too, where the model does.
+        shapes: which dimensions may differ instead of one batch that all inputs share.
 
     Raises:
         UnsupportedModelError: `torch.export` cannot represent the model; its reason is passed on.
@@ -99,18 +103,18 @@ def lower(
     lower_layers(module)
     reduce_whole_maps(module)
     example_inputs = float_inputs(example_inputs)
-    shapes = _any_size(example_inputs) if any_size else dynamic_batch(example_inputs)
+    described = dynamic_batch(example_inputs) if shapes is None else shapes
     try:
-        original = functional_graph(module, example_inputs, shapes)
+        original = functional_graph(module, example_inputs, described)
     except UnsupportedModelError as error:
-        if any_size or not _batch_is_constrained(error):
+        if shapes is not None or not _batch_is_constrained(error):
             raise
-        shapes = tuple({} for _ in example_inputs)
-        original = functional_graph(module, example_inputs, shapes)
+        described = tuple({} for _ in example_inputs)
+        original = functional_graph(module, example_inputs, described)
     context = PassContext(config or Config())
     fused, done = run_passes(LOWERING_PASSES, _copy(original), context)
     return Lowered(
-        original, _lean(fused, context).eval(), [f"{name}: {changes}" for name, changes in done.items()], shapes
+        original, _lean(fused, context).eval(), [f"{name}: {changes}" for name, changes in done.items()], described
     )
 
 
@@ -160,8 +164,3 @@ def _batch_is_constrained(error: UnsupportedModelError) -> bool:
 
     cause = error.__cause__
     return isinstance(cause, UserError) and cause.error_type is UserErrorType.CONSTRAINT_VIOLATION
-
-
-def _any_size(example_inputs: tuple[Tensor, ...]) -> Shapes:
-    """Every dimension but the channels may differ where the model lets it."""
-    return tuple({d: torch.export.Dim.AUTO for d in range(x.dim()) if d != 1} for x in example_inputs)

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from unittest import mock
 
+import torch.fx
+
 _LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes")
 
 
@@ -21,10 +23,12 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    # A failed export prints its half-made graph. Not by way of sys.stderr, where a progress bar may be at work.
+    # A failed export prints its half-made graph, and a failed graph its code. Not by way of sys.stderr, where a
+    # progress bar may be at work.
     no_graphs = mock.patch.object(exporter, "print", lambda *_, **__: None, create=True)
+    no_code = mock.patch.object(torch.fx.graph_module, "print", lambda *_, **__: None, create=True)
     try:
-        with warnings.catch_warnings(), no_graphs:
+        with warnings.catch_warnings(), no_graphs, no_code:
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -92,7 +92,7 @@ def adaptive_max(x: Tensor, sizes: Sequence[int], first: int = 2) -> tuple[Tenso
 
 
 def _adaptive(x: Tensor, sizes: Sequence[int], first: int, reduce: Callable[..., Tensor]) -> Tensor:
-    """Along one axis after the other each window is a slice, reduced: windows are rectangles, so that means are equal."""
+    """Axis after axis, each window is a slice, reduced: windows are rectangles, so that a mean of means is right."""
     for axis, count in enumerate(sizes, first):
         extent = x.shape[axis]
         if at_every_size(count == extent):

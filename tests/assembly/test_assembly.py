@@ -152,9 +152,9 @@ def test_the_float_model_given_stays_as_it_is_and_its_own_weights_do_not_matter(
 
 
 def test_a_wrong_weight_bit_in_one_part_is_found(binary: nn.Module, tmp_path: Path, monkeypatch) -> None:
-    from binarize.assembly import write
+    from binarize.assembly import part
 
-    original = write.emit
+    original = part.emit
 
     def forged(lowered, inputs):
         model = original(lowered, inputs)
@@ -163,7 +163,7 @@ def test_a_wrong_weight_bit_in_one_part_is_found(binary: nn.Module, tmp_path: Pa
         tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
         return model
 
-    monkeypatch.setattr(write, "emit", forged)
+    monkeypatch.setattr(part, "emit", forged)
     with pytest.raises(VerificationError) as caught:
         binarize.export(binary, tmp_path / "forged")
     assert caught.value.layer is not None and caught.value.layer.startswith("backbone")

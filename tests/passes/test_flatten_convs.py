@@ -16,7 +16,7 @@ import binarize
 from binarize import api
 from binarize.bench.layers import layers_by_name
 from binarize.exporting import emit, verify
-from binarize.lowering import Lowered, lower
+from binarize.lowering import Lowered, any_sizes, lower
 from binarize.runtime import InferenceSession
 from tests.models import SqueezeExcite, conv_bn, randomized
 
@@ -61,7 +61,7 @@ class Squared(nn.Module):
 
 def exported(model: nn.Module, any_size: bool = False) -> tuple[Lowered, onnx.ModelProto]:
     module = binarize.apply(model, X, config=api.resolve_config("el", None, ["surgery.keep=gate*"])).eval()
-    result = lower(randomized(module).eval(), (X,), any_size=any_size)
+    result = lower(randomized(module).eval(), (X,), shapes=any_sizes((X,)) if any_size else None)
     return result, emit(result, (X,))
 
 

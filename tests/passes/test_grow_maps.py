@@ -11,7 +11,7 @@ import binarize
 from binarize import api
 from binarize.exporting import emit, verify
 from binarize.exporting.emit import own_nodes
-from binarize.lowering import Lowered, lower
+from binarize.lowering import Lowered, any_sizes, lower
 from tests.models import conv_bn, randomized
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(5))
@@ -98,7 +98,7 @@ def test_maps_of_any_size_are_concatenated() -> None:
     """A runtime knows no two of them to have one size, and would copy the whole map for each part."""
     config = api.resolve_config("el", None, [])
     module = randomized(binarize.apply(Dense(), X, config=config)).eval()
-    result = lower(module, (X,), config, any_size=True)
+    result = lower(module, (X,), config, shapes=any_sizes((X,)))
     assert joins(emit(result, (X,))) == (0, 3)
 
 
