@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from binarize.exporting.forced import is_forced, maker_of
+from binarize.exporting.forced import is_forced, maker_of, moves
 from binarize.nn.functional import map_channels
 from binarize.nn.ops import geometry_from_ints
-from binarize.passes.layout_rules import MOVES
-from binarize.passes.lower_tools import ARGUMENTS, Fused, constant
+from binarize.passes.lower_tools import Fused, constant
 
 ULP = 2.0**-24
 ROUNDINGS = 64
@@ -35,10 +33,12 @@ class Bounds:
     Attributes:
         values: of the fused graph's compared nodes on forced values.
         sizes: the largest size in each of its float tensors.
+        moved: how far a float16 stream's roundings, carried through float layers, move what these give.
     """
 
     values: dict[str, Any]
     sizes: dict[str, float]
+    moved: dict[str, float]
 
     def near(self, value: Tensor, threshold: Node, tolerance: Any) -> np.ndarray:
         """Where a bit may be either, `[..., planes, C]`."""
@@ -50,12 +50,9 @@ class Bounds:
         """How far `node`'s value may be off in the cut model: not at all where forced values are only moved about."""
         if node.op in ("placeholder", "get_attr") or is_forced(node):
             return 0.0
-        source = node.args[0] if node.target is operator.getitem else None
-        if isinstance(source, Node) and source.target in ARGUMENTS and not is_forced(source):
-            return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)  # a part of a sum, without a twin
-        if node.target in MOVES or node.name not in self.sizes:
+        if moves(node) or node.name not in self.sizes:
             return max((self.drift(i) for i in node.all_input_nodes), default=0.0)
-        return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node)
+        return max(FLOAT_TOLERANCE, 2 * _unit(node)) * self.largest(node) + self.moved.get(node.name, 0.0)
 
     def off(self, node: Any) -> float:
         """How far it may be from the trained model's value: a float16 stream rounds that on top."""

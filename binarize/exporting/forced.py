@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from binarize.errors import VerificationError
+from binarize.errors import BinarizeError, UnsupportedModelError, VerificationError
 from binarize.lowering import Lowered
 from binarize.nn.ops import pack, squeezed_link
+from binarize.passes.layout_rules import ATEN, MOVES, SPLITS
 from binarize.passes.lower_tools import (
     ACTIVATE_LINK,
     ARGUMENTS,
@@ -37,7 +39,7 @@ class Recorder(Interpreter):
     """Runs a graph and remembers the values of the nodes in `wanted`, by name: all of them can be tens of GB.
 
     Raises:
-        VerificationError: names the node that cannot be run.
+        VerificationError: a node cannot be run, and is named.
     """
 
     def __init__(self, graph_module: GraphModule, wanted: set[str]) -> None:
@@ -49,6 +51,8 @@ class Recorder(Interpreter):
     def run_node(self, n: Node) -> Any:
         try:
             value = self.compute(n)
+        except BinarizeError:
+            raise
         except Exception as error:
             raise VerificationError(
                 f"the proof cannot run {n.target}: {type(error).__name__}: {error}",
@@ -76,6 +80,8 @@ class Forced(Recorder):
         nodes = graph_module.graph.nodes
         packs = [n for n in nodes if n.target is PACK]
         wanted = {*filter(is_forced, nodes), *packs, *(n.args[0] for n in packs)}
+        if has_rounding_stream(graph_module):
+            wanted.update(filter(_carries_roundings, nodes))
         super().__init__(copy.deepcopy(graph_module).float(), {n.name for n in wanted})
         self.truth = truth
         self.packed = packed
@@ -115,6 +121,69 @@ class Forced(Recorder):
         value: Tensor = self.truth[origin]
         value = value[:, :, None, None] if value.dim() == 2 else value  # a mean that dropped the axes
         return value.permute(TO_NHWC).contiguous()
+
+
+class Rounded(Forced):
+    """Runs the fused graph once more as its float16 stream has it, and measures how far float layers carry roundings.
+
+    How steep an exponential or a division is depends on where it is, so that no constant bounds it.
+
+    Attributes:
+        moved: by node, the largest change of its values from those of `exact`, which has run.
+    """
+
+    def __init__(self, exact: Forced) -> None:
+        Recorder.__init__(self, exact.module, set())  # type: ignore[arg-type]
+        self.truth, self.packed, self.largest = exact.truth, exact.packed, dict(exact.largest)
+        self.exact = exact.values
+        self.moved: dict[str, float] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value, exact = super().run_node(n), self.exact.get(n.name)
+        if isinstance(value, Tensor) and isinstance(exact, Tensor) and value.is_floating_point() and value.numel():
+            self.moved[n.name] = float((value - exact).where(value != exact, 0).abs().max())
+        return value
+
+    def compute(self, n: Node) -> Any:
+        value = super().compute(n)
+        narrow = n.meta.get("stream") == torch.float16 and isinstance(value, Tensor)
+        return _narrowed(value, maker_of(n)) if narrow else value
+
+
+def has_rounding_stream(graph_module: GraphModule) -> bool:
+    return any(node.meta.get("stream") == torch.float16 for node in graph_module.graph.nodes)
+
+
+def _narrowed(value: Tensor, maker: Node) -> Tensor:
+    """What float16 leaves of `value`.
+
+    Raises:
+        UnsupportedModelError: float16 has no such numbers.
+    """
+    narrowed = value.half().float()
+    if bool((narrowed.isinf() & value.isfinite()).any()):
+        raise UnsupportedModelError(
+            f"its values reach {float(value.abs().max()):.3g}, float16 ends at 65504",
+            layer=maker.meta.get("path") or maker.meta.get("layer", maker.name),
+            hint="export with the float32 stream (--stream float32, the default)",
+        )
+    return narrowed
+
+
+def _carries_roundings(node: Node) -> bool:
+    """Whether `node` computes, from whatever, what our operators read."""
+    if node.op != "call_function" or is_forced(node) or moves(node):
+        return False
+    return any(user.target in {*ARGUMENTS, POOL} or moves(user) for user in node.users)
+
+
+def moves(node: Node) -> bool:
+    """Whether `node` gives values that it reads, as they are."""
+    if node.target is operator.getitem:
+        source: Any = node.args[0]
+        return source.target in SPLITS or is_forced(source)
+    largest = node.target is ATEN.max_pool2d.default or (node.target is POOL and node.args[1] == "max")
+    return largest or node.target in MOVES
 
 
 def maker_of(value: Any) -> Node:

@@ -253,6 +253,35 @@ def test_numbers_of_a_layer_may_be_computed(between: Callable[..., Tensor], stre
     np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "steep",
+    [
+        lambda x: x + torch.exp(3 * x),
+        lambda x: x + torch.sin(40 * x),
+        lambda x: x + 1 / (x * x + 0.01),
+        lambda x: F.softmax(30 * x.flatten(2), 2).view_as(x) * 100,
+        lambda x: F.batch_norm(x, x.mean((0, 2, 3)) * 20, x.var((0, 2, 3)) / 400) / 20,
+    ],
+    ids=["exponential", "sine", "quotient", "softmax of pixels", "norm"],
+)
+def test_a_float16_streams_roundings_may_be_carried_far(steep: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    class Steep(BetweenConvs):
+        def __init__(self) -> None:
+            super().__init__(steep)
+            self.first = conv_bn(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(self.between(self.first(self.stem(x))))
+            return torch.exp(3 * self.head(x.mean((2, 3))))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    config = binarize.Config().with_settings(["export.stream=float16"])
+    module = binarize.apply(Steep().eval(), x, config=config).eval()
+    proof = binarize.export(module, tmp_path / "m.onnx", x).results["verification"]
+    assert 0 < proof["worst"] <= 1 and proof["nodes"] >= 4
+
+
 def test_a_model_of_random_answers_is_refused_for_that(tmp_path: Path) -> None:
     model = BetweenConvs(lambda x: F.dropout(x, 0.5, training=True))
     with pytest.raises(UnsupportedModelError, match="two runs of the model on equal inputs") as refused:
