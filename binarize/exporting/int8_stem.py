@@ -6,6 +6,7 @@ dense and all but the last node have one reader; the second pool may have more, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,12 @@ class _Graph:
         tensor = self.constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
+    def arrays(self, names: Iterable[str]) -> list[np.ndarray] | None:
+        """The constants of these names, if all are constants."""
+        found = [self.array(name) for name in names]
+        known = [array for array in found if array is not None]
+        return known if len(known) == len(found) else None
+
 
 def find_stem(model: onnx.ModelProto, conv: onnx.NodeProto) -> Stem | None:
     """The stem that starts with the float `conv`, or None if it has no such form."""
@@ -131,13 +138,14 @@ def _is_plain_pool(node: onnx.NodeProto) -> bool:
 
 
 def _takes_activate(graph: _Graph, stem: Stem, node: onnx.NodeProto) -> bool:
-    """Whether `node` can be the epilogue: its scale must not turn the order round behind a pool."""
+    """Whether `node` can be the epilogue: all but its map is constant; no scale turns the order behind a pool round."""
     if node.domain != DOMAIN or node.op_type != "Activate" or node.input[0] != stem.transpose.output[0]:
         return False
-    gate, scale, residual = (graph.array(node.input[i]) for i in (1, 2, 4))
-    if stem.relu is not None or scale is None:
+    constants = graph.arrays(node.input[1:])
+    if stem.relu is not None or constants is None:
         return False
-    neutral = [a is not None and a.shape == (1, 1, 1, 1) and a.item() == v for a, v in ((gate, 1), (residual, 0))]
+    gate, scale, _, residual, *_ = constants
+    neutral = [a.shape == (1, 1, 1, 1) and a.item() == value for a, value in ((gate, 1), (residual, 0))]
     return all(neutral) and (stem.pool is None or bool(np.all(scale > 0)))
 
 
@@ -228,4 +236,6 @@ def _epilogue(graph: _Graph, stem: Stem) -> list[np.ndarray]:
     names = [stem.activate.input[i] for i in (5, 6, 7, 4)]
     if stem.pack is not None:
         names[2] = stem.pack.input[1]
-    return [array for name in names if (array := graph.array(name)) is not None]
+    arrays = graph.arrays(names)
+    assert arrays is not None, "the stem took an activation whose numbers are computed"
+    return arrays

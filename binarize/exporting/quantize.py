@@ -11,7 +11,6 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +20,7 @@ from onnx import TensorProto, helper
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.emit import DOMAIN
 from binarize.exporting.int8_stem import find_stem, quantize_stem
+from binarize.lowering.quiet import errors_alone
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.runtime import InferenceSession
 
@@ -128,7 +128,7 @@ def _quantize(
     copy.graph.value_info.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges if name not in known
     )
-    with _quiet():
+    with errors_alone(logging.root):  # it logs advice and every tensor that it leaves out
         quantizer = QDQQuantizer(
             copy,
             per_channel,
@@ -207,17 +207,6 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(path)
         InferenceSession(model.SerializeToString(), options)
         return onnx.load(path)
-
-
-class _quiet:
-    """The quantizer logs advice and every tensor it leaves out to the root logger."""
-
-    def __enter__(self) -> None:
-        self.level = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: Any) -> None:
-        logging.root.setLevel(self.level)
 
 
 def batches_of(inputs: Mapping[str, np.ndarray], size: int = 1) -> Iterator[Feeds]:

@@ -20,17 +20,23 @@ def quiet() -> Iterator[None]:
     import torch.export._trace as exporter  # seconds, and loading a file needs none of it
 
     loggers = [logging.getLogger(name) for name in _LOGGERS if "TORCH_LOGS" not in os.environ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     # A failed export prints its half-made graph, and a failed graph its code. Not by way of sys.stderr, where a
     # progress bar may be at work.
     no_graphs = mock.patch.object(exporter, "print", lambda *_, **__: None, create=True)
     no_code = mock.patch.object(torch.fx.graph_module, "print", lambda *_, **__: None, create=True)
+    with warnings.catch_warnings(), no_graphs, no_code, errors_alone(*loggers):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def errors_alone(*loggers: logging.Logger) -> Iterator[None]:
+    """`loggers` log nothing below an error meanwhile."""
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), no_graphs, no_code:
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

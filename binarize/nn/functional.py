@@ -1,4 +1,8 @@
-"""The Elastic Link as plain, differentiable torch code (docs/ops.md states the rule)."""
+"""What layers and custom ops share, as plain, differentiable torch code: the Elastic Link, convolution, RPReLU.
+
+Maps are `[N, C, ...]` in one to three dimensions. docs/ops.md states the link's rule: where its windows lie, what a
+window off the map gives, how channels grow and shrink. `to_map` and `to_rows` are how linear layers take part.
+"""
 
 from __future__ import annotations
 

@@ -402,5 +402,8 @@ def _(
 
 
 def is_absent(tensor: Tensor) -> bool:
-    """Whether `tensor` is the neutral element that stands for a missing link or residual."""
+    """Whether a constant link, residual, gate or factor is the neutral element of docs/ops.md: nothing is there.
+
+    Its shape alone says so, `[1, 1, 1, 1]`.
+    """
     return tuple(tensor.shape) == (1, 1, 1, 1)

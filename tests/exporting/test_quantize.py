@@ -123,6 +123,19 @@ def test_a_pool_behind_slopes_below_zero_is_part_of_the_stem(
     np.testing.assert_array_equal(run(joined, images), run(apart, images))
 
 
+@pytest.mark.parametrize("number", ["bias", "slope", "shift", "next_threshold"])
+def test_an_activation_with_computed_numbers_is_no_part_of_the_stem(binary_model: onnx.ModelProto, number: str) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(binary_model)
+    activate = next(node for node in changed.graph.node if node.op_type == "Activate")
+    activate.input[{"bias": 3, "slope": 5, "shift": 6, "next_threshold": 7}[number]] = "computed"
+    stems = [
+        int8_stem.find_stem(model, next(node for node in model.graph.node if node.op_type == "Conv"))
+        for model in (binary_model, changed)
+    ]
+    assert [stem is not None and stem.activate is not None for stem in stems] == [True, False]
+
+
 def test_a_stem_makes_no_map_that_nobody_reads(images: np.ndarray, tmp_path: Path) -> None:
     """Where a net has no links, nothing but its signs is read of the map behind the stem's pool."""
     torch.manual_seed(0)
