@@ -183,7 +183,7 @@ def moves(node: Node) -> bool:
         source: Any = node.args[0]
         return source.target in SPLITS or is_forced(source)
     largest = node.target is ATEN.max_pool2d.default or (node.target is POOL and node.args[1] == "max")
-    return largest or node.target in MOVES
+    return bool(largest) or node.target in MOVES
 
 
 def maker_of(value: Any) -> Node:
