@@ -262,7 +262,7 @@ def int8_conv2d(
             t = t + residual.astype(np.float32)
         return np.where(t > 0, t, slope * t)
 
-    joined = np.maximum(value(most), value(least)) if pools_values else value(most)
+    joined = np.where(value(least) > value(most), value(least), value(most)) if pools_values else value(most)
     y = (joined + shift).astype(stream)
     return y, pack(y, next_threshold)
 
@@ -325,7 +325,9 @@ def pool(x: Float, kernel: tuple[int, int], conv: Conv, *, mode: str, count_incl
             if not (rows and columns):
                 continue
             if mode == "max":
-                y[:, i, k] = np.fmax.reduce([np.full((n, channels), -np.inf, np.float32), *itertools.chain(*values)])
+                y[:, i, k] = -np.inf
+                for value in itertools.chain(*values):
+                    y[:, i, k] = np.where(value > y[:, i, k], value, y[:, i, k])
                 continue
             total = _summed([_summed(row) for row in values])
             count = kernel[0] * kernel[1] if count_include_pad else len(rows) * len(columns)

@@ -381,7 +381,8 @@ def _int8_conv2d_function() -> onnx.FunctionProto:
     most = value(body.with_reference("MaxPool", sums, references=references))
     least = value(body.op("Neg", body.with_reference("MaxPool", body.op("Neg", sums), references=references)))
     both = body.op("Cast", body.int_attribute("pools_values"), to=onnx.TensorProto.BOOL)
-    _outputs(body, body.op("Where", both, body.op("Max", most, least), most))
+    larger = body.op("Where", body.op("Greater", least, most), least, most)
+    _outputs(body, body.op("Where", both, larger, most))
     inputs = ["image", "factor", "zero_point", "weight", "scale", "bias"]
     inputs += ["residual", "slope", "shift", "next_threshold"]
     defaults = {
