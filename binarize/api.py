@@ -135,7 +135,12 @@ def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[T
     from binarize.training import calibrate as run
 
     settled = Config().updated(report_of(module).config)
-    run(module, teacher, [images] if isinstance(images, Tensor) else list(images), threshold=settled.conv.threshold)
+    run(
+        module,
+        unwrapped(teacher),
+        [images] if isinstance(images, Tensor) else list(images),
+        threshold=settled.conv.threshold,
+    )
     return module
 
 
@@ -183,10 +188,11 @@ def finetune(
 
     report = report_of(module)
     settled = config or Config().updated(report.config)
+    report.config = settled.to_dict()  # goes into the file: how images are normalised, above all
     size = input_size or tuple(module.example_shapes[0][1:])  # type: ignore[index]
     result = run(
         module,
-        teacher,
+        unwrapped(teacher),
         _dataset(data, "train"),
         settled,
         input_size=size,  # type: ignore[arg-type]

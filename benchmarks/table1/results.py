@@ -63,7 +63,7 @@ def append(path: Path, row: Row) -> None:
         fcntl.flock(stream, fcntl.LOCK_EX)
         text = io.StringIO()
         writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
-        if stream.tell() == 0:
+        if stream.seek(0, io.SEEK_END) == 0:  # now: another process may have written the header since it was opened
             writer.writeheader()
         elif any(other.key == row.key for other in read(path)):
             return

@@ -23,6 +23,7 @@ from binarize.progress import Listener
 from binarize.surgery import report_of
 from binarize.training import adapt_float
 from binarize.training.data import ImageDataset
+from binarize.training.finetune import float_accuracy
 from binarize.training.trainer import TrainingDiverged
 
 
@@ -104,7 +105,9 @@ def _train_float(cell: Cell, bench: Bench, progress: Listener) -> dict[str, Any]
         checkpoint=file.with_suffix(".ckpt"),
         progress=progress,
     )
-    top1 = result.history[-1]["val_top1"]
+    top1 = result.history[-1].get("val_top1")  # none where the run was interrupted as it measured
+    if top1 is None:
+        top1 = float_accuracy(net, bench.val_set, cell.config, (3, bench.size, bench.size), progress)
     with atomic_output(file) as temporary:
         torch.save({"state": net.cpu().state_dict(), "top1": top1}, temporary)
     return {"top1": _percent(top1), "seconds": result.results["train_seconds"]}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from binarize.nn import BinaryConv
+from binarize.nn.modules import evaluating
 from binarize.passes.insert_batch_norm import MARK as INSERTED_AFTER
 
 
@@ -65,7 +66,8 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tenso
 
     hooks = [floats[n].register_forward_hook(record(norm)) for n, norm in inserted.items() if n in floats]
     if hooks:
-        _forward(teacher.eval(), images)
+        with evaluating(teacher):
+            _forward(teacher, images)
     for hook in hooks:
         hook.remove()
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
+from binarize.nn import BinaryConv
 from binarize.progress import Listener, silent
 from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import ImageDataset, Subset, check_classes, make_loader, split_train_val
@@ -145,6 +146,7 @@ def finetune(
         UsageError: data and model do not fit, or the checkpoint belongs to another run.
         TrainingDiverged: the loss is no longer finite.
     """
+    _check_trainable(m.weight for m in module.modules() if isinstance(m, BinaryConv))
     torch.manual_seed(config.seed)
     holdout, feed = _prepare(teacher, train_set, val_set, config, input_size)
     stages, guide = binary_stages(config.training), _frozen(teacher)
@@ -179,6 +181,7 @@ def adapt_float(
         UsageError: data and model do not fit, or the checkpoint belongs to another run.
         TrainingDiverged: the loss is no longer finite.
     """
+    _check_trainable(model.parameters())
     torch.manual_seed(config.seed)
     _, feed = _prepare(model, train_set, val_set, config, input_size)
     fingerprint = _fingerprint(model, feed, "float")
@@ -192,6 +195,19 @@ def adapt_float(
     return TrainingResult(history, {"train_seconds": round(trainer.clock.seconds, 1)})
 
 
+def _check_trainable(weights: Iterable[Tensor]) -> None:
+    """Refuse `weights` that are all frozen, as a float model's often are, and a binary copy's with them.
+
+    Raises:
+        UsageError: training would change none of them.
+    """
+    if not any([weight.requires_grad for weight in weights] or [True]):
+        raise UsageError(
+            "the weights are frozen (requires_grad is False), so that training would not change them",
+            hint="module.requires_grad_(True) before; to keep a part as it is, freeze that part alone",
+        )
+
+
 def _prepare(
     model: nn.Module,
     train_set: ImageDataset,
@@ -202,11 +218,16 @@ def _prepare(
     """The held-out part (None if there is none) and the feed of the rest; checks that data and model fit."""
     check_data(train_set, val_set, config, input_size)
     memory_format = _check_fits(model, train_set, input_size)
-    enough = config.training.holdout * len(train_set) >= 2 * len(train_set.classes)
-    if enough and config.training.bn_images > 0:
+    if _holds_out(train_set, config):
         rest, holdout = split_train_val(train_set, config.training.holdout, config.seed)
         return holdout, Feed(rest, input_size, config, memory_format)
     return None, Feed(train_set, input_size, config, memory_format)
+
+
+def _holds_out(train_set: ImageDataset, config: Config) -> bool:
+    """Whether some images stay out of training, to choose batch norm statistics by: if they are two of each class."""
+    enough = config.training.holdout * len(train_set) >= 2 * len(train_set.classes)
+    return enough and config.training.bn_images > 0
 
 
 def check_data(
@@ -219,11 +240,16 @@ def check_data(
             have other classes.
     """
     training, images = config.training, len(train_set)
-    if images < training.batch_size:
+    held = 0
+    if _holds_out(train_set, config):
+        held = sum(round(training.holdout * count) for count in train_set.labels.bincount().tolist())
+    if images - held < training.batch_size:
+        without = f" without the {held} that are held out (training.holdout)" if held else ""
         raise UsageError(
-            f"there are {images} training images, fewer than training.batch_size = {training.batch_size}",
+            f"there are {images - held} training images{without}, fewer than training.batch_size = "
+            f"{training.batch_size}",
             layer=train_set.source,
-            hint=f"--set training.batch_size={images}, or give more images",
+            hint=f"--set training.batch_size={images - held}, or give more images",
         )
     fit_channels(training.mean, input_size[0], "training.mean")
     fit_channels(training.std, input_size[0], "training.std")

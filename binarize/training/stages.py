@@ -127,6 +127,7 @@ def parameter_groups(
         {"params": list(decayed.values()), "lr": learning_rate, "weight_decay": weight_decay},
     ]
     for weight in latent.values():
-        step = weight_step * float(weight.detach().abs().mean())
-        groups.append({"params": [weight], "lr": step, "weight_decay": latent_decay})
+        # Zeros have no size of their own; they get that of a fresh layer.
+        size = float(weight.detach().abs().mean()) or math.sqrt(2 / weight[0].numel())
+        groups.append({"params": [weight], "lr": weight_step * size, "weight_decay": latent_decay})
     return [group for group in groups if group["params"]]

@@ -165,9 +165,10 @@ class Trainer:
     @contextlib.contextmanager
     def _lesson(self, stage: Stage, inner: torch.optim.Optimizer) -> Iterator[Lesson]:
         places = attention_places(self.module) if stage.plan.attention > 0 else []
-        model, optimizer = self.accelerator.prepare(self.module, inner)
         guide = self.previous if stage.plan.teacher == "previous" and self.previous is not None else self.teacher
         with contextlib.ExitStack() as watched:
+            watched.enter_context(keeping_forward(self.module))
+            model, optimizer = self.accelerator.prepare(self.module, inner)
             model = torch.compile(model) if self._compiles() else model
             student = watched.enter_context(answering(self.module, places, model))
             teacher = watched.enter_context(answering(guide, places, guide)) if guide is not None else None
@@ -321,6 +322,22 @@ class Trainer:
             "previous": None if self.previous is None else self.previous.state_dict(),
         }
         save_checkpoint(self.checkpoint, state)
+
+
+@contextlib.contextmanager
+def keeping_forward(module: nn.Module) -> Iterator[None]:
+    """Takes off what Accelerate puts around the `forward` of a model that it is told to run in another precision.
+
+    Left there it would go into accuracies, exported files and the next stage.
+    """
+    names = ("forward", "_original_forward")
+    before = {name: vars(module)[name] for name in names if name in vars(module)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(module).pop(name, None)
+        vars(module).update(before)
 
 
 class Meter:

@@ -1,6 +1,7 @@
 """The benchmark's machinery on synthetic images: cells are planned, trained, skipped, resumed and shown."""
 
 import dataclasses
+import fcntl
 import re
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_cell_trains_exports_and_is_recorded(bench, tmp_path):
     text = render.markdown(rows)
     assert f"| el | {float(rows[1].top1):.1f} (n=1) [" in text
     assert "preset `gpu`, resnet18: float, binarye" in text  # still open
+
+
+def test_two_first_rows_at_once_have_one_header(bench, tmp_path, monkeypatch):
+    (cell,), path = cells(FLOAT), tmp_path / "r.csv"
+    row = run.run_cell(cell, bench, silent)
+    locked = fcntl.flock
+
+    def late(stream, operation):
+        monkeypatch.setattr(fcntl, "flock", locked)
+        results.append(path, dataclasses.replace(row, key="other"))  # while the first waits for the file
+        locked(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    results.append(path, row)
+    assert [r.key for r in results.read(path)] == ["other", row.key]
 
 
 def test_a_finished_cell_is_skipped_and_a_killed_one_goes_on(bench, tmp_path, monkeypatch, capsys):

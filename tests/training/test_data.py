@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import fx
+from torchvision.transforms import v2
 
 from binarize.errors import EnvironmentProblem, UsageError
 from binarize.loading import load_model
@@ -30,6 +31,7 @@ from binarize.training.data import (
     open_dataset,
     split_train_val,
 )
+from binarize.training.data.augment import transform_for
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -442,3 +444,31 @@ def test_digits_without_scikit_learn(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(EnvironmentProblem, match="scikit-learn, which is not installed"):
         digits.load_digits_split()
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1 / 255, np.float32), (1, np.float32), (1, np.int32), (256, np.int32)])
+def test_wide_grey_keeps_its_picture(tmp_path: Path, scale: float, kind: type) -> None:
+    """TIFF has no range for floats and 32-bit integers; values in [0, 1] and [0, 255] had become black."""
+    grey = np.arange(64, dtype=np.float64).reshape(8, 8) * 4
+    folder = tmp_path / "d" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray((grey * scale).astype(kind)).save(folder / "0.tiff")
+    found = open_dataset(tmp_path / "d").image(0)
+    assert (found[0].double() - torch.from_numpy(grey)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (96, 96)])
+@pytest.mark.parametrize("shape", [(256, 512), (512, 256), (300, 300), (97, 200)])
+def test_evaluation_sees_the_middle_of_an_image_at_seven_eighths(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Of the side that binds; of the other no more: a wide input is no reason to zoom in."""
+    rows, columns = torch.arange(shape[0]) / shape[0], torch.arange(shape[1]) / shape[1]
+    image = torch.stack([rows[:, None].expand(shape), columns.expand(shape)])
+    seen = transform_for(size, "none")(image)
+    assert seen.shape[1:] == size
+    shares = [float(seen[0].max() - seen[0].min()), float(seen[1].max() - seen[1].min())]
+    binding = 0 if shape[0] * size[1] <= shape[1] * size[0] else 1
+    assert shares[binding] == pytest.approx(7 / 8, abs=0.03)
+    assert shares[binding] >= max(shares) - 0.02
+    if size[0] == size[1]:
+        reference = v2.Compose([v2.Resize(round(size[0] * 8 / 7), antialias=True), v2.CenterCrop(size)])
+        assert torch.equal(seen, reference(image))

@@ -18,7 +18,7 @@ from binarize.training.data import TensorImages, make_loader
 from binarize.training.evaluate import logits_of
 from binarize.training.finetune import float_accuracy
 from binarize.training.stages import binary_stages
-from binarize.training.trainer import TrainingDiverged
+from binarize.training.trainer import TrainingDiverged, keeping_forward
 from tests.models import BasicBlock, conv_bn
 
 SIZE = (1, 8, 8)
@@ -298,3 +298,59 @@ def test_what_is_no_set_of_images_is_refused(teacher):
     pairs = torch.utils.data.TensorDataset(torch.zeros(4, *SIZE), torch.zeros(4))
     with pytest.raises(UsageError, match="TensorDataset is no labelled set of images"):
         binarize.finetune(binarized(config(), teacher), teacher, pairs)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["parallel", "compiled"]
+)
+def test_a_wrapped_teacher_is_the_one_inside(teacher, wrap):
+    settled, first = config(), torch.randn(8, *SIZE)
+    plain, wrapped = binarized(settled, teacher), binarized(settled, teacher)
+    wrapper = wrap(copy.deepcopy(teacher)).train()
+    binarize.calibrate(plain, teacher, first)
+    binarize.calibrate(wrapped, wrapper, first)
+    for (name, a), b in zip(plain.state_dict().items(), wrapped.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert wrapper.training, "calibration leaves its teacher's mode"
+
+
+def test_a_file_says_how_it_was_trained_not_how_it_was_planned(teacher):
+    module = binarized(config(), teacher)
+    other = config("training.mean=0.25", "training.epochs=0.5")
+    binarize.finetune(module, teacher, images(), config=other)
+    assert module.report.config == other.to_dict()
+
+
+def test_frozen_weights_are_refused(teacher):
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    module = binarized(config(), frozen)
+    with pytest.raises(UsageError, match="weights are frozen"):
+        binarize.finetune(module, frozen, images())
+    with pytest.raises(UsageError, match="weights are frozen"):
+        adapt_float(frozen, images(), config("training.float_epochs=1"), input_size=SIZE)
+    binarize.finetune(module.requires_grad_(True), frozen, images(), config=config("training.epochs=0.2"))
+
+
+def test_held_out_images_do_not_count_as_a_batch(teacher):
+    with pytest.raises(UsageError, match=r"232 training images without the 24 that are held out") as raised:
+        binarize.finetune(binarized(config("training.batch_size=250"), teacher), teacher, images())
+    assert "training.batch_size=232" in str(raised.value)
+    settled = config("training.batch_size=232", "training.epochs=1")
+    binarize.finetune(binarized(settled, teacher), teacher, images())
+
+
+def test_another_precision_is_taken_off_behind_a_stage():
+    module = net()
+    with keeping_forward(module):
+        module._original_forward = module.forward
+        module.forward = lambda x: x.bfloat16()
+    assert not {"forward", "_original_forward"} & set(vars(module))
+
+
+def test_a_layer_of_zeros_moves_too():
+    module = binarized(config())
+    convs = [m for m in module.modules() if isinstance(m, BinaryConv2d)]
+    with torch.no_grad():
+        convs[0].weight.zero_()
+    rates = {id(g["params"][0]): g["lr"] for g in binarize.parameter_groups(module)}
+    assert 0.1 < rates[id(convs[0].weight)] / rates[id(convs[1].weight)] < 10

@@ -45,10 +45,27 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, flip: bool) -> Ten
     return padded.flatten(2).gather(2, index).view(count, channels, height, width)
 
 
+class _Cover:
+    """Scales an image so that it covers `size` and its margin: for a square its shorter side, as torchvision does."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = tuple(round(side * _EVAL_RATIO) for side in size)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        from torchvision.transforms.v2 import functional as transforms
+
+        (height, width), (rows, columns) = self.size, image.shape[-2:]
+        if height * columns >= width * rows:
+            scaled = [height, max(width, height * columns // rows)]
+        else:
+            scaled = [max(height, width * rows // columns), width]
+        return transforms.resize(image, scaled, antialias=True)
+
+
 def transform_for(size: tuple[int, int], augment: Augment) -> Any:
     from torchvision.transforms import v2
 
     if augment == "none":
-        return v2.Compose([v2.Resize(round(max(size) * _EVAL_RATIO), antialias=True), v2.CenterCrop(size)])
+        return v2.Compose([_Cover(size), v2.CenterCrop(size)])
     crop = v2.RandomResizedCrop(size, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment == "standard" else crop

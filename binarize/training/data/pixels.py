@@ -33,12 +33,21 @@ def decode(source: bytes | Path | None, where: str) -> Tensor:
 
 
 def _eight_bits(image: Any) -> Any:
-    """16-bit grey to 8 bits: Pillow's own conversion clips everything above 255 to white."""
+    """16-bit grey, wider integers and floats to 8 bits: Pillow's own conversion clips everything above 255 to white.
+
+    What has no range of its own is in [0, 1] (floats), in [0, 255], or else in [0, 65535], whatever its values fit.
+    """
     from PIL import Image
 
-    if not image.mode.startswith("I"):
+    if not image.mode.startswith(("I", "F")):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 256).astype(np.uint8))
+    values = np.asarray(image).astype(np.float64)
+    highest = values.max(initial=0)
+    if image.mode.startswith("I;16") or image.format == "PNG" or highest > 255:
+        values = values // 256
+    elif image.mode == "F" and highest <= 1:
+        values = values * 255
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:
