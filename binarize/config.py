@@ -114,6 +114,8 @@ class ConvConfig(_Checked):
     """Real-to-Binary's gate: multiply by a factor per image and channel, computed from the float input."""
     gate_reduction: int = 8
     """Input channels per hidden unit of the gate."""
+    gate_start: Literal["random", "even"] = "random"
+    """How the gate begins: with random factors, as published, or with the same one for every channel and image."""
     interactions: int = 0
     """CI-Net's edges between channels, at most this many per conv."""
 

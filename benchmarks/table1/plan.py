@@ -31,6 +31,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "no-threshold": ("conv.threshold=none",),
     "no-clip": ("conv.clip=1e6",),
     "no-gate": ("conv.gate=false",),
+    "even-gate": ("conv.gate_start=even",),
     "1x1": ("conv.activation_bases=1", "conv.weight_bases=1"),
     "one-stage": ("training.stages.tanh.share=0", "training.stages.activations.share=0"),
     "two-stages": ("training.stages.activations.share=25", "training.stages.binary.share=75"),
@@ -60,7 +61,10 @@ ABLATIONS = (
     "abcnet/1x1",
     "real-to-bin/one-stage",
     "real-to-bin/no-threshold",
-    *(f"el-dagger/{change}" for change in ("two-stages", "three-stages", "no-link", "identity", "no-gate")),
+    *(
+        f"el-dagger/{change}"
+        for change in ("two-stages", "three-stages", "no-link", "identity", "no-gate", "even-gate")
+    ),
 )
 """Arms that say what parts are worth under equal conditions."""
 

@@ -83,17 +83,21 @@ class ChannelGate(nn.Module):
     Args:
         in_channels, out_channels: of the conv.
         reduction: the hidden layer has `in_channels / reduction` units.
+        start: `random`, or `even`: W2 starts at 0 and every factor at 1/2, so that a converted net's channels keep
+            their proportions.
 
     Shapes: `[N, O, Ho, Wo], [N, C, H, W] -> [N, O, Ho, Wo]`.
     Source: Real-to-Binary (Martinez et al., ICLR 2020), section 4.2.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, reduction: int = 8) -> None:
+    def __init__(self, in_channels: int, out_channels: int, reduction: int = 8, start: str = "random") -> None:
         super().__init__()
         self.squeeze = nn.Linear(in_channels, max(1, in_channels // reduction), bias=False)
         self.excite = nn.Linear(self.squeeze.out_features, out_channels, bias=False)
         for layer in (self.squeeze, self.excite):
             nn.init.kaiming_normal_(layer.weight)
+        if start == "even":
+            nn.init.zeros_(self.excite.weight)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:
         spatial = tuple(range(2, x.dim()))
@@ -137,7 +141,8 @@ def modulation(config: ConvConfig, geometry: ConvGeometry, output_size: tuple[in
     if config.box_scale and geometry.groups == 1:
         parts.append(BoxScale(geometry))
     if config.gate:
-        parts.append(ChannelGate(geometry.in_channels, geometry.out_channels, config.gate_reduction))
+        channels = geometry.in_channels, geometry.out_channels
+        parts.append(ChannelGate(*channels, config.gate_reduction, config.gate_start))
     if config.scale == "spatial":
         if geometry.dims != 2:
             raise UsageError(

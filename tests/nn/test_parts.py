@@ -241,6 +241,10 @@ def test_gate():
         gate(out, x).detach().numpy(), out.numpy() * factor[:, :, None, None], rtol=1e-4, atol=1e-6
     )
     assert w1.shape == (2, 16) and gate.squeeze.bias is None
+    even = ChannelGate(16, 4, reduction=8, start="even")
+    torch.testing.assert_close(even(out, x), out / 2)
+    even(out, x).square().sum().backward()
+    assert even.excite.weight.grad.abs().max() > 0, "it learns from there"
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
