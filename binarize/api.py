@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +187,10 @@ def finetune(
     from binarize.training import finetune as run
 
     report = report_of(module)
-    settled = config or Config().updated(report.config)
-    report.config = settled.to_dict()  # goes into the file: how images are normalised, above all
+    planned = Config().updated(report.config)
+    settled = config or planned
+    # Goes into the file: how images are normalised, above all. What surgery did is not what `settled` may say.
+    report.config = replace(planned, seed=settled.seed, training=settled.training).to_dict()
     size = input_size or tuple(module.example_shapes[0][1:])  # type: ignore[index]
     result = run(
         module,
@@ -294,7 +296,6 @@ def _check_early(out: str | Path) -> None:
     from binarize.exporting import check_runtime
 
     check_runtime()
-
     if Path(out).is_dir():
         check_folder(out, MANIFEST)
     else:

@@ -89,7 +89,8 @@ def _measure(
         seconds += time.perf_counter() - started
         if found.ndim != 2:
             raise UnsupportedModelError(f"the {kind} model gives {list(found.shape)}, not class scores [N, classes]")
-        check_labels(dataset, found.shape[1])
+        if not seen:
+            check_labels(dataset, found.shape[1])
         right += int((found.argmax(1) == labels.numpy()).sum())
         seen += len(labels)
         progress(ProgressEvent("evaluating", seen, len(dataset), {"top-1": f"{right / seen:.2%}"}))

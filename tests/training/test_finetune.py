@@ -319,6 +319,9 @@ def test_a_file_says_how_it_was_trained_not_how_it_was_planned(teacher):
     other = config("training.mean=0.25", "training.epochs=0.5")
     binarize.finetune(module, teacher, images(), config=other)
     assert module.report.config == other.to_dict()
+    binarize.finetune(module, teacher, images(), config=config("link.kind=none", "training.epochs=0.2"))
+    assert module.report.config["link"] == other.to_dict()["link"], "that is what surgery did"
+    assert module.report.config["training"]["epochs"] == 0.2
 
 
 def test_frozen_weights_are_refused(teacher):
