@@ -239,6 +239,13 @@ class TrainingConfig(_Checked):
                 f"the last of training.stages, {last.name!r}, must have binary activations and weights and a share",
                 hint='for example --set training.stages=[{name="binary"}]',
             )
+        for stage in self.stages:
+            if stage.share > 0 and not (stage.cross_entropy or stage.distillation or stage.attention):
+                raise UsageError(
+                    f"training.stages.{stage.name} minimises nothing: "
+                    "its cross_entropy, distillation and attention are all 0",
+                    hint=f"give one of them a weight, such as --set training.stages.{stage.name}.cross_entropy=1",
+                )
 
 
 @dataclass(frozen=True)

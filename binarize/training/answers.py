@@ -1,4 +1,4 @@
-"""Nets that give, beside their logits, the float inputs of some of their convs."""
+"""Nets that give, beside their logits, where the float inputs of some of their convs are large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from binarize.nn import BinaryConv
 from binarize.training.evaluate import logits_of
-from binarize.training.losses import Answer
+from binarize.training.losses import Answer, attention_map
 
 
 def attention_places(module: nn.Module) -> list[str]:
@@ -25,7 +25,7 @@ def attention_places(module: nn.Module) -> list[str]:
 def answering(
     module: nn.Module, places: Sequence[str], call: Callable[[Tensor], Any]
 ) -> Iterator[Callable[..., Answer]]:
-    """A function from images to `module`'s answer, which holds the inputs of its convs at `places`.
+    """A function from images to `module`'s answer, which holds the attention maps of its convs' inputs at `places`.
 
     Args:
         module: whose convs are watched, by hooks that go at the end.
@@ -38,10 +38,14 @@ def answering(
     layers = dict(module.named_modules())
     seen: dict[str, Tensor] = {}
 
+    def note(place: str, features: Tensor) -> None:
+        if place not in seen:  # at once: the net may go on to write into the features
+            seen[place] = attention_map(features)
+
     def watch(place: str) -> Any:
         conv = layers[place]
         assert isinstance(conv, _ConvNd)
-        return conv.register_forward_pre_hook(lambda _, inputs: _note(seen, place, inputs[0]))
+        return conv.register_forward_pre_hook(lambda _, inputs: note(place, inputs[0]))
 
     def answer(images: Tensor) -> Answer:
         seen.clear()
@@ -54,7 +58,3 @@ def answering(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _note(seen: dict[str, Tensor], place: str, value: Tensor) -> None:
-    seen.setdefault(place, value)

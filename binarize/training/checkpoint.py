@@ -18,6 +18,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     full = {
         **state,
         "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all(),  # none without a GPU
         "python_rng": [random_state[0], list(random_state[1])],
     }
     with atomic_output(path) as temporary:
@@ -28,7 +29,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """The state at `path` with the generators put back; None if there is no file.
 
     Raises:
-        UsageError: the file is damaged, or belongs to a run with another configuration, data or model.
+        UsageError: the file is damaged, or belongs to a run with another configuration, data, model or teacher.
     """
     if not path.exists():
         return None
@@ -43,11 +44,13 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         ) from error
     if found != fingerprint:
         raise UsageError(
-            "the checkpoint belongs to a run with another model, configuration or data",
+            "the checkpoint belongs to a run with another model, teacher, configuration or data",
             layer=str(path),
             hint="pass --restart to begin anew, or choose another --out",
         )
     torch.set_rng_state(state["torch_rng"])
+    for device, generator in enumerate(state.get("cuda_rng", [])[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, device)
     version, numbers = state["python_rng"]
     random.setstate((version, tuple(numbers), None))
     return state

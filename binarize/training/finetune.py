@@ -150,7 +150,7 @@ def finetune(
     torch.manual_seed(config.seed)
     holdout, feed = _prepare(teacher, train_set, val_set, config, input_size)
     stages, guide = binary_stages(config.training), _frozen(teacher)
-    fingerprint = _fingerprint(module, feed, "binary")
+    fingerprint = _fingerprint(feed, module, guide)
     trainer = _trainer(module, stages, feed, val_set, checkpoint, fingerprint, progress, teacher=guide)
     images = list(feed.images(config.training.calibration_images))
     calibrate(module, guide, images, threshold=config.conv.threshold)
@@ -184,7 +184,7 @@ def adapt_float(
     _check_trainable(model.parameters())
     torch.manual_seed(config.seed)
     _, feed = _prepare(model, train_set, val_set, config, input_size)
-    fingerprint = _fingerprint(model, feed, "float")
+    fingerprint = _fingerprint(feed, model)
     trainer = _trainer(model, float_stages(config.training), feed, val_set, checkpoint, fingerprint, progress)
     try:
         history = trainer.run()
@@ -305,6 +305,7 @@ def _trainer(
         feed.train_batches,
         feed.steps_per_epoch,
         feed.config.training,
+        seed=feed.config.seed,
         teacher=teacher,
         memory_format=feed.memory_format,
         evaluate=score if val_set is not None else None,
@@ -343,8 +344,12 @@ def _frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
-    """Identifies a run: what of the configuration matters to it, data and the weights it starts from."""
+def _fingerprint(feed: Feed, module: nn.Module, teacher: nn.Module | None = None) -> str:
+    """Identifies a run: what of the configuration matters to it, data, and the weights it starts and learns from.
+
+    Without a teacher the float model is trained, with one the binary one.
+    """
+    role = "float" if teacher is None else "binary"
     every = asdict(feed.config.training)
     training = {key: value for key, value in every.items() if key in FLOAT_SETTINGS or role == "binary"}
     for key in HARMLESS_SETTINGS:
@@ -356,9 +361,10 @@ def _fingerprint(module: nn.Module, feed: Feed, role: str) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(feed.dataset.labels.numpy().tobytes())
     digest.update(feed.dataset.image(0).numpy().tobytes())
-    for name, value in module.state_dict().items():
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    for net in (module,) if teacher is None else (module, teacher):
+        for name, value in net.state_dict().items():
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

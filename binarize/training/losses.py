@@ -18,7 +18,7 @@ class Answer:
 
     Attributes:
         logits: [N, K].
-        maps: the float inputs of chosen convs, for attention; student's and teacher's in the same order.
+        maps: attention maps of the float inputs of chosen convs, [N, H*W] each; student's and teacher's in one order.
     """
 
     logits: Tensor
@@ -46,12 +46,12 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_difference(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
-    """Mean squared difference of the attention maps, averaged over the places compared.
+    """Mean squared difference of attention maps, averaged over the places compared.
 
     Source: Real-to-Binary (Martinez et al., ICLR 2020), section 4.1, after Zagoruyko and Komodakis (2017).
     """
     pairs = zip(student, teacher, strict=True)
-    return torch.stack([F.mse_loss(attention_map(s), attention_map(t)) for s, t in pairs]).mean()
+    return torch.stack([F.mse_loss(s, t) for s, t in pairs]).mean()
 
 
 def student_objective(stage: StageConfig) -> Objective:

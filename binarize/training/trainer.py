@@ -23,6 +23,7 @@ from binarize.nn import BinaryConv
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.training.answers import answering, attention_places
 from binarize.training.checkpoint import load_checkpoint, save_checkpoint
+from binarize.training.data.batches import generator_for
 from binarize.training.interrupts import Interrupt, deferred_interrupts
 from binarize.training.losses import Answer
 from binarize.training.search import Search, make_search, survives
@@ -78,6 +79,7 @@ class Trainer:
         batches: training batches of an epoch from a given one on.
         steps_per_epoch: how many of them an epoch has.
         config: batch size, compilation, checkpoint interval.
+        seed: of the searches' proposals.
         teacher: the float model, if a stage distills from it.
         evaluate: called at each epoch's end; its figures go into the history.
         checkpoint: file to resume from and to write to; None keeps everything in memory.
@@ -93,6 +95,7 @@ class Trainer:
         steps_per_epoch: int,
         config: TrainingConfig,
         *,
+        seed: int = 0,
         teacher: nn.Module | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -112,7 +115,7 @@ class Trainer:
             checkpoint,
             fingerprint,
         )
-        self.progress = progress
+        self.seed, self.progress = seed, progress
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         place(module, self.device, memory_format)
@@ -121,7 +124,7 @@ class Trainer:
             place(teacher, self.device, memory_format).eval()
         self.previous: nn.Module | None = None
         self.converted: dict[str, Tensor] = {}
-        self.clock, self.interrupt = Clock(), Interrupt()
+        self.clock, self.interrupt, self.meter = Clock(), Interrupt(), Meter(module)
         self.whole = True  # whether the state is one between two steps
         self.steps = [max(1, round(stage.epochs * steps_per_epoch)) for stage in stages]
 
@@ -157,6 +160,7 @@ class Trainer:
             group["peak"] = group["lr"]  # travels with the checkpoint: the mean |weight| it came from has moved on
         if state is not None and state["optimizer"] is not None:
             inner.load_state_dict(state["optimizer"])
+        self.meter = Meter(self.module, state.get("meter") if state is not None else None)
         with self._saving_when_interrupted(inner), self._lesson(stage, inner) as lesson:
             self._steps(lesson)
         self.previous = self._snapshot(stage, self.module.state_dict()) if self._next_teacher() == "previous" else None
@@ -189,7 +193,6 @@ class Trainer:
 
     def _steps(self, lesson: Lesson) -> None:
         stage, clock, steps = lesson.stage, self.clock, self.steps[self.clock.stage]
-        meter = Meter(self.module)
         saved = time.monotonic()
         while clock.step < steps:
             epoch, first = divmod(clock.total_steps, self.steps_per_epoch)
@@ -199,21 +202,20 @@ class Trainer:
                 for group in lesson.optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
                 self.whole = False
-                meter.add(*self._step(lesson, images, labels))
+                self.meter.add(*self._step(lesson, images, labels))
                 clock.step += 1
                 clock.total_steps += 1
                 self.whole = True
                 clock.seconds += time.monotonic() - started
-                meter.seconds += time.monotonic() - started
+                self.meter.seconds += time.monotonic() - started
                 if clock.step == steps or clock.total_steps % self.steps_per_epoch == 0:
                     break  # the epoch enters the history before anything can stop
                 self.interrupt.check()
-                self._report(stage, meter)
+                self._report(stage)
                 saved = self._save_if_due(lesson.optimizer, saved)
-            self._finish_epoch(stage, meter)
+            self._finish_epoch(stage)
             saved = self._save_if_due(lesson.optimizer, saved)
             self.interrupt.check()
-            meter = Meter(self.module)
 
     def _step(self, lesson: Lesson, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
         """One optimizer step on this process's images; returns the loss, how many were right, and how many."""
@@ -254,7 +256,7 @@ class Trainer:
             value = lesson.stage.objective(student, guidance, labels)
             return float(self.accelerator.reduce(value, "mean"))
 
-        generator = torch.Generator().manual_seed(self.clock.total_steps)
+        generator = generator_for(self.seed, self.clock.total_steps)
         self.clock.adopted += survives(search, self.module, loss, generator)
 
     def _compiles(self) -> bool:
@@ -270,13 +272,15 @@ class Trainer:
             return possible and sum(self.steps) * self.config.batch_size > COMPILE_AFTER_IMAGES
         return self.config.compile == "on"
 
-    def _report(self, stage: Stage, meter: Meter) -> None:
+    def _report(self, stage: Stage) -> None:
+        meter = self.meter
         all_steps = sum(self.steps)
         left = (all_steps - self.clock.total_steps) * meter.seconds / max(meter.steps, 1)
         fields = {**meter.fields(), "left": _minutes(left)}
         self.progress(ProgressEvent(f"training ({stage.name})", self.clock.total_steps, all_steps, fields))
 
-    def _finish_epoch(self, stage: Stage, meter: Meter) -> None:
+    def _finish_epoch(self, stage: Stage) -> None:
+        meter, self.meter = self.meter, Meter(self.module)
         entry: dict[str, Any] = {
             "stage": stage.name,
             "epoch": round(self.clock.total_steps / self.steps_per_epoch, 3),
@@ -319,6 +323,7 @@ class Trainer:
             "module": self.module.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
             "clock": vars(self.clock),
+            "meter": self.meter.state(),
             "previous": None if self.previous is None else self.previous.state_dict(),
         }
         save_checkpoint(self.checkpoint, state)
@@ -341,12 +346,24 @@ def keeping_forward(module: nn.Module) -> Iterator[None]:
 
 
 class Meter:
-    """Running figures of one epoch."""
+    """Running figures of one epoch.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.loss, self.right, self.images, self.steps, self.seconds = 0.0, 0, 0, 0, 0.0
+    Args:
+        module: whose binary weights it watches.
+        state: what `state` gave for the first part of the epoch, if a run was resumed in its middle.
+    """
+
+    def __init__(self, module: nn.Module, state: dict[str, Any] | None = None) -> None:
         self._convs = [m for m in module.modules() if isinstance(m, BinaryConv)]
-        self._before = [_signs(conv) for conv in self._convs]
+        self.loss, self.right, self.images, self.steps, self.seconds = 0.0, 0, 0, 0, 0.0
+        self.before = [_signs(conv) for conv in self._convs]
+        if state is not None:
+            self.loss, self.right, self.images, self.steps, self.seconds = state["sums"]
+            self.before = [old.to(new.device) for old, new in zip(state["before"], self.before, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"sums": [self.loss, self.right, self.images, self.steps, self.seconds], "before": self.before}
 
     def add(self, loss: float, right: int, images: int) -> None:
         self.loss += loss * images
@@ -373,8 +390,8 @@ class Meter:
         }
 
     def _flips(self) -> float:
-        flipped = sum(int((_signs(c) != old).sum()) for c, old in zip(self._convs, self._before, strict=True))
-        return flipped / max(sum(old.numel() for old in self._before), 1)
+        flipped = sum(int((_signs(c) != old).sum()) for c, old in zip(self._convs, self.before, strict=True))
+        return flipped / max(sum(old.numel() for old in self.before), 1)
 
 
 def _signs(conv: BinaryConv) -> Tensor:

@@ -157,6 +157,9 @@ def test_resuming_gives_the_same_bits_as_never_stopping(teacher, tmp_path, how):
     )
     done = [d for task, d in steps if task.startswith("training")]
     assert min(done) >= 10
+    for a, b in zip(*(m.report.results["training"]["history"] for m in (whole, second)), strict=True):
+        timed = {"seconds", "images_per_second"}
+        assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
     for (name, a), b in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -165,8 +168,13 @@ def test_a_checkpoint_of_another_run_is_refused(teacher, tmp_path):
     checkpoint = tmp_path / "c.ckpt"
     binarize.finetune(binarized(config(), teacher), teacher, images(), checkpoint=checkpoint)
     other = config("training.learning_rate=0.001")
-    with pytest.raises(UsageError, match=r"another model, configuration or data"):
+    with pytest.raises(UsageError, match=r"another model, teacher, configuration or data"):
         binarize.finetune(binarized(other, teacher), teacher, images(), checkpoint=checkpoint)
+    another = copy.deepcopy(teacher)
+    with torch.no_grad():
+        next(another.parameters()).mul_(1.5)
+    with pytest.raises(UsageError, match="another model, teacher"):
+        binarize.finetune(binarized(config(), teacher), another, images(), checkpoint=checkpoint)
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(UsageError, match="is damaged or none of binarize"):
         binarize.finetune(binarized(config(), teacher), teacher, images(), checkpoint=checkpoint)

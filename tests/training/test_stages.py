@@ -1,6 +1,7 @@
 """Stages as data: where they start, whom they learn from, what they match, and what they search."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def test_epochs_scale_all_stages_by_their_shares():
         ("training.stages.first.rate=1", "no training.stages.first"),
         ("training.stages.binary=1", "is a table"),
         ("training.stages.binary.rats=1", "unknown key"),
+        ('training.stages=[{name="binary",cross_entropy=0,distillation=0}]', "binary minimises nothing"),
     ],
 )
 def test_wrong_stages_are_refused(setting, message):
@@ -69,12 +71,13 @@ def test_attention_maps_against_numpy():
 
     np.testing.assert_allclose(attention_map(a).numpy(), by_definition(a), rtol=1e-5)
     expected = ((by_definition(a) - by_definition(b)) ** 2).mean()
-    np.testing.assert_allclose(attention_difference((a, a), (b, a)).item(), expected / 2, rtol=1e-5)
+    map_a, map_b = attention_map(a), attention_map(b)
+    np.testing.assert_allclose(attention_difference((map_a, map_a), (map_b, map_a)).item(), expected / 2, rtol=1e-5)
 
 
 def test_the_objective_weighs_its_terms():
-    student = Answer(torch.randn(4, 3), (torch.randn(4, 2, 3, 3),))
-    teacher = Answer(torch.randn(4, 3), (torch.randn(4, 2, 3, 3),))
+    student = Answer(torch.randn(4, 3), (torch.rand(4, 9),))
+    teacher = Answer(torch.randn(4, 3), (torch.rand(4, 9),))
     labels = torch.tensor([0, 1, 2, 0])
 
     def loss(**weights):
@@ -102,14 +105,34 @@ def test_student_and_teacher_show_the_inputs_of_the_same_convs():
         with answering(module, places, call) as ask, answering(model.eval(), places, model) as guide:
             student, teacher = ask(x), guide(x)
         torch.testing.assert_close(student.logits, module(x))
-        assert torch.equal(teacher.logits, model(x)) and torch.equal(teacher.maps[0], model[0](x))
+        assert torch.equal(teacher.logits, model(x)) and torch.equal(teacher.maps[0], attention_map(model[0](x)))
         sub = module.get_submodule
-        torch.testing.assert_close(student.maps[0], sub("0.2_rprelu")(sub("0.1")(sub("0.0")(x))))
+        torch.testing.assert_close(student.maps[0], attention_map(sub("0.2_rprelu")(sub("0.1")(sub("0.0")(x)))))
         assert [m.shape for m in student.maps] == [m.shape for m in teacher.maps]
         student.maps[1].square().sum().backward()
         assert sub("1.conv1").weight.grad.abs().sum() > 0
         sub("1.conv1").weight.grad = None
     assert not any(layer._forward_pre_hooks for layer in (*module.modules(), *model.modules()))
+
+
+class Overwriting(nn.Module):
+    """Writes into a map that a conv has read."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = x * 1.0
+        y = self.conv(x)
+        x += 5
+        return (x + y).mean((2, 3))
+
+
+def test_attention_is_to_what_the_conv_read():
+    model, x = Overwriting(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad(), answering(model, ["conv"], model) as ask:
+        assert torch.equal(ask(x).maps[0], attention_map(x))
 
 
 def test_a_teacher_without_the_convs_is_an_error():
@@ -272,6 +295,21 @@ def test_a_searching_stage_trains_and_reports_what_it_adopted(values):
     history = module.report.results["training"]["history"]
     assert history[-1]["adopted"] >= 0 and history[-1]["adopted"] >= history[0]["adopted"]
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_proposals_follow_the_seed(monkeypatch):
+    def draws(seed):
+        drawn = []
+        monkeypatch.setattr(
+            "binarize.training.trainer.survives", lambda *arguments: drawn.append(arguments[3].initial_seed()) or False
+        )
+        settled = config("training.stages.binary.search=genetic", "training.stages.binary.search_every=1")
+        binarize.finetune(binarized(dataclasses.replace(settled, seed=seed)), net(), images())
+        return drawn
+
+    first = draws(0)
+    assert len(set(first)) == len(first) > 1
+    assert draws(0) == first and not set(draws(1)) & set(first)
 
 
 @pytest.mark.parametrize("search", [GeneticSearch(), InteractionSearch()], ids=["genetic", "interactions"])

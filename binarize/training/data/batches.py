@@ -104,7 +104,7 @@ class _Batches(Dataset[Any]):
         self.dataset, self.size, self.seeds, self.augment = dataset, size, seeds, augment
         self.mean, self.std = scale
         count = len(dataset)
-        order = torch.randperm(count, generator=_generator(*seeds)) if shuffle else torch.arange(count)
+        order = torch.randperm(count, generator=generator_for(*seeds)) if shuffle else torch.arange(count)
         if shuffle and count > batch_size:
             order = order[: count - count % batch_size]
         self.batches = order.split(batch_size)
@@ -118,7 +118,7 @@ class _Batches(Dataset[Any]):
         """One batch. An error is returned, not raised: worker processes would wrap it in their traceback."""
         try:
             rows = self.batches[index]
-            generator = _generator(*self.seeds, index)
+            generator = generator_for(*self.seeds, index)
             images = self._small(rows, generator) if self.small else self._large(rows, generator)
             return images, self.dataset.labels[rows]
         except UsageError as error:
@@ -145,7 +145,7 @@ class _Batches(Dataset[Any]):
         return with_channels(self.dataset.image(row), self.size[0])
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def generator_for(*numbers: int) -> torch.Generator:
     """A generator for a tuple of integers; SeedSequence keeps neighbouring tuples independent."""
     sequence = np.random.SeedSequence([number & 0xFFFFFFFFFFFFFFFF for number in numbers])
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
