@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 
 from binarize.errors import UnsupportedModelError
 from binarize.exporting.functions import model_local_functions
+from binarize.exporting.output_names import name_outputs, output_names
 from binarize.files import atomic_output
 from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
 from binarize.lowering.quiet import quiet
@@ -105,9 +106,10 @@ def to_onnx(
         raise UnsupportedModelError(
             f"the model has no ONNX form: {(reasons or [type(error).__name__])[0].strip()[:300]}"
         ) from error
-    assert program is not None
+    assert program is not None and program.exported_program is not None
     model = program.model_proto  # made anew at each reading
     _strip(model)
+    name_outputs(model, output_names(program.exported_program, len(model.graph.output)))
     return model
 
 

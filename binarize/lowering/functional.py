@@ -17,6 +17,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils._pytree import tree_structure
 
 from binarize.errors import BinarizeError, UnsupportedModelError
+from binarize.lowering.output_names import leaf_names
 from binarize.lowering.quiet import quiet
 
 Shapes = tuple[dict[int, object], ...]
@@ -166,13 +167,17 @@ def _leave_tensors(graph_module: GraphModule) -> None:
     """Outputs that are no tensors, such as sizes, are left out: a file has no place for them."""
     output, codegen = graph_module.graph.output_node(), graph_module.graph._codegen
     leaves: Any = output.args[0]
-    tensors = tuple(x for x in leaves if isinstance(x, Node) and isinstance(x.meta.get("val"), Tensor))
-    if len(tensors) == len(leaves) or not isinstance(codegen, _PyTreeCodeGen):
+    wanted = [isinstance(x, Node) and isinstance(x.meta.get("val"), Tensor) for x in leaves]
+    if all(wanted) or not isinstance(codegen, _PyTreeCodeGen):
         return
+    tensors = tuple(x for x, is_tensor in zip(leaves, wanted, strict=True) if is_tensor)
     if not tensors:
         raise UnsupportedModelError("the model gives no tensor", hint="its forward has to return one")
+    structure = codegen.pytree_info.out_spec
+    assert structure is not None  # it has leaves
+    names = leaf_names(structure, wanted)
     output.args = (tensors,)
-    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(tensors))
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(dict(zip(names, tensors, strict=True))))
 
 
 def _as_code(module: nn.Module) -> nn.Module:
