@@ -31,7 +31,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "no-threshold": ("conv.threshold=none",),
     "no-clip": ("conv.clip=1e6",),
     "no-gate": ("conv.gate=false",),
-    "even-gate": ("conv.gate_start=even",),
+    "random-gate": ("conv.gate_start=random",),
     "1x1": ("conv.activation_bases=1", "conv.weight_bases=1"),
     "one-stage": ("training.stages.tanh.share=0", "training.stages.activations.share=0"),
     "two-stages": ("training.stages.activations.share=25", "training.stages.binary.share=75"),
@@ -63,7 +63,7 @@ ABLATIONS = (
     "real-to-bin/no-threshold",
     *(
         f"el-dagger/{change}"
-        for change in ("two-stages", "three-stages", "no-link", "identity", "no-gate", "even-gate")
+        for change in ("two-stages", "three-stages", "no-link", "identity", "no-gate", "random-gate")
     ),
 )
 """Arms that say what parts are worth under equal conditions."""
