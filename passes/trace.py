@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 import traceback
@@ -20,6 +21,8 @@ from binarize.errors import UnsupportedModelError
 from binarize.nn import Region, TrainingFlag
 from binarize.passes.frozen_norms import is_frozen_batch_norm
 from binarize.passes.graph_tools import add_module
+
+_VAR_KEYWORD, _VAR_POSITIONAL = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
 
 _NEVER_ENTERED = (_ConvNd, _NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 
@@ -57,8 +60,38 @@ class ConvTracer(Tracer):
         return result
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        kinds = {parameter.kind for parameter in inspect.signature(root_fn).parameters.values()}
+        if _VAR_KEYWORD in kinds and _VAR_POSITIONAL not in kinds:
+            function, args = self._args_by_name(root_fn)
+        else:
+            function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         return function, [self._settled(arg) for arg in args]
+
+    def _args_by_name(self, root_fn: Any) -> tuple[Any, list[Any]]:
+        """The named arguments of a function that takes others, too, and gets none of those.
+
+        fx changes such a function's code, which is that of a decorator around it, where there is one.
+        """
+        first, *others = [p for p in inspect.signature(root_fn).parameters.values() if p.kind is not _VAR_KEYWORD]
+        args = [
+            self.create_proxy("placeholder", p.name, () if p.default is p.empty else (p.default,), {}) for p in others
+        ]
+        by_position = sum(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in (first, *others))
+
+        def call(*values: Any) -> Any:
+            named = zip((p.name for p in others[by_position - 1 :]), values[by_position:], strict=True)
+            return root_fn(*values[:by_position], **dict(named))
+
+        return call, [self.root, *args]
+
+    def create_arg(self, a: Any) -> Any:
+        """Dicts with a class of their own, such as the outputs of Hugging Face's models, keep it; fx drops it."""
+        if not isinstance(a, dict) or type(a) is dict:
+            return super().create_arg(a)
+        if dataclasses.is_dataclass(a):
+            values = {f.name: super(ConvTracer, self).create_arg(getattr(a, f.name)) for f in dataclasses.fields(a)}
+            return self.create_node("call_function", type(a), (), values)
+        return self.create_node("call_function", type(a), (super().create_arg(dict(a)),), {})
 
     def _settled(self, arg: Any) -> Any:
         """The constant that stands for argument `arg`, if there is one; the graph asserts that it is passed."""
@@ -85,6 +118,10 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether a forward or backward hook is registered on `module`."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for kind in kinds)
+
+
+def _are_hooks(name: str, attribute: Any) -> bool:
+    return name.endswith("hooks") and isinstance(attribute, dict)
 
 
 def holds(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
@@ -114,6 +151,7 @@ def trace(module: nn.Module, constants: Mapping[str, Any]) -> Region:
 def _trace(module: nn.Module, leaves: set[str], constants: Mapping[str, Any], training: bool) -> Graph:
     tracer = ConvTracer(frozenset(leaves), constants)
     before = {m: dict(vars(m)) for m in module.modules()}
+    hooks = [(own, dict(own)) for m in before.values() for name, own in m.items() if _are_hooks(name, own)]
     module.train(training)
     try:
         return tracer.trace(module)
@@ -123,6 +161,9 @@ def _trace(module: nn.Module, leaves: set[str], constants: Mapping[str, Any], tr
         for m, attributes in before.items():
             made = {k: v for k, v in vars(m).items() if k not in attributes and isinstance(v, Tensor)}
             object.__setattr__(m, "__dict__", attributes | made)  # what `forward` kept of the trace is no value
+        for own, registered in hooks:  # some forwards register hooks at their first call
+            own.clear()
+            own.update(registered)
 
 
 def _reason(error: Exception) -> str:

@@ -15,10 +15,14 @@ def leaf_names(structure: TreeSpec, wanted: Sequence[bool] | None = None) -> lis
     """A name for each leaf of what a model returns, or for each wanted one.
 
     A single leaf is `output`; those of a tuple or list are `output_0`, `output_1`; those of a dict or dataclass have
-    their keys, with what is inside behind it: `boxes`, `features_0`. Where that gives one name twice, all are numbered.
+    their keys, with what is inside behind it: `boxes`, `features_0`. Where that gives one name twice, or a class has no
+    keys, all are numbered.
     """
-    leaves, _ = tree_flatten_with_path(tree_unflatten(range(structure.num_leaves), structure))
-    wanted = [True] * len(leaves) if wanted is None else wanted
+    wanted = [True] * structure.num_leaves if wanted is None else wanted
+    try:
+        leaves, _ = tree_flatten_with_path(tree_unflatten(range(structure.num_leaves), structure))
+    except ValueError:  # a class whose owner told torch of no keys
+        return numbered_names(sum(wanted))
     paths = [path for (path, _), own in zip(leaves, wanted, strict=True) if own]
     names = [_joined([_text(key) for key in path]) for path in paths]
     return names if len(set(names)) == len(names) else numbered_names(len(names))

@@ -13,7 +13,9 @@ EL_DAGGER = Recipe(
     name="el-dagger",
     summary="Elastic-Link with Real-to-Binary's gate; its stages by option",
     source="Hu et al., Elastic-Link for Binarized Neural Network, AAAI 2022, Table 1, rows with a dagger",
-    config=Config(recipe="el-dagger", conv=ConvConfig(gate=True, gate_start="even"), training=TrainingConfig(stages=STAGES)),
+    config=Config(
+        recipe="el-dagger", conv=ConvConfig(gate=True, gate_start="even"), training=TrainingConfig(stages=STAGES)
+    ),
     equations=(
         "y = RPReLU(BN(G(x) * alpha * (sign(x - tau) conv sign(W)) + gamma * EL(x))), alpha_o = mean |W_o|, detached",
         GATE,

@@ -5,10 +5,20 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_pytree_node, tree_leaves
 
 import binarize
 from binarize.bench.float_onnx import float_onnx
+
+
+class NoKeys:
+    """Registered without names for what it holds."""
+
+    def __init__(self, first, second):
+        self.values = [first, second]
+
+
+register_pytree_node(NoKeys, lambda own: (own.values, None), lambda values, _: NoKeys(*values))
 
 
 class Net(nn.Module):
@@ -36,6 +46,7 @@ GIVEN = {
     "a constant": (lambda x, y, z, c: {"classes": c, "out": z}, ["classes", "out"]),
     "no tensor": (lambda x, y, z, c: {"count": 4, "out": z, "none": None, "y": y}, ["out", "y"]),
     "one name twice": (lambda x, y, z, c: {"a": [z], "a_0": y}, ["output_0", "output_1"]),
+    "no keys": (lambda x, y, z, c: NoKeys(z, y), ["output_0", "output_1"]),
     "numbers": (lambda x, y, z, c: {0: z, 1: y}, ["output_0", "output_1"]),
 }
 
