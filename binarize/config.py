@@ -29,6 +29,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "training.holdout": (0, 0.9),
     "training.mean": (0, 1),
     "training.std": (1e-4, 1e4),
+    "training.crop_pct": (0.1, 1),
     "training.workers": (0, 1024),
     "stage.temperature": (1e-3, 1e3),
     "stage.search_every": (1, 1 << 24),
@@ -215,10 +216,16 @@ class TrainingConfig(_Checked):
     """Share of the training images held out for that comparison."""
     augment: Literal["standard", "crop", "none"] = "standard"
     """`standard`: crop and horizontal flip; `crop`: no flip; `none`."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Channel means of the input normalisation the float model was trained with (images in [0, 1])."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Channel standard deviations of that normalisation."""
+    mean: tuple[float, ...] | Literal["auto"] = "auto"
+    """Channel means of the input normalisation the float model was trained with (images in [0, 1]); `auto`: what the
+    model says, else ImageNet's."""
+    std: tuple[float, ...] | Literal["auto"] = "auto"
+    """Channel standard deviations of that normalisation; `auto`: likewise."""
+    crop_pct: float | Literal["auto"] = "auto"
+    """Share of the scaled image's side that evaluation sees, of inputs above 64 pixels; `auto`: what the model says,
+    else 0.875."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """How such images are scaled; `auto`: as the model says, else `bilinear`."""
     workers: int = 0
     """Processes that decode large images."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -369,6 +376,10 @@ def _suggest(key: str, known: typing.Iterable[str], prefix: str) -> str:
 
 def _checked(value: Any, hint: Any, name: str, source: str) -> Any:
     """`value` as the field's type, or a UsageError."""
+    if words := [h for h in get_args(hint) if get_origin(h) is Literal]:  # a word in the place of a number
+        if isinstance(value, str) and value in get_args(words[0]):
+            return value
+        hint = next(h for h in get_args(hint) if h not in words)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise UsageError(f"{name!r} is {value!r}", layer=source, hint=f"one of {', '.join(get_args(hint))}")

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-FOUNDATION = {"config", "errors", "files", "machine", "progress"}
+FOUNDATION = {"config", "errors", "files", "machine", "preprocessing", "progress"}
 PARTS = {"nn", "recipes", "report", "example_inputs"} | FOUNDATION
 STATIONS = {
     "assembly",
@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "nn": FOUNDATION,
     "recipes": FOUNDATION,
     "report": FOUNDATION,
+    "preprocessing": {"config", "errors"},
     "config": {"errors"},
     "files": {"errors"},
     "machine": set(),

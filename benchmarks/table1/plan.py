@@ -13,7 +13,7 @@ from binarize import api
 from binarize.config import Config
 from binarize.errors import UsageError
 from binarize.recipes import all_recipes
-from binarize.training.finetune import FLOAT_SETTINGS, HARMLESS_SETTINGS
+from binarize.training.finetune import FLOAT_SETTINGS, what_matters
 
 FLOAT = "float"
 
@@ -177,10 +177,9 @@ class Cell:
     def key(self, data: dict[str, int | str]) -> str:
         """Identifies net, recipe, seed, every setting that matters and the data, in 16 hex digits."""
         settled = self.config.to_dict()
-        for setting in HARMLESS_SETTINGS:
-            settled["training"].pop(setting)
+        settled["training"] = what_matters(settled["training"])
         if self.arm == FLOAT:
-            settled = {"training": {name: settled["training"][name] for name in FLOAT_SETTINGS}}
+            settled = {"training": {k: v for k, v in settled["training"].items() if k in FLOAT_SETTINGS}}
         facts = json.dumps([self.net, self.arm, self.seed, settled, data], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn import BinaryConv
+from binarize.preprocessing import AUTO, DEFAULT, SETTINGS, Preprocessing
 from binarize.progress import Listener, silent
 from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import ImageDataset, Subset, check_classes, make_loader, split_train_val
@@ -32,12 +33,14 @@ FLOAT_SETTINGS = [
     "float_weight_decay",
     "precision",
     "augment",
-    "mean",
-    "std",
+    *SETTINGS,
     "holdout",
     "bn_images",
 ]
 """Settings that the float model's adaptation depends on."""
+
+LATER_SETTINGS = {"crop_pct": DEFAULT.crop_pct, "interpolation": DEFAULT.interpolation}
+"""Settings that earlier versions did not have, at what they did: so they are nothing that tells runs apart."""
 
 HARMLESS_SETTINGS = ("workers", "compile", "checkpoint_minutes")
 """Settings that change no result."""
@@ -74,6 +77,7 @@ class Feed:
 
     def _loader(self, *, train: bool, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         training = self.config.training
+        known: Any = Preprocessing.of(self.config)  # nothing is None but the size
         channels = self.input_size[0]
         loader = make_loader(
             self.dataset,
@@ -82,11 +86,13 @@ class Feed:
             train=train,
             seed=self.config.seed,
             epoch=epoch,
-            mean=fit_channels(training.mean, channels, "training.mean"),
-            std=fit_channels(training.std, channels, "training.std"),
+            mean=fit_channels(known.mean, channels, "training.mean"),
+            std=fit_channels(known.std, channels, "training.std"),
             workers=training.workers,
             start_batch=first,
             augment=training.augment,
+            crop_pct=known.crop_pct,
+            interpolation=known.interpolation,
         )
         for images, labels in loader:
             yield images.contiguous(memory_format=self.memory_format), labels
@@ -251,8 +257,9 @@ def check_data(
             layer=train_set.source,
             hint=f"--set training.batch_size={images - held}, or give more images",
         )
-    fit_channels(training.mean, input_size[0], "training.mean")
-    fit_channels(training.std, input_size[0], "training.std")
+    known: Any = Preprocessing.of(config)
+    fit_channels(known.mean, input_size[0], "training.mean")
+    fit_channels(known.std, input_size[0], "training.std")
     if val_set is not None and list(val_set.classes) != list(train_set.classes):
         raise UsageError(
             f"the validation data's classes {_first(val_set.classes)} are not the training data's "
@@ -344,16 +351,23 @@ def _frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
+def what_matters(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that tell it from others, of all in the table [training]."""
+    return {
+        key: value
+        for key, value in training.items()
+        if key not in HARMLESS_SETTINGS and not (key in LATER_SETTINGS and value in (AUTO, LATER_SETTINGS[key]))
+    }
+
+
 def _fingerprint(feed: Feed, module: nn.Module, teacher: nn.Module | None = None) -> str:
     """Identifies a run: what of the configuration matters to it, data, and the weights it starts and learns from.
 
     Without a teacher the float model is trained, with one the binary one.
     """
     role = "float" if teacher is None else "binary"
-    every = asdict(feed.config.training)
+    every = what_matters(asdict(Preprocessing.of(feed.config).put_into(feed.config).training))
     training = {key: value for key, value in every.items() if key in FLOAT_SETTINGS or role == "binary"}
-    for key in HARMLESS_SETTINGS:
-        training.pop(key, None)
     layers = (
         [asdict(feed.config.surgery), asdict(feed.config.conv), asdict(feed.config.link)] if role == "binary" else []
     )

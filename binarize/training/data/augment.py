@@ -13,8 +13,6 @@ from binarize.errors import UsageError
 
 Augment = Literal["standard", "crop", "none"]
 
-_EVAL_RATIO = 256 / 224
-
 
 def normalisation(channels: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
@@ -48,8 +46,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, flip: bool) -> Ten
 class _Cover:
     """Scales an image so that it covers `size` and its margin: for a square its shorter side, as torchvision does."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = tuple(round(side * _EVAL_RATIO) for side in size)
+    def __init__(self, size: tuple[int, int], crop_pct: float, interpolation: Any) -> None:
+        self.size = tuple(round(side / crop_pct) for side in size)
+        self.interpolation = interpolation
 
     def __call__(self, image: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional as transforms
@@ -59,13 +58,16 @@ class _Cover:
             scaled = [height, max(width, height * columns // rows)]
         else:
             scaled = [max(height, width * rows // columns), width]
-        return transforms.resize(image, scaled, antialias=True)
+        return transforms.resize(image, scaled, self.interpolation, antialias=True)
 
 
-def transform_for(size: tuple[int, int], augment: Augment) -> Any:
+def transform_for(
+    size: tuple[int, int], augment: Augment, crop_pct: float = 0.875, interpolation: str = "bilinear"
+) -> Any:
     from torchvision.transforms import v2
 
+    scaling = v2.InterpolationMode(interpolation)
     if augment == "none":
-        return v2.Compose([_Cover(size), v2.CenterCrop(size)])
-    crop = v2.RandomResizedCrop(size, antialias=True)
+        return v2.Compose([_Cover(size, crop_pct, scaling), v2.CenterCrop(size)])
+    crop = v2.RandomResizedCrop(size, interpolation=scaling, antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment == "standard" else crop

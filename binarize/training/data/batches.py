@@ -6,7 +6,8 @@ therefore a resumed run starts at any batch without decoding the skipped ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from binarize.errors import UsageError
+from binarize.preprocessing import SMALL_IMAGE
 from binarize.training.data.augment import Augment, crop_and_flip, normalisation, normalised, transform_for
-from binarize.training.data.dataset import SMALL_IMAGE, ImageDataset
+from binarize.training.data.dataset import ImageDataset
 from binarize.training.data.pixels import resized, with_channels
 
 
@@ -58,6 +60,8 @@ def make_loader(
     workers: int = 0,
     start_batch: int = 0,
     augment: Augment = "standard",
+    crop_pct: float = 0.875,
+    interpolation: str = "bilinear",
 ) -> Loader:
     """One epoch of batches, equal for equal (seed, epoch) whatever `workers` and `start_batch` are.
 
@@ -72,6 +76,8 @@ def make_loader(
         workers: processes that decode large images.
         start_batch: the first batch to yield.
         augment: with `train`: "standard" crops and flips, "crop" never flips (digits), "none" neither.
+        crop_pct: of larger inputs without augmentation: their side over the scaled image's.
+        interpolation: of larger inputs: "bilinear" or "bicubic".
 
     Raises:
         UsageError: a value cannot be used; while iterating, an image cannot be decoded.
@@ -84,7 +90,9 @@ def make_loader(
     if augment not in ("standard", "crop", "none"):
         raise UsageError(f"There is no augmentation '{augment}'.", hint="use standard, crop or none")
     scale = normalisation(input_size[0], mean, std)
-    jobs = _Batches(dataset, input_size, batch_size, (seed, epoch), scale, train, augment if train else "none")
+    augment = augment if train else "none"
+    transform = partial(transform_for, input_size[1:], augment, crop_pct, interpolation)
+    jobs = _Batches(dataset, input_size, batch_size, (seed, epoch), scale, train, augment, transform)
     return Loader(jobs, start_batch, workers)
 
 
@@ -100,8 +108,9 @@ class _Batches(Dataset[Any]):
         scale: tuple[Tensor, Tensor],
         shuffle: bool,
         augment: Augment,
+        transform: Callable[[], Any],
     ) -> None:
-        self.dataset, self.size, self.seeds, self.augment = dataset, size, seeds, augment
+        self.dataset, self.size, self.seeds, self.augment, self.transform = dataset, size, seeds, augment, transform
         self.mean, self.std = scale
         count = len(dataset)
         order = torch.randperm(count, generator=generator_for(*seeds)) if shuffle else torch.arange(count)
@@ -134,7 +143,7 @@ class _Batches(Dataset[Any]):
         return images if self.augment == "none" else crop_and_flip(images, generator, self.augment == "standard")
 
     def _large(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        transform = transform_for(self.size[1:], self.augment)
+        transform = self.transform()
         # torchvision's transforms draw from the global generator: seed it for this batch, then put it back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
