@@ -15,6 +15,7 @@ from binarize.errors import BinarizeError, UnsupportedModelError, UsageError
 from binarize.loading.architecture import Architecture, resolve, resolve_recorded
 from binarize.loading.fitting import Fitted, load_strictly
 from binarize.loading.objects import ModuleWeights
+from binarize.loading.preprocessing import state_on, stated_beside, stated_by
 from binarize.loading.readers import read
 from binarize.loading.recognise import recognise_architecture
 from binarize.loading.sniff import sniff_file
@@ -29,6 +30,7 @@ __all__ = [
     "num_outputs",
     "resolve",
     "resolve_recorded",
+    "stated_by",
 ]
 
 BINARY_FORMAT = "binarize-module"
@@ -40,7 +42,7 @@ class Loaded:
     """A model read from a file.
 
     Attributes:
-        module: the model in eval mode, on the CPU.
+        module: the model in eval mode, on the CPU; its `pretrained_cfg` says what is known of preprocessing.
         source: the path it came from.
         kind: the file's format: "checkpoint", "legacy checkpoint", "tar checkpoint", "safetensors", "sharded index",
             "torchscript", "pt2", or "pickled module" for a module that was rebuilt as it was.
@@ -154,6 +156,7 @@ def _from_state(
         notes = [*notes, *sure]
     check_finite(state)
     classes = fitted.num_classes or num_outputs(fitted.module)
+    state_on(fitted.module, stated_beside(file, name, fitted.module), own=False)
     return Loaded(fitted.module, str(file), kind, name, how, (*notes, *fitted.notes), classes)
 
 
@@ -183,6 +186,7 @@ def _from_module(
     if any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters()):
         module = module.float()
         notes = [*notes, "Half-precision weights were converted to float32."]
+    state_on(module, stated_beside(file, None, module), own=True)
     return Loaded(module.eval(), str(file), kind, name, "pickled", tuple(notes), num_outputs(module))
 
 
