@@ -19,16 +19,17 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
 from binarize.errors import UnsupportedModelError, UsageError
-from binarize.example_inputs import channels_of, default_example_inputs
+from binarize.example_inputs import channels_of, default_example_inputs, dimensions
 from binarize.files import check_folder, check_not_input, check_writable, write_text
-from binarize.loading import Loaded, load_model
+from binarize.loading import Loaded, load_model, stated_by
 from binarize.machine import versions
 from binarize.nn import Region
 from binarize.passes.plan import check_weights
+from binarize.preprocessing import DEFAULT, Preprocessing
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
-from binarize.surgery import binarize_model, plan_model, report_of, unwrapped
+from binarize.surgery import binarize_model, report_of, unwrapped
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -76,7 +77,10 @@ def resolve_config(
 
 
 def load(path: str | Path, arch: str | None = None, *, trust_pickle: bool = False) -> nn.Module:
-    """The float model in the file at `path`, in eval mode. See `binarize.loading` for formats and errors."""
+    """The float model in the file at `path`, in eval mode. See `binarize.loading` for formats and errors.
+
+    What is certain of its images is its `pretrained_cfg`, as with timm's models, for `apply` and `convert` to go by.
+    """
     return load_model(path, arch, trust_pickle=trust_pickle).module
 
 
@@ -92,8 +96,8 @@ def apply(
 
     Args:
         model: the float CNN; it stays as it is, unless `inplace`.
-        example_inputs: what `model` takes, batch first; by default two random images of 224 x 224, or what its first
-            conv suggests.
+        example_inputs: what `model` takes, batch first; by default two random images of the size that its
+            `pretrained_cfg` says, else 224 x 224, or what its first conv suggests.
         recipe: name of a published system, see `binarize.recipes`; by default `config`'s own, or `el`.
         config: a `Config`, or a TOML file that goes on top of the recipe.
         inplace: change `model` itself instead of a copy, and return it.
@@ -101,13 +105,18 @@ def apply(
     Returns:
         The module, with the original's parameter names and a `.report`. Where fx can trace the whole model it is a
         `GraphModule`; else a module of the model's own class that calls one `GraphModule` for each part it can.
+        How `finetune` will show it images, and who says so, is in `.report.results["preprocessing"]`.
 
     Raises:
         UnsupportedModelError: the model has no conv, or holds NaN.
         UsageError: the inputs do not fit, or the configuration is wrong.
     """
-    settled, model = resolve_config(recipe, config), unwrapped(model)
-    return binarize_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled, inplace=inplace)
+    model = unwrapped(model)
+    settled, images = settle_preprocessing(resolve_config(recipe, config), model)
+    inputs = as_inputs(example_inputs)
+    if inputs is None:
+        inputs, images = inputs_for(model, images)
+    return with_preprocessing(model, inputs, settled, images, inplace=inplace)
 
 
 def inspect(
@@ -117,8 +126,7 @@ def inspect(
     config: Config | str | Path | None = None,
 ) -> Report:
     """What `apply` would decide about every conv, with the same arguments, without changing anything."""
-    settled, model = resolve_config(recipe, config), unwrapped(model)
-    return plan_model(model, as_inputs(example_inputs) or default_example_inputs(model), settled)
+    return report_of(apply(model, example_inputs, recipe, config))
 
 
 def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
@@ -177,7 +185,8 @@ def finetune(
         teacher: the float model it came from.
         data: an image folder, a parquet file or folder, or a data set object (`binarize.training.data`).
         val_data: the same, for accuracy at each epoch's end.
-        config: by default the one `apply` used.
+        config: by default the one `apply` used; how images are normalised stays as `apply` found it where this says
+            `auto`.
         input_size: (C, H, W), by default that of `apply`'s example inputs.
         checkpoint: file to write to and to resume from.
 
@@ -188,10 +197,12 @@ def finetune(
 
     report = report_of(module)
     planned = Config().updated(report.config)
-    settled = config or planned
+    settled, images = _images_of(report, config)
     # Goes into the file: how images are normalised, above all. What surgery did is not what `settled` may say.
     report.config = replace(planned, seed=settled.seed, training=settled.training).to_dict()
     size = input_size or tuple(module.example_shapes[0][1:])  # type: ignore[index]
+    images = images if images.size == size[1:] else images.sized(size[1:], "option")
+    report.results["preprocessing"] = images.with_warning().to_dict()
     result = run(
         module,
         unwrapped(teacher),
@@ -348,6 +359,7 @@ def convert(
     Args:
         model: a module, or a file for `load`.
         out: the ONNX file to write, or the folder where the model has to be written in parts (see `export`).
+        input_size: (C, H, W); by default what the model says, but for small images, else 224 x 224.
         data, val_data: see `finetune`; without data the result is valid but needs fine-tuning to be accurate.
         restart: throw away a previous run's checkpoints.
 
@@ -360,14 +372,16 @@ def convert(
     check_not_input(out, model)
     loaded = None if isinstance(model, nn.Module) else load_model(model, arch, trust_pickle=trust_pickle)
     teacher = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else loaded.module  # type: ignore[union-attr]
+    settled, seen = settle_preprocessing(settled, teacher)
     train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
     with run_folder(out, settled, restart) as run:
         if train_set is None:
             _check_untrained(run, out)
-            module = binarize_model(teacher, default_example_inputs(teacher, input_size), settled)
+            inputs, seen = inputs_for(teacher, seen, input_size)
+            module = with_preprocessing(teacher, inputs, settled, seen)
             proof = images = None
         else:
-            module = distill(teacher, train_set, val_set, settled, run, input_size=input_size, progress=progress)
+            module = distill(teacher, train_set, val_set, settled, seen, run, input_size=input_size, progress=progress)
             proof = (some_images(val_set or train_set, module, PROOF_IMAGES),)
             images = some_images(train_set, module) if settled.export.stem == "int8" else None
         report = report_of(module)
@@ -391,11 +405,58 @@ def _check_untrained(run: Path, out: str | Path) -> None:
         )
 
 
+def settle_preprocessing(config: Config, model: nn.Module | Preprocessing) -> tuple[Config, Preprocessing]:
+    """`config` with nothing `auto` left of how images are seen, and who says each value.
+
+    `config` itself goes first, then what `model` says, then the defaults.
+
+    Args:
+        model: the float model, or what is known of how its images are seen.
+    """
+    own = Preprocessing.configured(config)
+    stated = model if isinstance(model, Preprocessing) else stated_by(model)
+    contradicted = stated.differing(own)
+    if contradicted:
+        sources = ", ".join(dict.fromkeys(stated.sources[name] for name in contradicted))
+        stated = stated.hinted(f"{', '.join(contradicted)}: as configured, though {sources} says otherwise.")
+    images = own.over(stated).over(DEFAULT)
+    return images.put_into(config), images
+
+
+def inputs_for(
+    model: nn.Module, images: Preprocessing, input_size: InputSize | None = None
+) -> tuple[tuple[Tensor, ...], Preprocessing]:
+    """Example inputs of `input_size`, else of the size that `images` knows, else the usual ones; `images` with it."""
+    source = "default" if input_size is None else "option"
+    if input_size is None and images.size is not None and dimensions(model) == 2:
+        source, input_size = images.sources["size"], (channels_of(model), *images.size)
+    inputs = default_example_inputs(model, input_size)
+    shape = tuple(inputs[0].shape[2:])
+    return inputs, images.sized(shape, source) if len(shape) == 2 else images
+
+
+def with_preprocessing(
+    model: nn.Module, inputs: tuple[Any, ...], config: Config, images: Preprocessing, *, inplace: bool = False
+) -> nn.Module:
+    """`binarize_model` with `images` in the report, if it is images that `model` takes.
+
+    Args:
+        config, images: from `settle_preprocessing`.
+    """
+    module = binarize_model(model, inputs, config, inplace=inplace)
+    shape = tuple(inputs[0].shape) if len(inputs) == 1 and isinstance(inputs[0], Tensor) else ()
+    if len(shape) == 4:
+        images = images if images.size == shape[2:] else images.sized(shape[2:], "example inputs")
+        report_of(module).results["preprocessing"] = images.to_dict()
+    return module
+
+
 def distill(
     teacher: nn.Module,
     train_set: Any,
     val_set: Any,
     config: Config,
+    images: Preprocessing,
     run: Path,
     *,
     input_size: InputSize | None = None,
@@ -406,23 +467,37 @@ def distill(
     Args:
         teacher: the float model; trained in place if `training.float_epochs` is not 0.
         train_set, val_set: data sets of `binarize.training.data`; `val_set` may be None.
+        config, images: from `settle_preprocessing`.
         run: folder for checkpoints and the history.
-        input_size: (C, H, W); by default the data's own if its images are small, else 224 x 224.
+        input_size: (C, H, W); by default see `binarize.training.data.image_size`.
     """
     from binarize.training import check_data
     from binarize.training.data import image_size
 
-    size = image_size(train_set, channels_of(teacher), input_size)
+    size, images = image_size(train_set, channels_of(teacher), images, input_size)
     check_data(train_set, val_set, config, size)
+    for line in images.with_warning().lines():
+        progress(ProgressEvent(line, 0, 0, milestone=True))
     inputs = default_example_inputs(teacher, size)
     results = _adapt(teacher, train_set, val_set, config, inputs, run, progress)
-    module = binarize_model(teacher, inputs, config)
+    module = with_preprocessing(teacher, inputs, config, images)
     report = report_of(module)
     report.results.update(results)
     finetune(module, teacher, train_set, val_data=val_set, checkpoint=run / "binary.ckpt", progress=progress)
     _record_run(run, config)
     write_text(run / "history.json", json.dumps(report.results["training"]["history"], indent=1))
     return module
+
+
+def _images_of(report: Report, config: Config | None) -> tuple[Config, Preprocessing]:
+    """The configuration to fine-tune with, and how images are seen: as `apply` settled it, unless `config` says it."""
+    planned = Config().updated(report.config)
+    recorded = report.results.get("preprocessing")
+    known = Preprocessing.from_dict(recorded) if recorded else Preprocessing.configured(planned)
+    if config is None:
+        known = known.over(DEFAULT)
+        return known.put_into(planned), known
+    return settle_preprocessing(config, known)
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from binarize.preprocessing import Preprocessing
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -164,6 +166,8 @@ class Report:
             lines.append(f"{departure}: {len(layers)}: {_some(layers)}")
         for reason, count in Counter(d.reason for d in self.kept).items():
             lines.append(f"kept float: {count} ({reason}): {_some([d.layer for d in self.kept if d.reason == reason])}")
+        if "preprocessing" in self.results:
+            lines += Preprocessing.from_dict(self.results["preprocessing"]).lines()
         if self.untraced:
             lines.append(f"not traced as one graph, so a folder of parts holds it: {self.untraced[0]}")
         if self.float_linear_macs:

@@ -38,11 +38,6 @@ SURGERY_PASSES: tuple[Pass, ...] = (
 )
 
 
-def plan_model(model: nn.Module, example_inputs: tuple[Tensor, ...], config: Config) -> Report:
-    """What surgery would decide about every conv of `model`, which is left as it is."""
-    return report_of(binarize_model(model, example_inputs, config))
-
-
 def report_of(module: nn.Module) -> Report:
     """The report that a binarized `module` carries; UsageError if it is not one."""
     report = getattr(module, "report", None)

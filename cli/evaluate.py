@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,12 @@ import typer
 
 from binarize.cli import options
 from binarize.cli.output import Output
+from binarize.config import Config, read_config
 from binarize.errors import UsageError
+from binarize.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from binarize.bench.accuracy import Accuracy
-    from binarize.config import Config
     from binarize.training.data import ImageDataset
 
 EVAL_EXAMPLES = (
@@ -39,7 +41,8 @@ def evaluate(
 ) -> None:
     """Measure top-1 accuracy and speed on labelled images, by default on the data's held-out split.
 
-    Images are normalised as a binary file says; for a float model as training.mean and training.std say.
+    Images are seen as a binary file says, or as a float model or the files beside its weights say, where they do;
+    training.mean, training.std, training.crop_pct and training.interpolation go before either.
     """
     from binarize.loading import is_onnx_file
 
@@ -65,11 +68,15 @@ def _onnx(
 ) -> Accuracy:
     from binarize.bench.accuracy import onnx_accuracy
     from binarize.bench.sessions import input_shape, open_session
+    from binarize.training.data import image_size
 
     session = open_session(file, threads)
     metadata = session.get_modelmeta().custom_metadata_map
-    config = _config(metadata.get("binarize.config"), changes, str(file))
-    batches = _batches(dataset, input_shape(session)[1:], config)
+    own = metadata.get("binarize.config")
+    known = _recorded(tomllib.loads(own), file.name) if own else Preprocessing()
+    shape = input_shape(session)[1:]
+    shape, known = image_size(dataset, shape[0], known, shape, asker=file.name)
+    batches = _batches(dataset, shape, changes, known, output)
     return onnx_accuracy(session, batches, dataset, output.progress)
 
 
@@ -85,39 +92,42 @@ def _module(
     from binarize.bench.accuracy import module_accuracy
     from binarize.binary_file import is_binary_file, load_binary
     from binarize.cli import render
-    from binarize.config import Config
     from binarize.example_inputs import channels_of
-    from binarize.loading import load_model
+    from binarize.loading import load_model, stated_by
     from binarize.training.data import check_classes, image_size
 
     if is_binary_file(file):
         binary: Any = load_binary(file, arch)
-        base = Config().updated(binary.report.config, str(file)).to_toml()
-        asked = size or tuple(binary.example_shapes[0][1:])
-        shape = image_size(dataset, asked[0], asked)
-        batches = _batches(dataset, shape, _config(base, changes, str(file)))
+        own = tuple(binary.example_shapes[0][1:])
+        known = _recorded(binary.report.config, file.name)
+        asked, asker = (own, file.name) if size is None else (size, "option")
+        shape, known = image_size(dataset, asked[0], known, asked, asker=asker)
+        batches = _batches(dataset, shape, changes, known, output)
         return module_accuracy("binary", binary, batches, dataset, output.progress)
     loaded = load_model(file, arch, trust_pickle=trust_pickle)
     render.show_notes(output, render.source_of(loaded))
     if loaded.num_classes is not None:
         check_classes(dataset, loaded.num_classes)
-    shape = image_size(dataset, channels_of(loaded.module), size)
-    batches = _batches(dataset, shape, _config(None, changes, str(file)))
+    shape, known = image_size(dataset, channels_of(loaded.module), stated_by(loaded.module), size)
+    batches = _batches(dataset, shape, changes, known, output)
     return module_accuracy("float", loaded.module, batches, dataset, output.progress)
 
 
-def _config(toml: str | None, changes: tuple[Path | None, list[str]], source: str) -> Config:
-    """The configuration the file carries, with the command line's changes on top."""
-    import tomllib
-
-    from binarize.config import Config, read_config
-
-    file, settings = changes
-    config = Config().updated(tomllib.loads(toml), source) if toml else Config()
-    return (read_config(file, config) if file is not None else config).with_settings(settings)
+def _recorded(config: dict[str, Any], source: str) -> Preprocessing:
+    """How the images of a binary file are seen, by the configuration in it."""
+    return Preprocessing.configured(Config().updated(config, source), source)
 
 
-def _batches(dataset: ImageDataset, size: Any, config: Config) -> Any:
+def _batches(
+    dataset: ImageDataset, size: Any, changes: tuple[Path | None, list[str]], known: Preprocessing, output: Output
+) -> Any:
+    """Images of `size` as the command line says, then as is `known`; says which it was."""
+    from binarize.api import settle_preprocessing
     from binarize.training.finetune import Feed
 
+    file, settings = changes
+    config = Config() if file is None else read_config(file, Config())
+    config, images = settle_preprocessing(config.with_settings(settings), known)
+    for line in images.with_warning().lines():
+        output.note(line)
     return Feed(dataset, tuple(size), config).eval_batches()

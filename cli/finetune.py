@@ -55,13 +55,16 @@ def finetune(
     if out.suffix == ".onnx":
         raise UsageError("finetune writes a .pt, not ONNX", layer=str(out), hint="--out NAME.pt, then binarize export")
     loaded = load_model(model, arch, trust_pickle=trust_pickle)
+    settled, images = api.settle_preprocessing(settled, loaded.module)
     render.show_notes(output, render.source_of(loaded))
     train_set, val_set = open_dataset(data, split="train"), options.held_out(data, val)
     if val_set is None:
         output.warning("the data has no held-out split, so accuracy is not measured (add --val IMAGES)")
     output.resumes = options.RESUMES
     with api.run_folder(out, settled, restart) as run:
-        module = api.distill(loaded.module, train_set, val_set, settled, run, input_size=size, progress=output.progress)
+        module = api.distill(
+            loaded.module, train_set, val_set, settled, images, run, input_size=size, progress=output.progress
+        )
         save_binary(out, module, loaded)
     _show(output, report_of(module), out, run, arch)
 

@@ -48,19 +48,20 @@ def inspect(
     """
     size = options.parse_size(input_size)
     settled = plan.settle()
+    from binarize import api
     from binarize.cli import render
-    from binarize.example_inputs import default_example_inputs
     from binarize.files import check_writable, write_text
     from binarize.loading import load_model
-    from binarize.surgery import binarize_model, report_of
+    from binarize.surgery import report_of
 
     if svg is not None:
         if svg.suffix.lower() != ".svg":
             raise UsageError("the picture is an SVG, and its name says otherwise", layer=str(svg), hint="--svg NET.svg")
         check_writable(svg)
     loaded = load_model(model, arch, trust_pickle=trust_pickle)
-    inputs = default_example_inputs(loaded.module, size)
-    module = binarize_model(loaded.module, inputs, settled)
+    settled, images = api.settle_preprocessing(settled, loaded.module)
+    inputs, images = api.inputs_for(loaded.module, images, size)
+    module = api.with_preprocessing(loaded.module, inputs, settled, images)
     report = report_of(module)
     source = render.source_of(loaded)
     render.show_notes(output, source)

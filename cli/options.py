@@ -77,7 +77,8 @@ SizeOption = Annotated[
     typer.Option(
         "--input-size",
         metavar="C,H,W",
-        help="Of one image; C,L of a signal, C,T,H,W of a clip. Default: the data's own if small, else 3,224,224.",
+        help="Of one image; C,L of a signal, C,T,H,W of a clip. Default: the data's own if small, else what the "
+        "model says, else 3,224,224.",
         show_default=False,
     ),
 ]

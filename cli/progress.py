@@ -70,7 +70,7 @@ class LineListener:
 
 
 def _line(event: ProgressEvent) -> str:
-    share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done}"
+    share = f" {event.done / event.total:4.0%}" if event.total else f" {event.done}" if event.done else ""
     figures = _figures(event)
     return f"{event.task}{share}" + (f"  {figures}" if figures else "")
 

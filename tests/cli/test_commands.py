@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from binarize.bench.float_onnx import float_onnx
+from binarize.config import Config
 from binarize.loading import load_model
 from tests.cli.conftest import Ran, Workshop
 
@@ -265,3 +269,76 @@ def test_refused_runs_leave_checkpoints_and_their_configuration(cli: Cli, worksh
     assert cli("convert", workshop.model, "--out", out, "--restart", *options).code == 2
     assert cli("convert", workshop.model, "--out", out, *workshop.options(epochs=1), "--seed", "9").code == 2
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+# --- preprocessing
+
+
+PROCESSOR = {"image_mean": [0.5], "image_std": [0.25], "size": {"height": 8, "width": 8}, "resample": 3}
+
+
+@pytest.fixture
+def hub(workshop: Workshop, tmp_path: Path) -> Path:
+    """The network's weights as a folder of a hub has them, with an image processor's settings."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(torch.load(workshop.model, weights_only=True)["state_dict"], folder / "model.safetensors")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return folder / "model.safetensors"
+
+
+def test_what_lies_beside_the_weights_is_how_images_are_seen(
+    cli: Cli, workshop: Workshop, hub: Path, tmp_path: Path
+) -> None:
+    plain = ["--set", "training.batch_size=16", "--set", "training.augment=none", "--epochs", "1"]
+    options = ["--arch", workshop.arch, "--data", workshop.data, *plain]
+    out, line = tmp_path / "net.onnx", "images: 8 x 8, mean 0.5, std 0.25 (preprocessor_config.json)"
+    ran = cli("convert", hub, "--out", out, *options)
+    assert ran.code == 0, ran.err
+    assert line in ran.out and line in ran.err, "before the work, and in the report"
+    assert ran.err.index(line) < ran.err.index("training (binary)") and "ImageNet's" not in ran.out
+    config = Config().updated(tomllib.loads((tmp_path / "net.run" / "config.toml").read_text()))
+    assert (config.training.mean, config.training.std, config.training.interpolation) == ((0.5,), (0.25,), "bicubic")
+    hub.with_name("preprocessor_config.json").unlink()
+    ran = cli("eval", out, "--data", workshop.data)
+    assert f"images: 8 x 8, mean 0.5, std 0.25 ({out.name})" in ran.err, "the file remembers it"
+    same = cli("eval", out, "--data", workshop.data, "--set", "training.mean=0.5", "--set", "training.std=0.25")
+    assert "mean 0.5, std 0.25 (configuration)" in same.err and same.out.split()[:-1] == ran.out.split()[:-1]
+    module = tmp_path / "tuned.pt"
+    given = cli("finetune", hub, "--out", module, *options, "--set", "training.mean=0.1", "--json").document
+    found = given["report"]["results"]["preprocessing"]
+    assert found["mean"] == [0.1] and found["sources"]["mean"] == "configuration"
+    assert found["std"] == pytest.approx([0.229, 0.224, 0.225]) and found["sources"]["std"] == "default"
+    assert f"mean 0.1, std 0.229 0.224 0.225 ({module.name})" in cli("eval", module, *options[:4]).err
+
+
+def test_eval_of_a_float_model_says_how_it_sees_images(cli: Cli, workshop: Workshop, hub: Path) -> None:
+    common = ("--arch", workshop.arch, "--data", workshop.data)
+    believed = cli("eval", hub, *common)
+    assert "mean 0.5, std 0.25 (preprocessor_config.json)" in believed.err
+    unknown = cli("eval", workshop.model, *common)
+    assert "(default)" in unknown.err and "mean and std are ImageNet's" in unknown.err
+    told = ("--set", "training.mean=0.5", "--set", "training.std=0.25")
+    assert cli("eval", workshop.model, *common, *told, "--quiet").out == cli("eval", hub, *common, "--quiet").out
+
+
+def test_inspect_takes_the_size_that_the_file_says(cli: Cli, workshop: Workshop, hub: Path) -> None:
+    document = cli("inspect", hub, "--arch", workshop.arch, "--json").document["report"]
+    assert document["decisions"][0]["output_size"] == [8, 8]
+    assert document["results"]["preprocessing"]["sources"]["size"] == "preprocessor_config.json"
+    asked = cli("inspect", hub, "--arch", workshop.arch, "--input-size", "1,16,16")
+    assert "images: 16 x 16 (option); mean 0.5" in asked.out
+
+
+def test_a_binary_file_of_an_earlier_version_is_seen_as_it_was(
+    cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path
+) -> None:
+    state = torch.load(finetuned, weights_only=True)
+    for key in ("crop_pct", "interpolation"):
+        del state["config"]["training"][key]
+    del state["results"]["preprocessing"]
+    torch.save(state, tmp_path / "old.pt")
+    common = ("--arch", workshop.arch, "--data", workshop.data, "--quiet")
+    assert cli("eval", tmp_path / "old.pt", *common).out == cli("eval", finetuned, *common).out
+    ran = cli("export", tmp_path / "old.pt", "--arch", workshop.arch, "--out", tmp_path / "old.onnx")
+    assert ran.code == 0 and "verified: " in ran.out

@@ -23,10 +23,12 @@ from torchvision.transforms import v2
 
 from binarize.errors import EnvironmentProblem, UsageError
 from binarize.loading import load_model
+from binarize.preprocessing import Preprocessing
 from binarize.training.data import (
     TensorImages,
     available_splits,
     check_classes,
+    image_size,
     make_loader,
     open_dataset,
     split_train_val,
@@ -472,3 +474,65 @@ def test_evaluation_sees_the_middle_of_an_image_at_seven_eighths(size: tuple[int
     if size[0] == size[1]:
         reference = v2.Compose([v2.Resize(round(size[0] * 8 / 7), antialias=True), v2.CenterCrop(size)])
         assert torch.equal(seen, reference(image))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side, scaled", [(224, 232), (96, 96), (128, 147)])
+def test_evaluation_sees_what_torchvisions_presets_see(side: int, scaled: int, interpolation: str) -> None:
+    from torchvision.transforms._presets import ImageClassification
+
+    preset = ImageClassification(
+        crop_size=side, resize_size=scaled, interpolation=v2.InterpolationMode(interpolation), mean=MEAN, std=STD
+    )
+    image = torch.from_numpy(picture(3, 300, 260)).permute(2, 0, 1)
+    dataset = TensorImages(image[None], torch.tensor([0]), ["c"])
+    ((seen, _),) = batches(
+        dataset, input_size=(3, side, side), train=False, crop_pct=side / scaled, interpolation=interpolation
+    )
+    assert (seen[0] - preset(image)).abs().mean() < 0.01, "but for how levels of 255 are rounded"
+    other = batches(dataset, input_size=(3, side, side), train=False, crop_pct=0.8)[0][0]
+    assert (seen - other).abs().mean() > 0.2
+
+
+def test_evaluation_sees_what_timm_sees() -> None:
+    timm_data = pytest.importorskip("timm.data")
+    array = np.asarray(Image.fromarray(picture(3, 20, 26)).resize((320, 256), Image.Resampling.BICUBIC))
+    cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 224, 224), "crop_pct": 0.96}
+    theirs = timm_data.create_transform(**cfg, interpolation="bicubic", is_training=False)(Image.fromarray(array))
+    dataset = TensorImages(torch.from_numpy(array.copy()).permute(2, 0, 1)[None], torch.tensor([0]), ["c"])
+    same = {"mean": cfg["mean"], "std": cfg["std"], "crop_pct": cfg["crop_pct"], "interpolation": "bicubic"}
+    ((seen, _),) = batches(dataset, input_size=cfg["input_size"], train=False, **same)
+    # timm rounds the scaled side down; 224 / 0.96 has one size either way.
+    assert (seen[0] - theirs).abs().mean() < 0.01
+    assert (batches(dataset, input_size=cfg["input_size"], train=False)[0][0][0] - theirs).abs().mean() > 0.2
+
+
+def test_training_scales_as_told_too() -> None:
+    dataset = memory(count=6, size=100)
+    one, other = (
+        batches(dataset, input_size=(3, 72, 72), interpolation=interpolation)[0][0]
+        for interpolation in ("bilinear", "bicubic")
+    )
+    assert 0.01 < (one - other).abs().mean() < 0.5, "the same crops, scaled otherwise"
+
+
+@pytest.mark.parametrize(
+    "side, known, asked, expected, source",
+    [
+        (300, None, None, (224, 224), "default"),
+        (300, (299, 299), None, (299, 299), "cfg"),
+        (300, (32, 32), None, (32, 32), "cfg"),
+        (300, (299, 299), (3, 96, 128), (96, 128), "option"),
+        (32, None, None, (32, 32), "the images"),
+        (28, (32, 32), None, (32, 32), "cfg"),
+        (32, (224, 224), None, (32, 32), "the images"),
+        (32, (224, 224), (3, 224, 224), (224, 224), "option"),
+    ],
+)
+def test_the_size_is_the_models_but_for_small_images(side, known, asked, expected, source) -> None:
+    size, found = image_size(memory(count=1, size=side), 3, Preprocessing.said("cfg", size=known), asked)
+    assert size == (3, *expected) and found.size == expected and found.sources["size"] == source
+    left = known is not None and asked is None and known != expected
+    assert [hint[:28] for hint in found.hints] == (["cfg says 224 x 224; the imag"] if left else [])
+    if left:
+        assert "--input-size 3,224,224" in found.hints[0]

@@ -1,7 +1,9 @@
 """Fine-tuning: it learns, its stages are what they say, and it resumes exactly."""
 
 import copy
+import dataclasses
 import shutil
+import sys
 from collections import namedtuple
 
 import pytest
@@ -12,11 +14,12 @@ import binarize
 from binarize import api
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn import BinaryConv2d, ElasticLink, binary_conv
+from binarize.preprocessing import Preprocessing
 from binarize.training import adapt_float, evaluate
 from binarize.training.calibration import calibrate, reestimate_batch_norm
 from binarize.training.data import TensorImages, make_loader
 from binarize.training.evaluate import logits_of
-from binarize.training.finetune import float_accuracy
+from binarize.training.finetune import HARMLESS_SETTINGS, float_accuracy, what_matters
 from binarize.training.stages import binary_stages
 from binarize.training.trainer import TrainingDiverged, keeping_forward
 from tests.models import BasicBlock, conv_bn
@@ -326,7 +329,8 @@ def test_a_file_says_how_it_was_trained_not_how_it_was_planned(teacher):
     module = binarized(config(), teacher)
     other = config("training.mean=0.25", "training.epochs=0.5")
     binarize.finetune(module, teacher, images(), config=other)
-    assert module.report.config == other.to_dict()
+    assert module.report.config == api.settle_preprocessing(other, Preprocessing())[0].to_dict()
+    assert module.report.config["training"]["mean"] == [0.25]
     binarize.finetune(module, teacher, images(), config=config("link.kind=none", "training.epochs=0.2"))
     assert module.report.config["link"] == other.to_dict()["link"], "that is what surgery did"
     assert module.report.config["training"]["epochs"] == 0.2
@@ -365,3 +369,100 @@ def test_a_layer_of_zeros_moves_too():
         convs[0].weight.zero_()
     rates = {id(g["params"][0]): g["lr"] for g in binarize.parameter_groups(module)}
     assert 0.1 < rates[id(convs[0].weight)] / rates[id(convs[1].weight)] < 10
+
+
+# --- preprocessing
+
+
+CFG = {"mean": (0.5,), "std": (0.25,), "input_size": (1, 8, 8), "architecture": "net"}
+
+
+def plain(*values):
+    """Settings that say nothing of normalisation."""
+    quick = ["training.batch_size=32", "training.augment=none", "training.calibration_images=64", "training.epochs=1"]
+    return api.resolve_config("el", None, [*quick, "training.bn_images=0", *values])
+
+
+def normalised_by(monkeypatch):
+    """What `finetune` hands to its loaders from now on: mean and std."""
+    seen, room = set(), sys.modules["binarize.training.finetune"]  # the package's attribute is the function
+
+    def look(*args, **options):
+        seen.add((options["mean"], options["std"]))
+        return make_loader(*args, **options)
+
+    monkeypatch.setattr(room, "make_loader", look)
+    return seen
+
+
+def test_training_normalises_as_the_model_says(teacher, monkeypatch):
+    seen = normalised_by(monkeypatch)
+    model = copy.deepcopy(teacher)
+    model.pretrained_cfg = CFG
+    module = binarize.apply(model, torch.zeros(2, *SIZE), config=plain())
+    found = module.report.results["preprocessing"]
+    assert (found["mean"], found["std"], found["size"]) == ([0.5], [0.25], [8, 8])
+    assert found["sources"]["mean"] == found["sources"]["size"] == "pretrained_cfg of net"
+    assert "8 x 8, mean 0.5, std 0.25 (pretrained_cfg of net)" in module.report.summary()
+    binarize.finetune(module, model, images(), val_data=images(seed=1))
+    assert seen == {((0.5,), (0.25,))}
+    assert module.report.config["training"]["mean"] == [0.5]
+    assert module.report.results["preprocessing"] == found
+
+
+def test_what_the_user_says_goes_before_the_model(teacher, monkeypatch):
+    seen = normalised_by(monkeypatch)
+    model = copy.deepcopy(teacher)
+    model.pretrained_cfg = CFG
+    module = binarize.apply(model, torch.zeros(2, *SIZE), config=plain("training.std=0.5"))
+    binarize.finetune(module, model, images())
+    assert seen == {((0.5,), (0.5,))}
+    seen.clear()
+    module = binarize.apply(model, torch.zeros(2, *SIZE), config=plain())
+    binarize.finetune(module, model, images(), config=plain("training.mean=0.1"))
+    assert seen == {((0.1,), (0.25,))}, "the other as `apply` found it"
+    found = module.report.results["preprocessing"]
+    assert found["sources"] | {"size": 0} == {
+        "mean": "configuration",
+        "std": "pretrained_cfg of net",
+        "size": 0,
+        "crop_pct": "default",
+        "interpolation": "default",
+    }
+    assert any("mean: as configured" in hint for hint in found["hints"])
+
+
+def test_where_nobody_says_it_training_says_so(teacher):
+    module = binarize.apply(teacher, torch.zeros(2, *SIZE), config=plain())
+    assert "are ImageNet's" not in module.report.summary(), "nothing was normalised yet"
+    binarize.finetune(module, teacher, images())
+    assert "mean and std are ImageNet's" in module.report.summary()
+    assert module.report.results["preprocessing"]["sources"]["mean"] == "default"
+
+
+def test_apply_takes_the_size_that_the_model_says():
+    model = nn.Sequential(conv_bn(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    assert binarize.apply(model).example_shapes == [[2, 3, 224, 224]]
+    model.pretrained_cfg = {"input_size": (3, 40, 48)}
+    module = binarize.apply(model)
+    assert module.example_shapes == [[2, 3, 40, 48]]
+    assert module.report.results["preprocessing"]["sources"]["size"] == "pretrained_cfg"
+    given = binarize.apply(model, torch.zeros(2, 3, 32, 32)).report.results["preprocessing"]
+    assert (given["size"], given["sources"]["size"]) == ([32, 32], "example inputs")
+
+
+def test_what_takes_no_images_has_no_preprocessing():
+    signal = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+    signal(torch.zeros(1, 2, 64))
+    signal.pretrained_cfg = {"input_size": (3, 40, 48)}
+    module = binarize.apply(signal, torch.zeros(2, 2, 64))
+    assert "preprocessing" not in module.report.results and "images:" not in module.report.summary()
+
+
+def test_later_settings_at_what_earlier_versions_did_are_the_same_run():
+    """Checkpoints of versions that had no `crop_pct` go on."""
+    every = dataclasses.asdict(plain().training)
+    known = what_matters(every)
+    assert not {"crop_pct", "interpolation", *HARMLESS_SETTINGS} & known.keys()
+    assert what_matters(every | {"crop_pct": 0.875, "interpolation": "bilinear"}) == known
+    assert what_matters(every | {"crop_pct": 0.9}) == known | {"crop_pct": 0.9}

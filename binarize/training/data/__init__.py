@@ -4,7 +4,6 @@ from binarize.training.data.augment import Augment
 from binarize.training.data.batches import Loader, make_loader
 from binarize.training.data.dataset import (
     MAX_CACHE_BYTES,
-    SMALL_IMAGE,
     ImageDataset,
     Subset,
     TensorImages,
@@ -19,7 +18,6 @@ from binarize.training.data.sources import available_splits, open_dataset
 
 __all__ = [
     "MAX_CACHE_BYTES",
-    "SMALL_IMAGE",
     "Augment",
     "FolderImages",
     "ImageDataset",

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from binarize.errors import UsageError
+from binarize.preprocessing import SMALL_IMAGE, Preprocessing, options_for
 from binarize.training.data.pixels import resized, with_channels
 
 MAX_CACHE_BYTES = 2 << 30
-SMALL_IMAGE = 64
-"""Images at most this wide and high are small: kept decoded, augmented as whole batches, never resized to 224."""
 
 
 class ImageDataset(ABC):
@@ -164,8 +163,22 @@ def check_labels(dataset: ImageDataset, num_outputs: int) -> None:
         check_classes(dataset, num_outputs)
 
 
-def image_size(dataset: ImageDataset, channels: int, asked: tuple[int, ...] | None = None) -> tuple[int, int, int]:
-    """(C, H, W) that a model is to see: as asked, or the data's own if small, so that CIFAR nets need none; else 224.
+def image_size(
+    dataset: ImageDataset,
+    channels: int,
+    known: Preprocessing,
+    asked: tuple[int, ...] | None = None,
+    *,
+    asker: str = "option",
+) -> tuple[tuple[int, int, int], Preprocessing]:
+    """(C, H, W) that a model is to see, and `known` with it.
+
+    As asked; else as `known` says, unless the images are small and that is not: CIFAR nets often come from builders of
+    larger ones. Else the images' own size if they are small, 224 x 224 if not.
+
+    Args:
+        channels: of the model's input.
+        asked: (C, H, W) that were asked for, by `asker`.
 
     Raises:
         UsageError: what is asked is not the size of an image.
@@ -173,6 +186,16 @@ def image_size(dataset: ImageDataset, channels: int, asked: tuple[int, ...] | No
     if asked is not None:
         if len(asked) != 3:
             raise UsageError(f"input size {asked} is not C,H,W", hint="data is made of images; give their three sizes")
-        return asked[0], asked[1], asked[2]
-    _, height, width = dataset.image(0).shape
-    return (channels, int(height), int(width)) if max(height, width) <= SMALL_IMAGE else (channels, 224, 224)
+        return (asked[0], asked[1], asked[2]), known.sized(asked[1:], asker)
+    _, height, width = map(int, dataset.image(0).shape)
+    small = max(height, width) <= SMALL_IMAGE
+    if known.size is not None and (not small or max(known.size) <= SMALL_IMAGE):
+        return (channels, *known.size), known
+    rows, columns = (height, width) if small else (224, 224)
+    found = known.sized((rows, columns), "the images" if small else "default")
+    if known.size is not None:
+        found = found.hinted(
+            f"{known.sources['size']} says {known.size[0]} x {known.size[1]}; the images are small and stay as they "
+            f"are ({options_for({'size': known.size})} scales them)."
+        )
+    return (channels, rows, columns), found
