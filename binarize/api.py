@@ -294,21 +294,21 @@ def in_parts(module: nn.Module, path: str | Path) -> bool:
 def check_output(module: nn.Module, path: str | Path) -> None:
     """Raise UsageError if `export(module, path)` could not write there."""
     if in_parts(module, path):
-        from binarize.assembly import MANIFEST
+        from binarize.assembly import foreign_content
 
-        check_folder(path, MANIFEST)
+        check_folder(path, foreign_content)
     else:
         check_writable(path)
 
 
 def _check_early(out: str | Path) -> None:
     """What can be said before the module is there: that `out` can be written, and that the proof can run."""
-    from binarize.assembly import MANIFEST
+    from binarize.assembly import foreign_content
     from binarize.exporting import check_runtime
 
     check_runtime()
     if Path(out).is_dir():
-        check_folder(out, MANIFEST)
+        check_folder(out, foreign_content)
     else:
         check_writable(out)
 

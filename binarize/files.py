@@ -7,10 +7,13 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from binarize.errors import UsageError, cannot_write
+
+Foreign = Callable[[Path], str | None]
+"""Given a folder, the name of something in it that must not be lost; None if there is nothing of that kind."""
 
 
 @contextlib.contextmanager
@@ -44,23 +47,24 @@ def atomic_output(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, mark: str) -> Iterator[Path]:
+def atomic_folder(path: str | Path, foreign: Foreign) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place if the block ends well and vanishes if it does not.
 
-    Of what is there, only a folder with a file called `mark` is replaced. No system call swaps two folders everywhere:
-    a crash between the two renames at the end leaves the old one, whole, under a hidden name.
+    What is there goes for good, and so only a folder with nothing `foreign` in it is replaced; links are followed. No
+    system call swaps two folders everywhere: a crash between the two renames at the end leaves the old one, whole,
+    under a hidden name.
 
     Raises:
         UsageError: the folder around it does not exist or cannot be written to, or `path` holds other things.
         EnvironmentProblem: writing failed, for example on a full disk.
     """
-    path = Path(path)
-    check_folder(path, mark)
+    path = _replaceable(path, foreign)
     temporary, old = (path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.{end}") for end in ("partial", "old"))
     try:
         temporary.mkdir()
         yield temporary
         if path.exists():
+            _replaceable(path, foreign)  # once more: the block may have taken hours
             path.rename(old)
         temporary.rename(path)
     except OSError as error:
@@ -72,14 +76,9 @@ def atomic_folder(path: str | Path, mark: str) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def check_folder(path: str | Path, mark: str) -> None:
-    """Raise UsageError now if `atomic_folder(path, mark)` could not replace it later."""
-    path = Path(path)
-    if path.is_dir() and not (path / mark).is_file():
-        raise UsageError("the output is a directory with other things in it", layer=str(path), hint="give a new name")
-    if path.exists() and not path.is_dir():
-        raise UsageError("the output is a file, and this model needs a folder", layer=str(path), hint="give a new name")
-    _temporary_beside(path).unlink()
+def check_folder(path: str | Path, foreign: Foreign) -> None:
+    """Raise UsageError now if `atomic_folder(path, foreign)` could not replace it later."""
+    _temporary_beside(_replaceable(path, foreign)).unlink()
 
 
 def check_writable(path: str | Path) -> None:
@@ -107,7 +106,33 @@ def _target(path: str | Path) -> Path:
         raise UsageError("the output is a directory", layer=str(path), hint="give a file name")
     if path.exists() and not path.is_file():
         raise UsageError("the output is not a regular file", layer=str(path), hint="give a file name")
-    return path.resolve() if path.is_symlink() else path
+    return _followed(path)
+
+
+def _replaceable(path: str | Path, foreign: Foreign) -> Path:
+    """The folder that is to be written: `path`, or what it links to; a UsageError where something would be lost."""
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise UsageError(
+            "the output is the current folder or one above it", layer=str(path), hint="give a folder's name, from above"
+        )
+    if path.exists() and not path.is_dir():
+        raise UsageError("the output is a file, and this model needs a folder", layer=str(path), hint="give a new name")
+    if path.is_dir() and (found := foreign(path)) is not None:
+        raise UsageError(
+            f"the output is a directory with other things in it, such as {found}",
+            layer=str(path),
+            hint="give a new name, or move them away: the folder is replaced as a whole",
+        )
+    return _followed(path)
+
+
+def _followed(path: Path) -> Path:
+    """What `path` links to; itself, if it is no link."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except RuntimeError as error:  # how Python before 3.13 says it
+        raise UsageError("its symbolic links lead in a circle", layer=str(path), hint="give a new name") from error
 
 
 def _temporary_beside(path: Path) -> Path:

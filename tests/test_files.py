@@ -172,6 +172,17 @@ def test_a_link_stays_a_link(old: Path, tmp_path: Path) -> None:
     assert old.read_text() == "new"
 
 
+@posix
+def test_links_in_a_circle_are_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(UsageError):
+        check_writable(tmp_path / "a" / "out")
+    if sys.version_info < (3, 13):
+        with pytest.raises(UsageError, match="in a circle"):
+            check_writable(tmp_path / "a")
+
+
 def test_long_names_and_other_scripts(tmp_path: Path) -> None:
     for name in ("n" * 250, "\N{GREEK SMALL LETTER ALPHA}" * 120):
         write_text(tmp_path / name, "\N{SNOWMAN}")

@@ -1,7 +1,7 @@
 """Models that no single ONNX file can hold: their binary parts as files, run inside the float rest in PyTorch."""
 
 from binarize.assembly.assemble import SessionPart, assemble
-from binarize.assembly.folder import MANIFEST, is_parts_folder
+from binarize.assembly.folder import foreign_content
 from binarize.assembly.write import write_parts
 
-__all__ = ["MANIFEST", "SessionPart", "assemble", "is_parts_folder", "write_parts"]
+__all__ = ["SessionPart", "assemble", "foreign_content", "write_parts"]

@@ -72,13 +72,13 @@ class Manifest:
         )
 
 
-def is_parts_folder(folder: str | Path) -> bool:
-    """Whether `folder` was written by `write_parts`."""
+def foreign_content(folder: Path) -> str | None:
+    """The name of something in `folder` that `write_parts` has not written there; None where it may be replaced."""
     try:
-        read_manifest(folder)
-    except (UsageError, UnsupportedModelError):
-        return False
-    return True
+        ours = {MANIFEST, REST, *(part.file for part in read_manifest(folder).parts)}
+    except (UsageError, UnsupportedModelError):  # other programs call a file of theirs manifest.json, too
+        ours = set()
+    return next((name for name in sorted(entry.name for entry in folder.iterdir()) if name not in ours), None)
 
 
 def read_manifest(folder: str | Path) -> Manifest:

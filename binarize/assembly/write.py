@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from binarize.assembly.calls import find_parts, record_calls
-from binarize.assembly.folder import MANIFEST, REST, Manifest, PartFile
+from binarize.assembly.folder import MANIFEST, REST, Manifest, PartFile, foreign_content
 from binarize.assembly.part import BuiltPart, build_part, describe_sizes
 from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError, UsageError
@@ -36,7 +36,7 @@ def write_parts(
 
     Args:
         module: a binarized module of several graphs.
-        folder: a new folder, or one that this function wrote before and now replaces.
+        folder: a new or empty one, or one that holds nothing but what this function wrote, and is replaced.
         inputs: what `module` takes; the parts are exported and proved with what they get when it runs on them. Maps
             of every other size work, too, where the part does the same at all; otherwise it gets a file for each size.
         report: the module's; gets `results["size"]`, `results["verification"]` and `results["parts"]`.
@@ -54,7 +54,7 @@ def write_parts(
     parts = find_parts(module)
     calls = record_calls(module, inputs, parts)
     done: list[_Written] = []
-    with atomic_folder(folder, MANIFEST) as temporary:
+    with atomic_folder(folder, foreign_content) as temporary:
         progress(ProgressEvent("exporting", 0, len(parts)))
         for number, (path, part) in enumerate(parts.items(), 1):
             if not calls[path]:

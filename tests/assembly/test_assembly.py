@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import re
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -185,6 +186,37 @@ def test_what_the_folder_may_replace(binary: nn.Module, folder: Path, tmp_path: 
     binarize.export(binary, folder, check=False)
     assert (folder / "manifest.json").stat().st_mtime_ns != before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("manifest", [None, '{"name": "another program\'s"}'], ids=["ours", "another's"])
+def test_nothing_of_others_is_lost_with_a_folder(
+    binary: nn.Module, folder: Path, tmp_path: Path, manifest: str | None
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    if manifest is not None:
+        (out / "manifest.json").write_text(manifest)
+    else:
+        (out / "notes").write_text("mine")
+    before = sorted(p.name for p in out.iterdir())
+    with pytest.raises(UsageError, match="other things in it, such as"):
+        binarize.export(binary, out, check=False)
+    assert sorted(p.name for p in out.iterdir()) == before
+
+
+def test_a_linked_or_empty_folder_is_filled_and_a_nameless_one_refused(
+    binary: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    for _ in range(2):
+        binarize.export(binary, link, check=False)
+        assert link.is_symlink() and (real / "manifest.json").exists()
+        assert {p.name for p in tmp_path.iterdir()} == {"real", "link"}
+    monkeypatch.chdir(real)
+    with pytest.raises(UsageError, match="current folder"):
+        binarize.export(binary, ".", check=False)
 
 
 class SecondStage(nn.Module):
