@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_unflatten, treespec_loads
+from torch.utils._pytree import tree_unflatten
 
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
@@ -30,6 +30,7 @@ from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
 from binarize.surgery import binarize_model, report_of, unwrapped
+from binarize.trees import read_structure
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -619,7 +620,13 @@ def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
     integers: Any = module.example_integers
     random = [torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes]
     tensors = [integers.get(i, x) for i, x in enumerate(random)]
-    inputs: tuple[Any, ...] = tree_unflatten(tensors, treespec_loads(module.example_structure))  # type: ignore[arg-type]
+    structure = read_structure(module.example_structure)  # type: ignore[arg-type]
+    if structure.num_leaves != len(tensors):
+        raise UsageError(
+            "the model also takes values that are no tensors, and those that apply() saw were not kept",
+            hint="give export() example_inputs, the same as apply()",
+        )
+    inputs: tuple[Any, ...] = tree_unflatten(tensors, structure)
     return inputs
 
 

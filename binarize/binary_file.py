@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_unflatten, treespec_loads
+from torch.utils._pytree import tree_unflatten
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.files import atomic_output
 from binarize.loading import BINARY_FORMAT, Loaded, resolve, resolve_recorded
 from binarize.surgery import binarize_model, report_of
+from binarize.trees import read_structure
 
 
 def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
@@ -53,6 +55,40 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
         UsageError: no architecture is known, or the file names one outside of the libraries.
         UnsupportedModelError: the file is no binary module, or does not fit the architecture.
     """
+    state = _read(path)
+    recorded = state["arch"]
+    hint = f"pass --arch {recorded}, if that is your code" if recorded else "pass --arch"
+    architecture = resolve(arch) if arch else resolve_recorded(recorded, path, hint)
+    inputs = _example_inputs(state, path)
+    model = architecture.build_for(state["num_classes"])
+    module = binarize_model(model, inputs, Config().updated(state["config"], str(path)))
+    try:
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"the weights do not fit {architecture.spec}: {str(error).splitlines()[-1].strip()}", layer=str(path)
+        ) from error
+    report_of(module).results.update(state["results"])
+    return module.eval()
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "arch": (str, type(None)),
+    "num_classes": (int, type(None)),
+    "config": dict,
+    "example_shapes": list,
+    "example_structure": str,
+    "results": dict,
+    "state_dict": dict,
+}
+"""What a file holds; those of before whole-number inputs were kept lack `example_integers`."""
+
+_MAX_ELEMENTS = 1 << 28
+"""Of an example input: far above any real one, and below what memory holds."""
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The contents of a binary module's file, of the right types."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         assert state["format"] == BINARY_FORMAT
@@ -64,19 +100,28 @@ def load_binary(path: str | Path, arch: str | None = None) -> nn.Module:
             layer=str(path),
             hint="binarize convert makes an ONNX file of a float model, binarize finetune a binary module",
         ) from error
-    recorded = state["arch"]
-    hint = f"pass --arch {recorded}, if that is your code" if recorded else "pass --arch"
-    architecture = resolve(arch) if arch else resolve_recorded(recorded, path, hint)
-    model = architecture.build_for(state["num_classes"])
+    for key, kind in _KINDS.items():
+        if not isinstance(state.get(key, ...), kind):
+            raise _damaged(path, f"{key!r} is missing or of the wrong type")
+    return state
+
+
+def _example_inputs(state: dict[str, Any], path: str | Path) -> Any:
+    """Inputs like those that `apply` saw; zeros but for integers and booleans."""
     integers = state.get("example_integers", {})
-    tensors = [integers.get(i, torch.zeros(shape)) for i, shape in enumerate(state["example_shapes"])]
-    inputs = tree_unflatten(tensors, treespec_loads(state["example_structure"]))
-    module = binarize_model(model, inputs, Config().updated(state["config"], str(path)))
     try:
-        module.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        raise UnsupportedModelError(
-            f"the weights do not fit {architecture.spec}: {str(error).splitlines()[-1].strip()}", layer=str(path)
-        ) from error
-    report_of(module).results.update(state["results"])
-    return module.eval()
+        if any(math.prod(shape) > _MAX_ELEMENTS for shape in state["example_shapes"]):
+            raise ValueError(f"an input of {state['example_shapes']}")
+        tensors = [integers.get(i, torch.zeros(shape)) for i, shape in enumerate(state["example_shapes"])]
+        return tree_unflatten(tensors, read_structure(state["example_structure"]))
+    except UnsupportedModelError as error:
+        error.layer = str(path)
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _damaged(path, f"its example inputs cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def _damaged(path: str | Path, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the binary module is damaged: {what}", layer=str(path), hint="copy it again, or write it again with finetune"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
@@ -26,6 +26,7 @@ from binarize.passes.probe import Probe
 from binarize.passes.replace_activations import ReplaceActivations
 from binarize.passes.replace_convs import ReplaceConvs
 from binarize.report import Report
+from binarize.trees import write_structure
 
 SURGERY_PASSES: tuple[Pass, ...] = (
     ConvertLinears(),
@@ -82,6 +83,8 @@ def binarize_model(
     model = model if inplace else copy.deepcopy(model)
     like = next(model.parameters(), torch.zeros(1))
     example_inputs = tree_map_only(Tensor, lambda x: x.to(like.device), example_inputs)
+    leaves, structure = tree_flatten(example_inputs)
+    described = write_structure(structure)
     captured = capture(model, example_inputs)
     context = PassContext(config, captured.recording, probe=Probe(model, example_inputs))
     plan(model, captured.recording.graph, context)
@@ -104,10 +107,9 @@ def binarize_model(
     )
     captured.put_back()
     model.report = report  # type: ignore[assignment]
-    leaves, structure = tree_flatten(example_inputs)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     model.example_shapes = [list(x.shape) for x in tensors]  # type: ignore
     # Any float is as good as another; which integers and booleans a model can take, nobody knows.
     model.example_integers = {i: x.clone() for i, x in enumerate(tensors) if not x.is_floating_point()}  # type: ignore
-    model.example_structure = treespec_dumps(structure)  # type: ignore[assignment]
+    model.example_structure = described  # type: ignore[assignment]
     return model

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FOUNDATION = {"config", "errors", "files", "machine", "preprocessing", "progress"}
-PARTS = {"nn", "recipes", "report", "example_inputs"} | FOUNDATION
+PARTS = {"nn", "recipes", "report", "example_inputs", "trees"} | FOUNDATION
 STATIONS = {
     "assembly",
     "bench",
@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": FOUNDATION,
     "report": FOUNDATION,
     "preprocessing": {"config", "errors"},
+    "trees": {"errors"},
     "config": {"errors"},
     "files": {"errors"},
     "machine": set(),

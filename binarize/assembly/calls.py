@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from binarize.errors import UnsupportedModelError
 from binarize.nn import BinaryConv, Region
+from binarize.trees import read_structure, write_structure
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,11 @@ class Form:
         for _, leaf in constants:
             if leaf is not None and not isinstance(leaf, bool | int | float | str):
                 raise UnsupportedModelError(f"a value of type {type(leaf).__name__} has no place in an ONNX file")
-        try:
-            structure = treespec_dumps(spec)
-        except NotImplementedError as error:
-            raise UnsupportedModelError(f"its values cannot be written down: {error}") from error
-        return cls(structure, constants, tuple(tensor.dim() for tensor in tensors)), tensors
+        return cls(write_structure(spec), constants, tuple(tensor.dim() for tensor in tensors)), tensors
 
     def fill(self, tensors: Iterable[Tensor]) -> Any:
         """The tree with `tensors` in it; the inverse of `of`."""
-        spec, constants, values = _spec(self.structure), dict(self.constants), iter(tensors)
+        spec, constants, values = _read_structure(self.structure), dict(self.constants), iter(tensors)
         leaves = [constants[i] if i in constants else next(values) for i in range(spec.num_leaves)]
         return tree_unflatten(leaves, spec)
 
@@ -59,12 +56,11 @@ class Form:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Form:
+        _read_structure(data["structure"])  # what is damaged says so now and not when it is called
         return cls(data["structure"], tuple((int(i), v) for i, v in data["constants"]), tuple(data["ranks"]))
 
 
-@cache
-def _spec(structure: str) -> TreeSpec:
-    return treespec_loads(structure)
+_read_structure = cache(read_structure)
 
 
 class FlatPart(nn.Module):

@@ -86,7 +86,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
     Raises:
         UsageError: there is none.
-        UnsupportedModelError: it is damaged, or names files outside of the folder.
+        UnsupportedModelError: it is damaged, or names code or files outside of the folder.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -96,10 +96,16 @@ def read_manifest(folder: str | Path) -> Manifest:
         parts = tuple(PartFile.from_dict(part) for part in data["parts"])
         if any(Path(part.file).name != part.file for part in parts):
             raise ValueError("a part's file lies elsewhere")
+        for key, kind in (("arch", str), ("num_classes", int)):
+            if not isinstance(data[key], kind | None):
+                raise ValueError(f"{key!r} is {data[key]!r}")
         return Manifest(data["model"], data["arch"], data["num_classes"], parts, data["report"])
+    except UnsupportedModelError as error:  # of a form
+        error.layer = str(path)
+        raise
     except OSError as error:
         raise UsageError(
             "it is no folder of parts", layer=str(folder), hint="give the folder that binarize.export has written"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsupportedModelError(f"the manifest cannot be used: {error}", layer=str(path)) from error

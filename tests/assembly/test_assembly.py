@@ -280,6 +280,23 @@ def test_a_folder_cannot_choose_code_to_run(folder: Path, tmp_path: Path) -> Non
     assert not witness.exists()
 
 
+@pytest.mark.parametrize("form", ["takes", "gives"])
+def test_a_structure_cannot_choose_code_to_run(
+    detector: Detector, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    witness = tmp_path / "witness"
+    (tmp_path / "evil_structure.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    context = json.dumps([{"__enum__": True, "fqn": "evil_structure:Kind", "name": "A"}])
+    node = {"type": "builtins.dict", "context": context, "children_spec": [{"type": None, "context": None}]}
+    manifest["parts"][0][form]["structure"] = json.dumps([1, node])
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UnsupportedModelError, match="names code: the enumeration evil_structure:Kind"):
+        binarize.assemble(tmp_path, detector)
+    assert not witness.exists()
+
+
 def test_a_part_says_when_it_is_called_in_another_way(detector: Detector, folder: Path) -> None:
     assembled = binarize.assemble(folder, detector)
     with pytest.raises(UsageError, match="other arguments"):

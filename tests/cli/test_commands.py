@@ -169,6 +169,28 @@ def test_a_binary_file_cannot_choose_code_to_run(cli: Cli, finetuned: Path, tmp_
     assert not witness.exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state_dict": None},
+        {"arch": 7},
+        {"results": 3},
+        {"example_shapes": [[1 << 20, 1 << 20]]},
+        {"example_shapes": [[-1, 1, 8, 8]]},
+        {"example_structure": "[1, {}]"},
+    ],
+    ids=str,
+)
+def test_a_damaged_binary_file_is_no_bug(
+    cli: Cli, workshop: Workshop, finetuned: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    damaged = tmp_path / "damaged.pt"
+    torch.save(torch.load(finetuned, weights_only=True) | change, damaged)
+    ran = cli("export", damaged, "--arch", workshop.arch, "--out", tmp_path / "x.onnx", "--json")
+    assert (ran.code, ran.document["error"]) == (3, "UnsupportedModelError")
+    assert "damaged" in ran.document["message"] and ran.document["layer"] == str(damaged)
+
+
 def test_finetune_can_adapt_the_float_model_first(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
     adapt = ("--set", "training.float_epochs=1", "--set", "training.holdout=0.1")
     ran = cli("finetune", workshop.model, "--out", tmp_path / "a.pt", *workshop.options(epochs=1), *adapt)

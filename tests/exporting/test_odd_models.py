@@ -345,3 +345,14 @@ def test_what_no_export_can_hold_is_refused_in_one_sentence(tmp_path: Path, capf
     said = capfd.readouterr()
     assert not said.out and not said.err
     assert not list(tmp_path.iterdir())
+
+
+class Scaled(Averaged):
+    def forward(self, x: Tensor, factor: int = 1) -> Tensor:
+        return super().forward(x) * factor
+
+
+def test_values_that_are_no_tensors_are_asked_for_again(tmp_path: Path) -> None:
+    module = binarize.apply(Scaled(1).eval(), (torch.randn(2, 3, 8, 8), 3))
+    with pytest.raises(UsageError, match="values that are no tensors"):
+        binarize.export(module, tmp_path / "m.onnx")
