@@ -366,6 +366,18 @@ def test_the_file_says_what_was_decided(tmp_path):
     )
 
 
+def test_a_file_says_nothing_of_what_another_export_found(tmp_path):
+    module = randomized(binarize.apply(EveryConv().eval(), torch.randn(2, 3, 16, 16)))
+    given = module.report.config
+    module.report.config = binarize.Config().updated(given).updated({"export": {"stem": "int8"}}).to_dict()
+    first = binarize.export(module, tmp_path / "first.onnx").results
+    assert {"verification", "int8", "size"} <= first.keys()
+    module.report.config = given
+    binarize.export(module, tmp_path / "second.onnx", check=False)
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "second.onnx").metadata_props}
+    assert json.loads(metadata["binarize.report"])["results"].keys() == {"size"}
+
+
 def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"precious")
