@@ -145,13 +145,10 @@ def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[T
     """
     from binarize.training import calibrate as run
 
-    settled = Config().updated(report_of(module).config)
-    run(
-        module,
-        unwrapped(teacher),
-        [images] if isinstance(images, Tensor) else list(images),
-        threshold=settled.conv.threshold,
-    )
+    inner = unwrapped(module)
+    settled = Config().updated(report_of(inner).config)
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    run(inner, unwrapped(teacher), batches, threshold=settled.conv.threshold)
     return module
 
 
@@ -164,6 +161,7 @@ def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[di
     """
     from binarize.training import parameter_groups as groups
 
+    module = unwrapped(module)
     training = Config().updated(report_of(module).config).training
     return groups(
         module, learning_rate=training.learning_rate, weight_step=training.weight_step, weight_decay=weight_decay
@@ -198,16 +196,17 @@ def finetune(
     """
     from binarize.training import finetune as run
 
-    report = report_of(module)
+    inner = unwrapped(module)
+    report = report_of(inner)
     planned = Config().updated(report.config)
     settled, images = _images_of(report, config)
     # Goes into the file: how images are normalised, above all. What surgery did is not what `settled` may say.
     report.config = replace(planned, seed=settled.seed, training=settled.training).to_dict()
-    size = input_size or tuple(module.example_shapes[0][1:])  # type: ignore[index]
+    size = input_size or tuple(inner.example_shapes[0][1:])  # type: ignore[index]
     images = images if images.size == size[1:] else images.sized(size[1:], "option")
     report.results["preprocessing"] = images.with_warning().to_dict()
     result = run(
-        module,
+        inner,
         unwrapped(teacher),
         _dataset(data, "train"),
         settled,
@@ -217,7 +216,7 @@ def finetune(
         progress=progress,
     )
     report.results["training"] = {**result.results, "history": result.history}
-    return module
+    return module.eval()
 
 
 def export(
@@ -257,6 +256,7 @@ def export(
     from binarize.exporting.metadata import set_metadata
     from binarize.lowering import lower
 
+    module = unwrapped(module)
     report = report_of(module)
     check_output(module, path)
     check_weights(module)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from binarize.config import Config
@@ -48,13 +49,13 @@ def report_of(module: nn.Module) -> Report:
 
 
 def unwrapped(model: object) -> nn.Module:
-    """The model in the wrappers that PyTorch puts around one.
+    """The model in the wrappers that PyTorch puts around one: parallel, averaged, compiled.
 
     Raises:
         UsageError: it is no model.
         UnsupportedModelError: it has no Python code.
     """
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
         model = model.module
     compiled = getattr(model, "_orig_mod", None)
     if isinstance(compiled, nn.Module):

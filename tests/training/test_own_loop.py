@@ -9,6 +9,7 @@ from torch import nn
 
 import binarize
 from binarize.nn import BinaryConv
+from binarize.surgery import unwrapped
 from tests.models import conv_bn
 
 PAGE = Path(__file__).parents[2] / "docs/recipes.md"
@@ -61,3 +62,23 @@ def test_calibration_sets_thresholds_where_the_recipe_has_them(recipe, sets):
     module = binarize.calibrate(binarize.apply(model, images, recipe), model, [images[:8], images[8:]])
     thresholds = [m.threshold for m in module.modules() if isinstance(m, BinaryConv)]
     assert any(bool(t.abs().max() > 0.01) for t in thresholds) is sets
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, torch.optim.swa_utils.AveragedModel, lambda m: torch.compile(m, backend="eager")],
+    ids=["parallel", "averaged", "compiled"],
+)
+def test_a_wrapped_binary_module_is_the_one_inside(wrap, tmp_path):
+    model, images = net(), torch.randn(8, 3, 12, 12)
+    module = binarize.apply(model, images)
+    wrapper = wrap(module)  # an average is of a copy
+    assert binarize.calibrate(wrapper, model, images) is wrapper
+    inner = unwrapped(wrapper)
+    rates = [group["lr"] for group in binarize.parameter_groups(inner)]
+    assert [group["lr"] for group in binarize.parameter_groups(wrapper)] == rates
+    report = binarize.export(wrapper, tmp_path / "model")  # a wrapper's class is its own; that makes no parts of it
+    assert report is inner.report and (tmp_path / "model").is_file()
+    found = binarize.InferenceSession(tmp_path / "model").run(None, {"input": images.numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), inner.eval()(images), rtol=1e-4, atol=1e-4)
