@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_unflatten
 
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
@@ -29,8 +28,7 @@ from binarize.preprocessing import DEFAULT, Preprocessing
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.recipes import get_recipe
 from binarize.report import Report
-from binarize.surgery import binarize_model, report_of, unwrapped
-from binarize.trees import read_structure
+from binarize.surgery import binarize_model, example_like, report_of, unwrapped
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -238,7 +236,9 @@ def export(
         module: from `apply`, trained or not.
         path: the file or folder to write; replaced only when everything succeeded. Its outputs are the module's
             tensors, in order; what else the module returns, sizes say, is left out.
-        example_inputs: inputs for the proof, by default random ones of `apply`'s shape.
+        example_inputs: what the proof runs, by default random inputs of `apply`'s shapes. The file takes any number of
+            images, but maps of the size of these alone: export again for another. Its inputs are the tensors among
+            them, in order: `input`, or `input_0`, `input_1` and so on. Numbers, flags and None stay what they are.
         images: real, normalised images [N, C, H, W] that set the ranges if the configuration asks for an int8 stem;
             without them its inputs are random and its accuracy is left to chance.
         check: whether to run the proof, which is about the model before its stem becomes int8.
@@ -254,7 +254,7 @@ def export(
     """
     from binarize.exporting import emit, verify, write_onnx
     from binarize.exporting.metadata import set_metadata
-    from binarize.lowering import lower
+    from binarize.lowering import float_inputs, lower
 
     module = unwrapped(module)
     report = report_of(module)
@@ -272,14 +272,16 @@ def export(
     config = Config().updated(report.config)
     try:
         lowered = lower(module, inputs, config)
+        if lowered.takes_one_batch_size:
+            report.results["fixed_batch"] = len(float_inputs(inputs)[0])
+        progress(ProgressEvent("exporting", 1, 3))
+        model = emit(lowered, inputs)
     except UnsupportedModelError as error:
         if report.untraced:
             error.message += f"; its code was not traced either: {report.untraced[0]}"
+        if not isinstance(module, Region):
+            error.hint = error.hint or "name a folder instead of an .onnx file: it is then exported in parts"
         raise
-    if lowered.takes_one_batch_size:
-        report.results["fixed_batch"] = len(inputs[0])
-    progress(ProgressEvent("exporting", 1, 3))
-    model = emit(lowered, inputs)
     progress(ProgressEvent("exporting", 2, 3))
     if check:
         report.results["verification"] = verify(lowered, model, inputs).to_dict()
@@ -592,6 +594,7 @@ def _int8_ends(
 ) -> Any:
     """`model` with its float ends in int8; what that does to its answers goes into the report."""
     from binarize.exporting.quantize import batches_of, float_ends, quantize_ends, top1_agreement
+    from binarize.lowering import float_inputs
 
     names = [item.name for item in model.graph.input]
     if images is not None and len(names) > 1:
@@ -600,7 +603,8 @@ def _int8_ends(
             hint="leave out --stem int8",
         )
     size = report.results.get("fixed_batch", 1)
-    arrays = [x[: len(x) // size * size].numpy() for x in (inputs if images is None else (images,))]
+    tensors = float_inputs(inputs if images is None else (images,))
+    arrays = [x[: len(x) // size * size].numpy() for x in tensors]
     if not len(arrays[0]):
         raise UsageError(
             f"this model takes {size} images at a time", hint=f"give at least {size} images, best {4 * size}"
@@ -617,21 +621,11 @@ def _int8_ends(
 
 
 def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
-    """Random inputs of the shapes that `apply` saw; integers and booleans are those it saw."""
+    """Random inputs of the shapes that `apply` saw; what was no float tensor is what it saw."""
     like = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
-    shapes: Any = module.example_shapes
-    integers: Any = module.example_integers
-    random = [torch.randn(shape, generator=generator).to(like.dtype) for shape in shapes]
-    tensors = [integers.get(i, x) for i, x in enumerate(random)]
-    structure = read_structure(module.example_structure)  # type: ignore[arg-type]
-    if structure.num_leaves != len(tensors):
-        raise UsageError(
-            "the model also takes values that are no tensors, and those that apply() saw were not kept",
-            hint="give export() example_inputs, the same as apply()",
-        )
-    inputs: tuple[Any, ...] = tree_unflatten(tensors, structure)
-    return inputs
+    noted: Any = (module.example_shapes, module.example_values, module.example_structure)
+    return example_like(*noted, lambda shape: torch.randn(shape, generator=generator).to(like.dtype))
 
 
 @contextlib.contextmanager

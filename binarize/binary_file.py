@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_unflatten
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.files import atomic_output
 from binarize.loading import BINARY_FORMAT, Loaded, resolve, resolve_recorded
-from binarize.surgery import binarize_model, report_of
-from binarize.trees import read_structure
+from binarize.surgery import binarize_model, example_like, report_of
 
 
 def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
@@ -28,7 +26,7 @@ def save_binary(path: str | Path, module: nn.Module, source: Loaded) -> None:
         "config": report.config,
         "example_shapes": module.example_shapes,
         "example_structure": module.example_structure,
-        "example_integers": module.example_integers,
+        "example_values": module.example_values,
         "results": report.results,
         "state_dict": module.state_dict(),
     }
@@ -81,7 +79,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "results": dict,
     "state_dict": dict,
 }
-"""What a file holds; those of before whole-number inputs were kept lack `example_integers`."""
+"""What a file holds; those of before whole-number inputs were kept have no values but tensors."""
 
 _MAX_ELEMENTS = 1 << 28
 """Of an example input: far above any real one, and below what memory holds."""
@@ -107,17 +105,16 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _example_inputs(state: dict[str, Any], path: str | Path) -> Any:
-    """Inputs like those that `apply` saw; zeros but for integers and booleans."""
-    integers = state.get("example_integers", {})
+    """Inputs like those that `apply` saw; float tensors hold zeros."""
+    values = state.get("example_values", state.get("example_integers", {}))  # the name until all leaves were kept
     try:
         if any(math.prod(shape) > _MAX_ELEMENTS for shape in state["example_shapes"]):
             raise ValueError(f"an input of {state['example_shapes']}")
-        tensors = [integers.get(i, torch.zeros(shape)) for i, shape in enumerate(state["example_shapes"])]
-        return tree_unflatten(tensors, read_structure(state["example_structure"]))
+        return example_like(state["example_shapes"], values, state["example_structure"], torch.zeros)
     except UnsupportedModelError as error:
         error.layer = str(path)
         raise
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, StopIteration) as error:
         raise _damaged(path, f"its example inputs cannot be made: {str(error).splitlines()[0]}") from error
 
 

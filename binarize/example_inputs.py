@@ -1,16 +1,20 @@
-"""What a model takes, guessed from its convolutions and settled by trying."""
+"""What a model takes: its form, and inputs guessed from its convolutions and settled by trying."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.nn.modules import evaluating
+from binarize.trees import read_structure, write_structure
 
 BATCH = 2
 """A traced batch of one would stay one."""
@@ -18,6 +22,53 @@ BATCH = 2
 _IMAGE_CHANNELS = (3, 1)
 _USUAL_SIZE: dict[int, tuple[int, ...]] = {1: (1024,), 2: (224, 224), 3: (16, 112, 112)}
 """By dimensions: samples of a signal; an image's rows and columns; a clip's frames, rows and columns."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tree of values but for what the tensors in it hold.
+
+    Attributes:
+        structure: lists, dictionaries and so on, as torch's JSON.
+        constants: the leaves that are no tensors, with their positions among all leaves.
+        ranks: of the tensors, in order.
+    """
+
+    structure: str
+    constants: tuple[tuple[int, Any], ...]
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> tuple[Form, tuple[Tensor, ...]]:
+        """The form of `value` and its tensors.
+
+        Raises:
+            UnsupportedModelError: something in it is neither a tensor nor a plain number or text.
+        """
+        leaves, spec = tree_flatten(value)
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
+        for _, leaf in constants:
+            if leaf is not None and not isinstance(leaf, bool | int | float | str):
+                raise UnsupportedModelError(f"a value of type {type(leaf).__name__} has no place in an ONNX file")
+        return cls(write_structure(spec), constants, tuple(tensor.dim() for tensor in tensors)), tensors
+
+    def fill(self, tensors: Iterable[Tensor]) -> Any:
+        """The tree with `tensors` in it; the inverse of `of`."""
+        spec, constants, values = _spec(self.structure), dict(self.constants), iter(tensors)
+        leaves = [constants[i] if i in constants else next(values) for i in range(spec.num_leaves)]
+        return tree_unflatten(leaves, spec)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"structure": self.structure, "constants": [list(c) for c in self.constants], "ranks": list(self.ranks)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Form:
+        _spec(data["structure"])  # what is damaged says so now and not when it is called
+        return cls(data["structure"], tuple((int(i), v) for i, v in data["constants"]), tuple(data["ranks"]))
+
+
+_spec = cache(read_structure)
 
 
 def default_example_inputs(model: nn.Module, input_size: tuple[int, ...] | None = None) -> tuple[Tensor, ...]:

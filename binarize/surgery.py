@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError, UsageError
@@ -27,7 +28,7 @@ from binarize.passes.probe import Probe
 from binarize.passes.replace_activations import ReplaceActivations
 from binarize.passes.replace_convs import ReplaceConvs
 from binarize.report import Report
-from binarize.trees import write_structure
+from binarize.trees import read_structure, write_structure
 
 SURGERY_PASSES: tuple[Pass, ...] = (
     ConvertLinears(),
@@ -110,7 +111,27 @@ def binarize_model(
     model.report = report  # type: ignore[assignment]
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     model.example_shapes = [list(x.shape) for x in tensors]  # type: ignore
-    # Any float is as good as another; which integers and booleans a model can take, nobody knows.
-    model.example_integers = {i: x.clone() for i, x in enumerate(tensors) if not x.is_floating_point()}  # type: ignore
+    # Any float tensor is as good as another; what else a model can take, nobody knows.
+    others = {i: x for i, x in enumerate(leaves) if not isinstance(x, Tensor) or not x.is_floating_point()}
+    model.example_values = tree_map_only(Tensor, torch.clone, others)  # type: ignore[assignment]
     model.example_structure = described  # type: ignore[assignment]
     return model
+
+
+def example_like(
+    shapes: Sequence[Sequence[int]], values: Mapping[int, Any], structure: str, fill: Callable[[Sequence[int]], Tensor]
+) -> tuple[Any, ...]:
+    """Inputs of the form of those that surgery saw, by what it noted in the module.
+
+    Args:
+        shapes: of all tensors, in order (`module.example_shapes`).
+        values: by number of the leaf, what is no float tensor (`module.example_values`).
+        structure: what holds them (`module.example_structure`).
+        fill: makes a float tensor of a shape.
+    """
+    spec, left, leaves = read_structure(structure), iter(shapes), []
+    for i in range(spec.num_leaves):
+        shape = () if i in values and not isinstance(values[i], Tensor) else next(left)
+        leaves.append(values[i] if i in values else fill(shape))
+    inputs: tuple[Any, ...] = tree_unflatten(leaves, spec)
+    return inputs

@@ -11,10 +11,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from binarize.assembly.calls import Form
 from binarize.assembly.folder import REST, PartFile, read_manifest
 from binarize.assembly.write import rest_of
 from binarize.errors import UnsupportedModelError, UsageError
+from binarize.example_inputs import Form
 from binarize.loading import resolve_recorded
 from binarize.nn.modules import hooks_of
 from binarize.runtime import InferenceSession

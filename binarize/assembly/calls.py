@@ -3,64 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from binarize.errors import UnsupportedModelError
+from binarize.example_inputs import Form
 from binarize.nn import BinaryConv, Region
-from binarize.trees import read_structure, write_structure
-
-
-@dataclass(frozen=True)
-class Form:
-    """A tree of values but for what the tensors in it hold.
-
-    Attributes:
-        structure: lists, dictionaries and so on, as torch's JSON.
-        constants: the leaves that are no tensors, with their positions among all leaves.
-        ranks: of the tensors, in order.
-    """
-
-    structure: str
-    constants: tuple[tuple[int, Any], ...]
-    ranks: tuple[int, ...]
-
-    @classmethod
-    def of(cls, value: Any) -> tuple[Form, tuple[Tensor, ...]]:
-        """The form of `value` and its tensors.
-
-        Raises:
-            UnsupportedModelError: something in it is neither a tensor nor a plain number or text.
-        """
-        leaves, spec = tree_flatten(value)
-        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
-        for _, leaf in constants:
-            if leaf is not None and not isinstance(leaf, bool | int | float | str):
-                raise UnsupportedModelError(f"a value of type {type(leaf).__name__} has no place in an ONNX file")
-        return cls(write_structure(spec), constants, tuple(tensor.dim() for tensor in tensors)), tensors
-
-    def fill(self, tensors: Iterable[Tensor]) -> Any:
-        """The tree with `tensors` in it; the inverse of `of`."""
-        spec, constants, values = _read_structure(self.structure), dict(self.constants), iter(tensors)
-        leaves = [constants[i] if i in constants else next(values) for i in range(spec.num_leaves)]
-        return tree_unflatten(leaves, spec)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"structure": self.structure, "constants": [list(c) for c in self.constants], "ranks": list(self.ranks)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Form:
-        _read_structure(data["structure"])  # what is damaged says so now and not when it is called
-        return cls(data["structure"], tuple((int(i), v) for i, v in data["constants"]), tuple(data["ranks"]))
-
-
-_read_structure = cache(read_structure)
 
 
 class FlatPart(nn.Module):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from binarize.assembly.calls import Form
 from binarize.errors import UnsupportedModelError, UsageError
+from binarize.example_inputs import Form
 
 FORMAT = "binarize-parts"
 MANIFEST, REST = "manifest.json", "rest.pt"

@@ -12,9 +12,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from binarize.assembly.calls import FlatPart, Form
+from binarize.assembly.calls import FlatPart
 from binarize.config import Config
 from binarize.errors import BinarizeError, UnsupportedModelError
+from binarize.example_inputs import Form
 from binarize.exporting import Verification, emit, verify
 from binarize.lowering import Lowered, any_batches, any_sizes, lower
 from binarize.lowering.quiet import quiet

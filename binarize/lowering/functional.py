@@ -17,6 +17,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils._pytree import tree_structure
 
 from binarize.errors import BinarizeError, UnsupportedModelError
+from binarize.example_inputs import Form
 from binarize.lowering.output_names import leaf_names
 from binarize.lowering.quiet import quiet
 
@@ -29,33 +30,33 @@ _AVERAGE_POOLS = {torch.ops.aten.avg_pool2d.default: 2, torch.ops.aten.avg_pool3
 _POOL_DEFAULTS: tuple[Any, ...] = ([], [0], False, True, None)
 """Stride, padding, ceiling mode, whether padding counts, divisor."""
 
-IN_PARTS = "name a folder instead of an .onnx file: a model that is not one graph is then exported in parts"
 
-
-def functional_graph(module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: Shapes) -> GraphModule:
+def functional_graph(
+    module: nn.Module, example_inputs: tuple[Tensor, ...], shapes: Shapes, form: Form | None = None
+) -> GraphModule:
     """What `module` computes, in ATen operators and those of `torch.ops.binarize`, none of which writes to its inputs.
 
     Args:
         module: in eval mode.
+        example_inputs: the tensors among what `module` takes, in order.
         shapes: which dimensions of the inputs may differ.
+        form: what holds the tensors, if it is not a tuple of them alone; its constants become the graph's.
 
     Raises:
         UnsupportedModelError: `torch.export` cannot represent it; its reason is passed on.
     """
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+    code = _as_code(module, form)
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(code.forward).parameters.values())
     described: Any = (shapes,) if variadic else shapes
     try:
         with quiet():
-            program = torch.export.export(_as_code(module), example_inputs, dynamic_shapes=described)
+            program = torch.export.export(code, example_inputs, dynamic_shapes=described)
             graph_module = _without_writes(program)
     except BinarizeError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModelError(
-            f"torch.export cannot represent the model: {reason}",
-            hint=IN_PARTS,
-        ) from error
+        raise UnsupportedModelError(f"torch.export cannot represent the model: {reason}") from error
     assert isinstance(graph_module, GraphModule)
     _leave_tensors(graph_module)
     _rename_constants(graph_module)
@@ -180,18 +181,26 @@ def _leave_tensors(graph_module: GraphModule) -> None:
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(dict(zip(names, tensors, strict=True))))
 
 
-def _as_code(module: nn.Module) -> nn.Module:
+def _as_code(module: nn.Module, form: Form | None) -> nn.Module:
     """`module` run by its code, not node by node: nodes hold lists as constants, and some functions write to lists.
 
-    `torch.export` interprets whatever is a `GraphModule`; what this returns shares everything but the class.
+    `torch.export` interprets whatever is a `GraphModule`; what this returns shares everything but the class. With a
+    `form` it takes the tensors in it.
     """
-    if not isinstance(module, GraphModule):
+    if isinstance(module, GraphModule):
+        module = _twin(module, type(module).forward, vars(module))
+    if form is None:
         return module
-    plain: nn.Module = nn.Module.__new__(
-        type(module.__class__.__name__, (nn.Module,), {"forward": type(module).forward})
-    )
-    plain.__dict__ = module.__dict__
-    return plain
+    # What is the module's own way to be called is left to it, hooks above all, or they would run twice.
+    shared = {name: value for name, value in vars(module).items() if name != "forward" and not name.endswith("_hooks")}
+    return _twin(module, lambda _, *tensors: module(*form.fill(tensors)), {**vars(nn.Module()), **shared})
+
+
+def _twin(module: nn.Module, forward: Callable[..., Any], attributes: dict[str, Any]) -> nn.Module:
+    """A plain module of the class name of `module` with another `forward`, and `attributes`, not copies of them."""
+    twin: nn.Module = nn.Module.__new__(type(module.__class__.__name__, (nn.Module,), {"forward": forward}))
+    twin.__dict__ = attributes
+    return twin
 
 
 def _flatten_attention(graph_module: GraphModule) -> None:

@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 
 from binarize.config import Config
 from binarize.errors import UnsupportedModelError
-from binarize.lowering.functional import IN_PARTS, Shapes, functional_graph
+from binarize.example_inputs import Form
+from binarize.lowering.functional import Shapes, functional_graph
 from binarize.nn.materialise import let_go_of_history
 from binarize.passes.absorb_shifts import AbsorbShifts
 from binarize.passes.base import Pass, PassContext, run_passes
@@ -84,7 +85,7 @@ class Lowered:
 
 def lower(
     module: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: tuple[Any, ...],
     config: Config | None = None,
     *,
     shapes: Shapes | None = None,
@@ -92,6 +93,8 @@ def lower(
     """Lower `module` (eval mode) for inputs shaped like `example_inputs`, with any batch where its code allows that.
 
     Args:
+        example_inputs: what `module` takes. The graphs take the tensors in it, in order; numbers, flags and None that
+            lie beside them are constants to the graphs.
         config: its table [export] counts.
         shapes: which dimensions may differ instead of one batch that all inputs share.
 
@@ -102,15 +105,17 @@ def lower(
     module = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     lower_layers(module)
     reduce_whole_maps(module)
+    form = Form.of(example_inputs)[0]
     example_inputs = float_inputs(example_inputs)
+    taken = None if form == Form.of(example_inputs)[0] else form
     described = dynamic_batch(example_inputs) if shapes is None else shapes
     try:
-        original = functional_graph(module, example_inputs, described)
+        original = functional_graph(module, example_inputs, described, taken)
     except UnsupportedModelError as error:
         if shapes is not None or not _batch_is_constrained(error):
             raise
         described = tuple({} for _ in example_inputs)
-        original = functional_graph(module, example_inputs, described)
+        original = functional_graph(module, example_inputs, described, taken)
     context = PassContext(config or Config())
     fused, done = run_passes(LOWERING_PASSES, _copy(original), context)
     return Lowered(
@@ -142,20 +147,16 @@ def _lean(graph_module: GraphModule, context: PassContext) -> GraphModule:
     return GraphModule(graph_module, graph_module.graph)
 
 
-def float_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """`inputs` on the CPU and, where floating, in float32: what the kernels compute in."""
-    other = next((x for x in inputs if not isinstance(x, Tensor)), None)
-    if other is not None:
-        raise UnsupportedModelError(
-            f"a model in one file takes tensors, and this one a {type(other).__name__}", hint=IN_PARTS
-        )
-    return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in inputs)
+def float_inputs(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The tensors in `inputs`, in order, on the CPU and, where floating, in float32: what the kernels compute in."""
+    tensors = Form.of(inputs)[1]
+    return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in tensors)
 
 
 def dynamic_batch(example_inputs: tuple[Tensor, ...]) -> Shapes:
     """`torch.export`'s description of a common dynamic first dimension."""
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    return tuple({0: batch} for _ in example_inputs)
+    return tuple({0: batch} if x.dim() else {} for x in example_inputs)
 
 
 def _batch_is_constrained(error: UnsupportedModelError) -> bool:

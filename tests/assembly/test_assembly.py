@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 import binarize
 from binarize.assembly import SessionPart
-from binarize.assembly.calls import Form, find_parts
+from binarize.assembly.calls import find_parts
 from binarize.cli import render
 from binarize.cli.output import Output
 from binarize.errors import UnsupportedModelError, UsageError, VerificationError
+from binarize.example_inputs import Form
 from tests.models import BasicBlock, conv_bn, randomized
 
 
@@ -179,7 +180,7 @@ def test_what_the_folder_may_replace(binary: nn.Module, folder: Path, tmp_path: 
         binarize.export(binary, full)
     with pytest.raises(UsageError, match="needs a folder"):
         binarize.export(binary, full / "precious")
-    with pytest.raises(UnsupportedModelError, match="takes tensors") as caught:
+    with pytest.raises(UnsupportedModelError, match="no ONNX form") as caught:
         binarize.export(binary, tmp_path / "whole.onnx")
     assert "folder" in str(caught.value)
     before = (folder / "manifest.json").stat().st_mtime_ns

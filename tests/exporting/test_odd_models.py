@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -347,12 +348,43 @@ def test_what_no_export_can_hold_is_refused_in_one_sentence(tmp_path: Path, capf
     assert not list(tmp_path.iterdir())
 
 
-class Scaled(Averaged):
-    def forward(self, x: Tensor, factor: int = 1) -> Tensor:
-        return super().forward(x) * factor
+class Structured(nn.Module):
+    """Takes a dictionary, a list and settings beside its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv_bn(3, 16), conv_bn(16, 16), nn.Conv2d(16, 4, 1)
+
+    def forward(
+        self, x: dict[str, Tensor], bias: list[Tensor], mask: Tensor | None, scale: float, twice: bool = False
+    ) -> Tensor:
+        y = self.stem(x["image"])
+        y = y + bias[0] * bias[1]
+        if mask is not None:
+            y = y * mask
+        y = self.head(self.body(y)) * x["weight"].view(-1, 1, 1, 1) * scale
+        return y * 2 if twice else y
 
 
-def test_values_that_are_no_tensors_are_asked_for_again(tmp_path: Path) -> None:
-    module = binarize.apply(Scaled(1).eval(), (torch.randn(2, 3, 8, 8), 3))
-    with pytest.raises(UsageError, match="values that are no tensors"):
-        binarize.export(module, tmp_path / "m.onnx")
+def structured(batch: int, mask: bool) -> tuple[Any, ...]:
+    image, weight = torch.randn(batch, 3, 8, 8), torch.rand(batch)
+    bias = [torch.randn(batch, 1, 8, 8), torch.tensor(0.5)]
+    return {"image": image, "weight": weight}, bias, torch.rand(batch, 1, 8, 8) if mask else None, 3.0, True
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_inputs_that_are_no_tuple_of_tensors_become_one(mask: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = binarize.apply(Structured().eval(), structured(2, mask)).eval()
+    seen: list[int] = []
+    module.register_forward_pre_hook(lambda _, args: seen.append(len(args)))
+    binarize.export(module, tmp_path / "m.onnx")  # with random inputs of the form that it knows
+    assert set(seen) == {5}, "hooks see what the model takes"
+    session = binarize.InferenceSession(tmp_path / "m.onnx")
+    inputs = structured(3, mask)
+    tensors = [x for x in torch.utils._pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    names = [item.name for item in session.get_inputs()]
+    assert names == [f"input_{i}" for i in range(len(tensors))]
+    found = session.run(None, {name: x.numpy() for name, x in zip(names, tensors, strict=True)})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(*inputs).numpy(), rtol=1e-3, atol=1e-4)
