@@ -8,17 +8,18 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from binarize.binary_file import save_binary
 from binarize.config import Config, read_config
 from binarize.errors import UnsupportedModelError, UsageError
-from binarize.example_inputs import channels_of, default_example_inputs, dimensions
+from binarize.example_inputs import as_size, channels_of, default_example_inputs, dimensions, evaluate
 from binarize.files import check_folder, check_not_input, check_writable, write_text
 from binarize.loading import Loaded, load_model, stated_by
 from binarize.machine import versions
@@ -54,8 +55,8 @@ class Conversion:
         run: the folder beside it: configuration, report, history, versions, checkpoints.
     """
 
-    module: nn.Module
-    report: Report
+    module: nn.Module = field(repr=False)
+    report: Report = field(repr=False)
     path: Path
     run: Path
 
@@ -66,9 +67,17 @@ def resolve_config(
     """A recipe's configuration with a TOML file and `key=value` settings on top.
 
     A `Config` is taken as it is; a file's own `recipe` key counts unless `recipe` is given.
+
+    Raises:
+        UsageError: there is no such recipe, file or setting, or a value that it cannot have.
     """
     if isinstance(config, Config):
         return config.with_settings(settings)
+    if config is not None and not isinstance(config, str | Path):
+        raise UsageError(
+            f"the configuration is a {type(config).__name__}",
+            hint="give a binarize.Config, such as Config().updated({...}), or a TOML file",
+        )
     base = get_recipe(recipe or "el").config
     if config is not None:
         named = read_config(config, base).recipe
@@ -130,7 +139,7 @@ def inspect(
     return report_of(apply(model, example_inputs, recipe, config))
 
 
-def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[Tensor]) -> nn.Module:
+def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[Tensor | tuple[Any, ...]]) -> nn.Module:
     """Give a freshly binarized `module` its start, in place: what `finetune` does before its first step.
 
     Sets thresholds as the recipe says, lets inserted batch norms begin with the scale and offset of the float convs,
@@ -139,7 +148,14 @@ def calibrate(module: nn.Module, teacher: nn.Module, images: Tensor | Iterable[T
     Args:
         module: from `apply`.
         teacher: the float model it came from.
-        images: one batch, or several, normalised as for training.
+        images: one batch, or several, normalised as for training. A batch is a tensor [N, C, H, W] or, where the model
+            takes more than one tensor, a tuple of all that it takes: for one batch `[(left, right)]`.
+
+    Returns:
+        `module`.
+
+    Raises:
+        UsageError: there is no batch, or the module does not run on it, and is left as it was.
     """
     from binarize.training import calibrate as run
 
@@ -172,7 +188,7 @@ def finetune(
     data: str | Path | Any,
     *,
     val_data: str | Path | Any | None = None,
-    config: Config | None = None,
+    config: Config | str | Path | None = None,
     input_size: InputSize | None = None,
     checkpoint: str | Path | None = None,
     progress: Listener = silent,
@@ -184,32 +200,40 @@ def finetune(
         teacher: the float model it came from.
         data: an image folder, a parquet file or folder, or a data set object (`binarize.training.data`).
         val_data: the same, for accuracy at each epoch's end.
-        config: by default the one `apply` used; how images are normalised stays as `apply` found it where this says
-            `auto`.
+        config: a `Config`, or a TOML file; by default the one `apply` used. Its `seed` and `training` count; how images
+            are normalised stays as `apply` found it where it says `auto`.
         input_size: (C, H, W), by default that of `apply`'s example inputs.
         checkpoint: file to write to and to resume from.
 
     Returns:
         `module`, in eval mode; history and accuracies are in `module.report.results["training"]`.
+
+    Raises:
+        UsageError: data, configuration, checkpoint and model do not fit each other, or the weights are frozen.
+        UnsupportedModelError: the model is no classifier of images.
+        BinarizeError: the training diverged.
     """
     from binarize.training import finetune as run
 
     inner = unwrapped(module)
     report = report_of(inner)
     planned = Config().updated(report.config)
-    settled, images = _images_of(report, config)
+    settled, images = _images_of(report, None if config is None else resolve_config(config=config))
+    train_set, val_set = _dataset(data, "train"), _dataset(val_data, "val")
+    if train_set is None:
+        raise UsageError("there is no data to fine-tune on", hint="give a folder, a parquet file or a data set object")
     # Goes into the file: how images are normalised, above all. What surgery did is not what `settled` may say.
     report.config = replace(planned, seed=settled.seed, training=settled.training).to_dict()
-    size = input_size or tuple(inner.example_shapes[0][1:])  # type: ignore[index]
+    size = as_size(input_size or inner.example_shapes[0][1:])  # type: ignore[index, arg-type]
     images = images if images.size == size[1:] else images.sized(size[1:], "option")
     report.results["preprocessing"] = images.with_warning().to_dict()
     result = run(
         inner,
         unwrapped(teacher),
-        _dataset(data, "train"),
+        train_set,
         settled,
         input_size=size,  # type: ignore[arg-type]
-        val_set=None if val_data is None else _dataset(val_data, "val"),
+        val_set=val_set,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
     )
@@ -281,6 +305,8 @@ def export(
             error.message += f"; its code was not traced either: {report.untraced[0]}"
         if not isinstance(module, Region):
             error.hint = error.hint or "name a folder instead of an .onnx file: it is then exported in parts"
+        if example_inputs is not None:
+            _check_runs(module, inputs)
         raise
     progress(ProgressEvent("exporting", 2, 3))
     if check:
@@ -517,6 +543,10 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
             hint="give a tensor, or a tuple of what the model takes",
         )
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if any(type(value).__module__ == "numpy" for value in tree_leaves(inputs)):
+        raise UsageError("example_inputs holds an array of numpy", hint="give tensors: torch.from_numpy(array)")
+    if any(isinstance(value, Tensor) and value.dim() and not len(value) for value in inputs):
+        raise UsageError("example_inputs holds an empty batch", hint="give two images, or what the model takes of such")
     if inputs and all(isinstance(value, int) for value in inputs):
         raise UsageError(
             f"example_inputs {inputs} holds no tensor", hint=f"if it is a shape, give torch.randn{(2, *inputs)}"
@@ -597,6 +627,8 @@ def _int8_ends(
     from binarize.lowering import float_inputs
 
     names = [item.name for item in model.graph.input]
+    if images is not None:
+        _check_images(images, inputs[0])
     if images is not None and len(names) > 1:
         raise UnsupportedModelError(
             f"images set the ranges of int8 ends, and this model takes {len(names)} inputs",
@@ -618,6 +650,28 @@ def _int8_ends(
         "images_compared": 0 if images is None else len(batches[1::2] or batches),
     }
     return quantized
+
+
+def _check_runs(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise UsageError if `module` itself does not take `inputs`."""
+    try:
+        evaluate(module, inputs)
+    except Exception as error:  # whatever the model's code raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(
+            f"the model does not run on example_inputs: {reason}", hint="leave them out, or give what the model takes"
+        ) from error
+
+
+def _check_images(images: object, like: Any) -> None:
+    """Raise UsageError if `images` are none that a model takes which takes `like`."""
+    if not isinstance(images, Tensor):
+        raise UsageError(f"images is a {type(images).__name__}", hint="give a tensor [N, C, H, W], normalised")
+    if not images.is_floating_point():
+        raise UsageError(f"images is {images.dtype}", hint="give them normalised, as for training")
+    if isinstance(like, Tensor) and images.shape[1:] != like.shape[1:]:
+        wanted = ", ".join(map(str, like.shape[1:]))
+        raise UsageError(f"images is {list(images.shape)}, and the file takes [N, {wanted}]", hint="give such images")
 
 
 def _inputs_like(module: nn.Module) -> tuple[Any, ...]:

@@ -115,7 +115,7 @@ def _example_inputs(state: dict[str, Any], path: str | Path) -> Any:
         error.layer = str(path)
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, StopIteration) as error:
-        raise _damaged(path, f"its example inputs cannot be made: {str(error).splitlines()[0]}") from error
+        raise _damaged(path, f"its example inputs cannot be made: {error or 'a shape is missing'}") from error
 
 
 def _damaged(path: str | Path, what: str) -> UnsupportedModelError:

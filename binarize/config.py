@@ -298,6 +298,8 @@ class Config(_Checked):
     def with_settings(self, settings: typing.Iterable[str]) -> Config:
         """A copy with `key.path=value` strings put in; the value is read as TOML, else as a string."""
         config = self
+        if isinstance(settings, str):
+            raise UsageError(f"settings is one text, {settings!r}", hint=f"give a list of them: [{settings!r}]")
         for setting in settings:
             path, equals, text = setting.partition("=")
             if not equals:

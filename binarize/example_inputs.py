@@ -83,6 +83,7 @@ def default_example_inputs(model: nn.Module, input_size: tuple[int, ...] | None 
         UsageError: `input_size` is no size, or of as many dimensions as none of the convs has.
     """
     if input_size is not None:
+        input_size = as_size(input_size)
         _check_size(model, input_size)
         return (random_tensor(model, BATCH, *input_size),)
     size = _USUAL_SIZE[dimensions(model)]
@@ -139,6 +140,18 @@ def random_tensor(model: nn.Module, *shape: int) -> Tensor:
     like = next(_float_tensors(model), torch.zeros(1))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+
+
+def as_size(input_size: Iterable[int]) -> tuple[int, ...]:
+    """`input_size`, such as (C, H, W), as a tuple.
+
+    Raises:
+        UsageError: it is none of several whole numbers.
+    """
+    size = tuple(input_size) if isinstance(input_size, Iterable) else ()
+    if not size or not all(isinstance(extent, int) for extent in size):
+        raise UsageError(f"the input size {input_size!r} is not such as (3, 224, 224)", hint="channels come first")
+    return size
 
 
 _FORMS = {1: "C,L", 2: "C,H,W", 3: "C,T,H,W"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -79,6 +80,15 @@ def load_model(
         UnsupportedModelError: the file is no model, is damaged, unsafe, or fits no architecture.
         EnvironmentProblem: the architecture's library is not installed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(
+            f"The path is a {type(path).__name__}.", hint="give a file; binarize.apply takes a model itself"
+        )
+    if not isinstance(arch, str | None):
+        raise UsageError(
+            f"arch is a {type(arch).__name__}.",
+            hint="name its code, such as package.module:factory, or load the weights yourself for binarize.apply",
+        )
     file = _checked_path(Path(path).expanduser())
     architecture = resolve(arch) if arch is not None else None
     try:

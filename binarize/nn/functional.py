@@ -44,13 +44,13 @@ def fit_windows(x: Tensor, geometry: ConvGeometry, value: float = 0.0) -> tuple[
     return fill(x, before, after, value), before, after
 
 
-def at_every_size(answer: bool) -> bool:
+def at_every_size(answer: bool | Tensor) -> bool:
     """Whether `answer` is yes, also where it is about a size that is no number: then for all that it may be.
 
     Asking the answer itself would tell about the size of the example, and nothing of others.
     """
-    if isinstance(answer, bool):
-        return answer
+    if isinstance(answer, bool | Tensor):  # a tensor: of `torch.jit.trace`, whose sizes are those of the example
+        return bool(answer)
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # seconds, and training needs none of it
 
     return statically_known_true(answer)

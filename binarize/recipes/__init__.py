@@ -67,6 +67,8 @@ def all_recipes() -> dict[str, Recipe]:
 def get_recipe(name: str) -> Recipe:
     """The recipe called `name`, or a UsageError with near names."""
     recipes = all_recipes()
+    if not isinstance(name, str):
+        raise UsageError(f"the recipe is a {type(name).__name__}", hint="give its name; a Config goes to config=")
     if name not in recipes:
         close = difflib.get_close_matches(name, list(recipes), n=2, cutoff=0.3)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(recipes)}"

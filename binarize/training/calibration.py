@@ -5,26 +5,54 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from binarize.errors import UsageError
 from binarize.nn import BinaryConv
 from binarize.nn.modules import evaluating
 from binarize.passes.insert_batch_norm import MARK as INSERTED_AFTER
 
+Batch = Tensor | tuple[Any, ...]
+"""What a model that takes one tensor takes, or all that one takes which takes more."""
+
 
 @torch.no_grad()
-def calibrate(module: nn.Module, teacher: nn.Module, batches: Sequence[Tensor], *, threshold: str = "median") -> None:
-    """Set thresholds, inserted batch norms and BN statistics from `batches` of images `[N, C, H, W]`.
+def calibrate(module: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *, threshold: str = "median") -> None:
+    """Set thresholds, inserted batch norms and BN statistics from `batches`, mostly of images `[N, C, H, W]`.
 
     Each batch sets every conv's threshold, before the conv runs, to the mean of the medians of its input channels
     so far, so that later layers see what they will see. Batch norms that surgery inserted start with the scale and
     offset of the float conv they replace, measured on `teacher` and the first batch.
+
+    Raises:
+        UsageError: there is no batch, one is neither tensor nor tuple, or `module` does not run on the first; then
+            everything is as it was.
     """
+    _check_batches(module, batches)
     _match_float_statistics(module, teacher, batches[0])
     reestimate_batch_norm(module, batches, before_conv=_FitToInput(median=threshold == "median"))
+
+
+def _check_batches(module: nn.Module, batches: Sequence[Batch]) -> None:
+    """Refuse what `module` does not take before the statistics that it has are given up."""
+    hint = "give tensors, or tuples of all that the model takes; of a loader: [images for images, labels in loader]"
+    if not batches:
+        raise UsageError("there is nothing to calibrate with", hint="give one batch of training images, or several")
+    other = next((batch for batch in batches if not isinstance(batch, Tensor | tuple)), None)
+    if other is not None:
+        raise UsageError(f"a batch to calibrate with is a {type(other).__name__}", hint=hint)
+    try:
+        with evaluating(module):
+            _forward(module, batches[0])
+    except Exception as error:  # whatever the model's code raises
+        shapes = ", ".join(str(list(x.shape)) for x in tree_leaves(batches[0]) if isinstance(x, Tensor))
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"the module does not run on a batch of shape {shapes}: {reason}", hint=hint) from error
 
 
 class _FitToInput:
@@ -43,7 +71,7 @@ class _FitToInput:
         conv.binarize_input.observe(x - conv.threshold.view(1, -1, *[1] * (x.dim() - 2)))
 
 
-def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+def _match_float_statistics(module: nn.Module, teacher: nn.Module, batch: Batch) -> None:
     """Inserted batch norm of conv `p`: weight and bias become the std and mean of float conv `p`'s output.
 
     What became a conv may have been a linear layer, whose channels are last.
@@ -67,7 +95,7 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tenso
     hooks = [floats[n].register_forward_hook(record(norm)) for n, norm in inserted.items() if n in floats]
     if hooks:
         with evaluating(teacher):
-            _forward(teacher, images)
+            _forward(teacher, batch)
     for hook in hooks:
         hook.remove()
 
@@ -75,14 +103,14 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, images: Tenso
 @torch.no_grad()
 def reestimate_batch_norm(
     module: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     before_conv: Callable[[BinaryConv, Tensor], None] | None = None,
 ) -> None:
-    """Replace every batch norm's running statistics by the plain average over `batches` of images."""
+    """Replace every batch norm's running statistics by the plain average over `batches`."""
     with _hooks(module, before_conv), _averaging_norms(module):
-        for images in batches:
-            _forward(module, images)
+        for batch in batches:
+            _forward(module, batch)
 
 
 @contextmanager
@@ -120,6 +148,6 @@ def _averaging_norms(module: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
-def _forward(module: nn.Module, images: Tensor) -> None:
+def _forward(module: nn.Module, batch: Batch) -> None:
     device = next(module.parameters()).device
-    module(images.to(device))
+    module(*tree_map_only(Tensor, lambda x: x.to(device), batch if isinstance(batch, tuple) else (batch,)))

@@ -46,7 +46,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         raise UsageError(
             "the checkpoint belongs to a run with another model, teacher, configuration or data",
             layer=str(path),
-            hint="pass --restart to begin anew, or choose another --out",
+            hint="pass --restart to begin anew, or choose another --out; in Python, name another checkpoint",
         )
     torch.set_rng_state(state["torch_rng"])
     for device, generator in enumerate(state.get("cuda_rng", [])[: torch.cuda.device_count()]):
