@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "loading": PARTS,
     "passes": PARTS,
     "runtime": {"errors"},
-    "example_inputs": {"errors", "nn"},
+    "example_inputs": {"errors", "nn", "trees"},
     "nn": FOUNDATION,
     "recipes": FOUNDATION,
     "report": FOUNDATION,
