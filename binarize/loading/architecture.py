@@ -36,12 +36,14 @@ class Architecture:
         factory: what to call, with the arguments in `options` and any that it accepts.
         options: keyword arguments always given.
         library: it comes from torchvision or timm, so that it may be built without memory for a look.
+        folder: of the file that it comes from, where its code may import others.
     """
 
     spec: str
     factory: Callable[..., Any]
     options: dict[str, Any]
     library: bool = False
+    folder: Path | None = None
 
     def build(self, **extra: Any) -> nn.Module:
         """Call the factory; leaves the global random state as it was.
@@ -50,7 +52,7 @@ class Architecture:
             UsageError: the factory raised, or returned something other than an nn.Module.
         """
         try:
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _importable_here(None):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _importable_here(self.folder):
                 warnings.simplefilter("ignore")
                 module = self.factory(**{**self.options, **extra})
         except BinarizeError:
@@ -108,7 +110,8 @@ def resolve(spec: str) -> Architecture:
     if source == "timm":
         return _timm(name)
     if source.endswith(".py") or "/" in source or "\\" in source:
-        return _from_module(_import_file(Path(source).expanduser(), spec), name, spec)
+        file = Path(source).expanduser()
+        return _from_module(_import_file(file, spec), name, spec, file.parent.resolve())
     return _from_module(_import_module(source, spec), name, spec)
 
 
@@ -228,7 +231,7 @@ def _import_failed(source: str, spec: str, error: BaseException) -> UsageError:
     )
 
 
-def _from_module(module: ModuleType, name: str, spec: str) -> Architecture:
+def _from_module(module: ModuleType, name: str, spec: str, folder: Path | None = None) -> Architecture:
     factory = getattr(module, name, None)
     if factory is None:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -236,7 +239,7 @@ def _from_module(module: ModuleType, name: str, spec: str) -> Architecture:
     if isinstance(factory, nn.Module) or not callable(factory):
         kind = type(factory).__name__
         raise UsageError(f"'{name}' is a {kind} object, not a function or class that builds one.", layer=spec)
-    return Architecture(spec, factory, {})
+    return Architecture(spec, factory, {}, folder=folder)
 
 
 def _not_a_spec(spec: str) -> UsageError:

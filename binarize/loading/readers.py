@@ -159,11 +159,13 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _sharded(path: Path) -> dict[str, torch.Tensor]:
     """The weights of an index (`model.safetensors.index.json`, `pytorch_model.bin.index.json`) and its shards."""
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = set(weight_map.values())
         if len(names) > _MAX_SHARDS:
             raise damaged(path, f"The index names {len(names)} shards, more than {_MAX_SHARDS}")
         # Only the names count: a shard lies beside its index, whatever path it claims.
         shards = sorted({path.parent / Path(name).name for name in names})
+        place = {tensor: Path(name).name for tensor, name in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, "The index has no readable weight_map") from error
     state: dict[str, torch.Tensor] = {}
@@ -176,7 +178,9 @@ def _sharded(path: Path) -> dict[str, torch.Tensor]:
         part = read(shard, sniffed)
         if not isinstance(part, dict):
             raise damaged(path, f"The shard {shard.name} holds a {type(part).__name__}, no weights")
-        state.update(part)
+        if lacks := [name for name, home in place.items() if home == shard.name and name not in part]:
+            raise damaged(path, f"The shard {shard.name} lacks {lacks[0]}, which the index says is in it")
+        state.update({name: value for name, value in part.items() if place.get(name, shard.name) == shard.name})
     return state
 
 

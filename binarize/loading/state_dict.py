@@ -35,7 +35,8 @@ def find_state_dict(holder: Any) -> tuple[StateDict | nn.Module, list[str]]:
     """Search a loaded checkpoint for its weights.
 
     Looks in this order: `model_ema`, `state_dict_ema`, `ema_state_dict`, `ema`, `state_dict`,
-    `model_state_dict`, `model`, `net`, `weights`, `module`, then the object itself.
+    `model_state_dict`, `model`, `net`, `weights`, `module`, then the object itself. Entries of these names that
+    lead to no tensor, such as options, do not count.
 
     Returns:
         The state dict (or the whole module, where one was unpickled on purpose) and what to tell the user.
@@ -50,10 +51,11 @@ def find_state_dict(holder: Any) -> tuple[StateDict | nn.Module, list[str]]:
             return holder, notes
         if not isinstance(holder, Mapping):
             break
-        key = next((k for k in _KEYS if isinstance(holder.get(k), (Mapping, nn.Module))), None)
-        if key is None:
+        named = [k for k in _KEYS if isinstance(holder.get(k), (Mapping, nn.Module))]
+        leading = [k for k in named if _has_weights(holder[k])]
+        if not named or not (leading or not _has_tensors(holder)):
             break
-        others = [k for k in _KEYS if k != key and isinstance(holder.get(k), (Mapping, nn.Module))]
+        key, *others = leading or named
         place = f"{place}.{key}" if place else key
         if key in _EMA_KEYS and others:
             notes.append(f"Took the averaged weights '{place}' and left '{', '.join(others)}' aside.")
@@ -64,6 +66,19 @@ def find_state_dict(holder: Any) -> tuple[StateDict | nn.Module, list[str]]:
         notes.append(f"Took the weights of the {holder!s}; its code was not run.")
         return holder, notes
     return _tensors_of(holder, place, notes), notes
+
+
+def _has_weights(holder: Any, depth: int = _MAX_DEPTH) -> bool:
+    """Whether the search would come from `holder` to a module or to tensors."""
+    if isinstance(holder, nn.Module):
+        return True
+    if not isinstance(holder, Mapping) or depth == 0:
+        return False
+    return _has_tensors(holder) or any(_has_weights(holder.get(key), depth - 1) for key in _KEYS)
+
+
+def _has_tensors(holder: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in holder.values())
 
 
 def _tensors_of(holder: Any, place: str, notes: list[str]) -> StateDict:
@@ -133,12 +148,18 @@ def check_layouts(state: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are no plain dense weights, before anything computes with them.
 
     Raises:
-        UnsupportedModelError: a tensor is quantized, sparse, or claims far more than the file stores.
+        UnsupportedModelError: a tensor has no values, is quantized, sparse or the like, or claims far more than the
+            file stores.
     """
     for name, tensor in state.items():
-        if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_complex():
+        if tensor.is_meta:
             raise UnsupportedModelError(
-                f"The weight '{name}' is quantized, sparse or complex ({tensor.dtype}, {tensor.layout}).",
+                f"The weight '{name}' has a shape but no values: the model was saved from the meta device.",
+                hint="load the weights into the model first, then save its state_dict()",
+            )
+        if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_complex():
+            raise UnsupportedModelError(
+                f"The weight '{name}' is quantized, sparse, nested or complex ({tensor.dtype}, {tensor.layout}).",
                 hint="start from the float model: save its state_dict() in float32",
             )
         claimed = tensor.numel() * tensor.element_size()
@@ -156,11 +177,12 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
     Raises:
         UnsupportedModelError: naming the first tensors and how many of their values are bad.
     """
-    bad = [
-        f"{name} ({int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values)"
-        for name, tensor in state.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
+    bad = []
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 knows no arithmetic
+            if count := int((~torch.isfinite(values)).sum()):
+                bad.append(f"{name} ({count} of {tensor.numel()} values)")
     if bad:
         raise UnsupportedModelError(
             f"The weights contain NaN or infinity in {_some(bad)}.",

@@ -82,3 +82,9 @@ def test_files_that_do_not_import(tmp_path: Path, source: str) -> None:
     path.write_text(source)
     with pytest.raises(UsageError, match=r"Importing .* raised (RuntimeError|SyntaxError|SystemExit)"):
         resolve(f"{path}:net")
+
+
+def test_a_factory_may_import_its_neighbours_when_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "late_neighbour.py").write_text("from torch import nn\n")
+    (tmp_path / "late.py").write_text("def net():\n    from late_neighbour import nn\n    return nn.Linear(2, 2)\n")
+    assert resolve(f"{tmp_path}/late.py:net").build().in_features == 2

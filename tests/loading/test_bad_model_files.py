@@ -210,3 +210,13 @@ def test_pickled_names_are_found_in_every_protocol(protocol: int, tmp_path: Path
     assert "loading_helpers.TinyNet" in names
     assert len(dangerous(names)) == 1
     assert foreign(("torch._utils._rebuild_tensor_v2", "torch.FloatStorage", "collections.OrderedDict")) == ()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_without_values_or_of_no_one_shape(tiny, tiny_file, saved) -> None:
+    state = tiny.state_dict()
+    with pytest.raises(UnsupportedModelError, match=r"'fc\.bias' has a shape but no values"):
+        load_model(saved({**state, "fc.bias": state["fc.bias"].to("meta")}), f"{tiny_file}:tiny")
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)])
+    with pytest.raises(UnsupportedModelError, match=r"'fc\.bias' is quantized, sparse, nested"):
+        load_model(saved({**state, "fc.bias": nested}), f"{tiny_file}:tiny")

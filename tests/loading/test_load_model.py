@@ -314,3 +314,31 @@ def test_an_object_is_not_taken_for_another_that_had_its_place_in_memory() -> No
     """A module's attributes are looked up without its hooks: dictionaries that live for a moment."""
     restorer = _Restorer(lambda key: torch.zeros(0))
     assert all(restorer.exact({"value": i}) == {"value": i} for i in range(1000))
+
+
+@pytest.mark.parametrize("key", ["ema", "net", "state_dict", "model_ema"])
+@pytest.mark.parametrize("other", [{}, {"decay": 0.9, "name": "tiny"}, {"decay": 0.9, "shadow": {"x": [1]}}], ids=str)
+def test_options_under_a_name_of_weights_are_passed_by(tiny, tiny_file, saved, key: str, other: dict) -> None:
+    for rest in ({"model": {"state_dict": tiny.state_dict()}}, tiny.state_dict()):
+        assert_same(load_model(saved({key: other, **rest}), spec(tiny_file)), tiny)
+
+
+def test_float8_becomes_the_models_type(tiny, tiny_file, saved) -> None:
+    state = {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in tiny.state_dict().items()}
+    tiny.load_state_dict(state)
+    assert_same(load_model(saved(state), spec(tiny_file)), tiny)
+
+
+def test_of_a_tensor_in_two_shards_the_one_counts_that_the_index_names(tiny, tiny_file, tmp_path: Path) -> None:
+    state = tiny.state_dict()
+    names = list(state)
+    save_file({key: state[key] for key in names[:3]}, tmp_path / "a.safetensors")
+    stale = {names[0]: state[names[0]] + 1}
+    save_file({key: state[key] for key in names[3:]} | stale, tmp_path / "b.safetensors")
+    weight_map = {key: "a.safetensors" if key in names[:3] else "b.safetensors" for key in names}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert_same(load_model(index, spec(tiny_file)), tiny)
+    index.write_text(json.dumps({"weight_map": weight_map | {names[-1]: "a.safetensors"}}))
+    with pytest.raises(UnsupportedModelError, match=rf"a\.safetensors lacks {names[-1]}"):
+        load_model(index, spec(tiny_file))
