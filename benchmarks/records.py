@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 from collections.abc import Mapping
@@ -110,7 +111,8 @@ def finishes(found: Mapping[str, Finish | BinarizeError]) -> dict[str, Any]:
 def _plain(result: Finish | BinarizeError) -> dict[str, Any]:
     if isinstance(result, BinarizeError):
         return {"failed": result.message}
-    times = {name: round(value, 4) for name, value in result.latency.to_dict().items()}
+    # Beside a first contender that failed there is no ratio, and JSON has no word for that.
+    times = {n: round(v, 4) if math.isfinite(v) else None for n, v in result.latency.to_dict().items()}
     return {**times, "peak_rss": result.peak_rss, "base_rss": result.base_rss}
 
 

@@ -53,7 +53,10 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     runs: Annotated[int, typer.Option(min=20, help="Timed runs of each file, after warm-up.")] = 50,
-    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per run. Default: what the files take at a time, else 1.", show_default=False),
+    ] = None,
 ) -> None:
     """Time ONNX files in alternation, each in a process of its own, and say which is faster and by how much."""
     from binarize.bench import benchmark
@@ -92,7 +95,7 @@ def _contenders(
     """Name and file of everything that is timed; what has to be made is made in `folder`."""
     files = {file.stem: file}
     if against is not None:
-        name = against.stem if against.stem != file.stem else against.name
+        name = next(name for name in (against.stem, against.name, f"{against.name} (2)") if name not in files)
         files[name] = _as_onnx(against, arch, file, folder)
     if int8:
         from binarize.bench.int8 import int8_onnx

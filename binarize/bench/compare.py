@@ -97,7 +97,7 @@ def benchmark(
     threads: int = 1,
     runs: int = 50,
     warmup: int = 5,
-    batch: int = 1,
+    batch: int | None = None,
     progress: Listener = silent,
 ) -> Benchmark:
     """Time ONNX files on random inputs, in turns, each in a process of its own.
@@ -106,10 +106,10 @@ def benchmark(
         files: name to path; binary and ordinary ones.
         threads: for each of them.
         runs: timed runs of each, at least 20.
-        batch: images per run, for files with a symbolic batch.
+        batch: images per run; by default what the files take at a time if they say so, else 1.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or the files do not take as many images.
         UnsupportedModelError: a file cannot be run.
     """
     for path in files.values():
@@ -118,8 +118,13 @@ def benchmark(
     with pinned(threads) as cores:
         commands = {name: onnx_command(path, threads, batch) for name, path in files.items()}
         finishes = race(commands, runs=runs, warmup=warmup, progress=progress)
-    contenders = tuple(_contender(name, Path(path), finishes[name]) for name, path in files.items())
-    return Benchmark(contenders, machine(), threads, cores, batch, runs)
+    done = {name: _finished(finishes[name]) for name in files}
+    contenders = tuple(
+        Contender(name, Path(path), file_size(path), done[name].latency, done[name].peak_rss, done[name].base_rss)
+        for name, path in files.items()
+    )
+    images = next(iter(done.values())).images  # of all of them
+    return Benchmark(contenders, machine(), threads, cores, images, runs)
 
 
 def file_size(path: str | Path) -> int:
@@ -128,10 +133,10 @@ def file_size(path: str | Path) -> int:
     return Path(path).stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
-def _contender(name: str, path: Path, finish: Finish | BinarizeError) -> Contender:
+def _finished(finish: Finish | BinarizeError) -> Finish:
     if isinstance(finish, BinarizeError):
         raise finish
-    return Contender(name, path, file_size(path), finish.latency, finish.peak_rss, finish.base_rss)
+    return finish
 
 
 def _row(contender: Contender, batch: int) -> tuple[str, ...]:

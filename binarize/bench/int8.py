@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from binarize.bench.sessions import input_shape, open_session
-from binarize.errors import UnsupportedModelError
+from binarize.bench.sessions import batch_of, input_shape, open_session
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.exporting.emit import DOMAIN, write_onnx
 from binarize.exporting.quantize import batches_of, quantize_all
 from binarize.progress import Listener, silent
@@ -28,6 +28,7 @@ def int8_onnx(
 
     Raises:
         UnsupportedModelError: the model has several inputs, or nothing in it can be quantized.
+        UsageError: there are fewer images than the model takes at a time.
     """
     model = onnx.load(float_file)
     if any(node.domain == DOMAIN for node in model.graph.node):
@@ -37,12 +38,16 @@ def int8_onnx(
             hint="give the float model with --against",
         )
     session = open_session(float_file, 1)
-    shape = input_shape(session)
+    shape, size = input_shape(session), batch_of(session)
     if images is None:
-        images = np.random.default_rng(0).standard_normal((RANDOM_IMAGES, *shape[1:])).astype(np.float32)
+        images = np.random.default_rng(0).standard_normal((max(RANDOM_IMAGES, size), *shape[1:])).astype(np.float32)
     if images.shape[1:] != shape[1:]:
         raise UnsupportedModelError(
             f"the images are {list(images.shape[1:])}, the model takes {list(shape[1:])}", layer=str(float_file)
         )
-    feeds = batches_of({session.get_inputs()[0].name: images})
+    if len(images) < size:
+        raise UsageError(
+            f"the model takes {size} images at a time, and there are {len(images)}", hint="give more --data"
+        )
+    feeds = batches_of({session.get_inputs()[0].name: images[: len(images) // size * size]}, size)
     return write_onnx(quantize_all(model, feeds, progress), path)

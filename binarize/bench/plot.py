@@ -56,8 +56,8 @@ def grouped_bars(
     width = 0.8 / len(names)
     for index, name in enumerate(names):
         positions = [row + (index - (len(names) - 1) / 2) * width for row in range(len(groups))]
-        axes.barh(positions, [values[index] or 0.0 for values in groups.values()], width, label=name)
-    axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
+        axes.barh(positions, [values[index] or 0.0 for values in groups.values()], width, label=_literal(name))
+    axes.set_yticks(range(len(groups)), [_literal(group) for group in groups], fontsize=7)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel(label)
     if log:
@@ -85,12 +85,18 @@ def _contenders(axes: Any, result: Benchmark) -> None:
     spread = [[t.median - t.minimum for t in times], [t.p90 - t.median for t in times]]
     bars = axes.barh(range(len(times)), medians, 0.6, xerr=spread, color=[f"C{i}" for i in range(len(times))])
     axes.bar_label(bars, [f" {median:.2f} ms" for median in medians], padding=6, fontsize=8)
-    axes.set_yticks(range(len(times)), [contender.name for contender in result.contenders])
+    axes.set_yticks(range(len(times)), [_literal(contender.name) for contender in result.contenders])
     axes.invert_yaxis()
     axes.margins(x=0.2)
     threads = f"{result.threads} thread{'s' * (result.threads > 1)}"
     axes.set_xlabel(f"ms per run, batch {result.batch}, {threads} (median; line: minimum to p90)")
     axes.set_title(f"{result.machine.get('cpu', '')}, kernels {result.machine.get('isa', '')}", fontsize=9)
+
+
+def _literal(name: str) -> str:
+    """`name` as a label that shows it: no formula between dollars, and not left out for an underscore in front."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _pyplot() -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from binarize.bench.machine import pinned
-from binarize.bench.sessions import open_session, random_feeds
+from binarize.bench.sessions import batch_of, open_session, random_feeds
 from binarize.bench.timing import Spread
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.runtime import active_isa
@@ -89,10 +89,11 @@ def profile(
     *,
     threads: int = 1,
     runs: int = 20,
-    batch: int = 1,
+    batch: int | None = None,
     progress: Listener = silent,
 ) -> dict[str, Profile]:
-    """Profile ONNX files on random inputs, in turns; of each turn's two runs the second counts.
+    """Profile ONNX files on random inputs, in turns; of each turn's two runs the second counts. For `batch` see
+    `benchmark`.
 
     Needs the package onnx, because the profiler does not tell our operators from standard ones of the same name.
     """
@@ -101,7 +102,7 @@ def profile(
             name: open_session(path, threads, profile=Path(folder) / str(number))
             for number, (name, path) in enumerate(files.items())
         }
-        feeds = {name: random_feeds(session, batch) for name, session in sessions.items()}
+        feeds = {name: random_feeds(session, batch_of(session, batch)) for name, session in sessions.items()}
         for turn in range(runs):
             for name, session in sessions.items():
                 session.run(None, feeds[name])

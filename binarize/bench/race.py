@@ -16,7 +16,7 @@ from typing import Any
 
 from binarize import errors
 from binarize.bench.timing import Latency, latency
-from binarize.errors import BinarizeError, UnsupportedModelError
+from binarize.errors import BinarizeError, UnsupportedModelError, UsageError
 from binarize.progress import Listener, ProgressEvent, silent
 
 PATIENCE = 600.0
@@ -31,17 +31,20 @@ class Finish:
         latency: of one run.
         peak_rss: the process's largest resident memory in bytes, interpreter and libraries included; 0: unknown.
         base_rss: the same before the model was opened.
+        images: of each run.
     """
 
     latency: Latency
     peak_rss: int
     base_rss: int
+    images: int = 1
 
 
-def onnx_command(path: str | Path, threads: int, batch: int = 1) -> list[str]:
-    """What serves an ONNX file in ONNX Runtime with our op library."""
-    options = ["--threads", str(threads), "--batch", str(batch)]
-    return [sys.executable, "-m", "binarize.bench.serve", str(path), *options]
+def onnx_command(path: str | Path, threads: int, batch: int | None = None) -> list[str]:
+    """What serves an ONNX file in ONNX Runtime with our op library, on `batch` images or as many as the file says."""
+    options = ["--threads", str(threads), *([] if batch is None else ["--batch", str(batch)])]
+    # -P: a random.py in the current folder is none of the standard library's modules
+    return [sys.executable, "-P", "-m", "binarize.bench.serve", *options, "--", str(path)]
 
 
 def race(
@@ -56,6 +59,9 @@ def race(
 
     Returns:
         By name, in the given order, what each achieved, or why it could not.
+
+    Raises:
+        UsageError: they run on different numbers of images.
     """
     lost: dict[str, BinarizeError] = {}
     with contextlib.ExitStack() as stack:
@@ -67,15 +73,25 @@ def race(
             except BinarizeError as error:
                 lost[name] = error
         progress(ProgressEvent("starting", len(commands), len(commands)))
+        _check_equal_work(started)
         turns = {name: _Turn(process, lost) for name, process in started.items()}
         times = latency(turns, runs=runs, warmup=warmup, progress=progress) if turns else {}
         finishes = {name: _finish(process, times[name]) for name, process in started.items() if name not in lost}
     return {name: lost[name] if name in lost else finishes[name] for name in commands}
 
 
+def _check_equal_work(started: Mapping[str, _Process]) -> None:
+    images = {name: process.images for name, process in started.items()}
+    if len(set(images.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in images.items())
+        raise UsageError(
+            f"the files take different numbers of images at a time: {counts}", hint=f"--batch {max(images.values())}"
+        )
+
+
 def _finish(process: _Process, times: Latency) -> Finish | BinarizeError:
     try:
-        return Finish(times, process.end(), process.base_rss)
+        return Finish(times, process.end(), process.base_rss, process.images)
     except BinarizeError as error:
         return error
 
@@ -110,7 +126,8 @@ class _Process:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._complaints, text=True)
         try:
-            self.base_rss = int(self._answer()["base_rss"])
+            hello = self._answer()
+            self.base_rss, self.images = int(hello["base_rss"]), int(hello.get("images", 1))
         except BaseException:
             self._stop()
             raise

@@ -1,8 +1,8 @@
 """The process of one contender: opens its model, then runs it when told to (`python -m binarize.bench.serve`).
 
 A process of its own makes a crash a finding instead of the end, and its peak memory its own. The protocol is a JSON
-object per line on standard output: first `{"base_rss": bytes}`, then for each line `turn` on standard input
-`{"nanoseconds": n}`, at last `{"peak_rss": bytes}`. `benchmarks` serves other engines through the same function.
+object per line on standard output: first `{"base_rss": bytes, "images": n}`, then for each line `turn` on standard
+input `{"nanoseconds": n}`, at last `{"peak_rss": bytes}`. `benchmarks` serves other engines through the same function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Call = Callable[[], object]
 
 
 def serve(prepare: Callable[[], Call]) -> None:
-    """Answer the requests on standard input with runs of the call that `prepare` returns."""
+    """Answer the requests on standard input with runs of the call that `prepare` returns.
+
+    An attribute `images` of the call says on how many it runs, 1 without.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what an engine prints must not come between the answers
 
@@ -34,7 +37,7 @@ def serve(prepare: Callable[[], Call]) -> None:
     try:
         call = prepare()
         call()
-        answer(base_rss=base)
+        answer(base_rss=base, images=getattr(call, "images", 1))
         for request in sys.stdin:
             if request.strip() != "turn":
                 break
@@ -69,11 +72,18 @@ def peak_rss() -> int:
     return 0
 
 
-def _onnx_call(path: Path, threads: int, batch: int) -> Call:
-    from binarize.bench.sessions import open_session, random_feeds
+class _OnnxCall:
+    """A run of an ONNX file on `batch` random images, or as many as it takes at a time."""
 
-    session = open_session(path, threads)
-    return partial(session.run, None, random_feeds(session, batch))
+    def __init__(self, path: Path, threads: int, batch: int | None) -> None:
+        from binarize.bench.sessions import batch_of, open_session, random_feeds
+
+        session = open_session(path, threads)
+        self.images = batch_of(session, batch)
+        self._run = partial(session.run, None, random_feeds(session, self.images))
+
+    def __call__(self) -> object:
+        return self._run()
 
 
 def main() -> None:
@@ -81,11 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int)
     arguments = parser.parse_args()
     import onnxruntime  # noqa: F401  (counted as base memory, not as the model's)
 
-    serve(lambda: _onnx_call(arguments.file, arguments.threads, arguments.batch))
+    serve(lambda: _OnnxCall(arguments.file, arguments.threads, arguments.batch))
 
 
 if __name__ == "__main__":

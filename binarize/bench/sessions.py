@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from binarize.errors import UnsupportedModelError
+from binarize.errors import UnsupportedModelError, UsageError
 from binarize.runtime import InferenceSession
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -40,6 +40,19 @@ def input_shape(session: Any, batch: int = 1) -> tuple[int, ...]:
     if len(inputs) != 1:
         raise UnsupportedModelError(f"the model has {len(inputs)} inputs; only one is supported here")
     return _settled(inputs[0], batch)
+
+
+def batch_of(session: Any, batch: int | None = None) -> int:
+    """Images per run: what the file takes at a time if it says so, else `batch` or 1.
+
+    Raises:
+        UsageError: the file takes another number than `batch`.
+    """
+    shape = next((item.shape for item in session.get_inputs()), ())
+    own = next((size for size in shape[:1] if isinstance(size, int)), None)
+    if own is not None and batch not in (None, own):
+        raise UsageError(f"the file takes {own} images at a time, not {batch}", hint=f"--batch {own}")
+    return own or batch or 1
 
 
 def random_feeds(session: Any, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:

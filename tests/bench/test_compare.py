@@ -17,6 +17,7 @@ from binarize.bench import Benchmark, Contender, Latency, benchmark
 from binarize.bench.accuracy import module_accuracy, onnx_accuracy
 from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
+from binarize.bench.int8 import int8_onnx
 from binarize.bench.machine import cpu_name, one_per_core_first, pinned
 from binarize.bench.sessions import input_shape, open_session, random_feeds
 from binarize.errors import UnsupportedModelError, UsageError
@@ -159,6 +160,26 @@ def test_a_file_of_a_fixed_batch_is_measured_whole(model: torch.nn.Module, float
     dataset = labelled(labels, "abcde")
     found = onnx_accuracy(session, batches, dataset)
     assert (found.top1, found.images) == (module_accuracy("float", model, batches, dataset).top1, 40)
+
+
+def test_files_are_compared_on_as_many_images(float_file: Path, tmp_path: Path) -> None:
+    proto = onnx.load(float_file)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(proto, tmp_path / "four.onnx")
+    files = {"four": tmp_path / "four.onnx", "any": float_file}
+    with pytest.raises(UsageError, match="four 4, any 1") as caught:
+        benchmark(files, runs=20)
+    assert caught.value.hint == "--batch 4"
+    with pytest.raises(UsageError, match="takes 4 images at a time, not 2"):
+        benchmark(files, runs=20, batch=2)
+    assert benchmark(files, runs=20, batch=4).batch == 4
+    alone = benchmark({"four": files["four"]}, runs=20)
+    median = alone.contenders[0].latency.median
+    assert alone.batch == 4 and alone.rows()[0][4] == f"{4000 / median:.0f}"
+    int8_onnx(files["four"], tmp_path / "int8.onnx")
+    assert open_session(tmp_path / "int8.onnx", 1).run(None, {"input": np.zeros((4, *SHAPE), np.float32)})
+    with pytest.raises(UsageError, match="there are 3"):
+        int8_onnx(files["four"], tmp_path / "int8.onnx", np.zeros((3, *SHAPE), np.float32))
 
 
 def test_files_that_cannot_be_timed(tmp_path: Path, float_file: Path) -> None:

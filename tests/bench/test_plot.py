@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_a_plot_is_written_and_reproducible(tmp_path: Path, layers: list[LayerTi
     assert text.lstrip().startswith("<?xml") and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert text == (tmp_path / "b.svg").read_text()
     assert "5.00 ms" in text.replace("<!-- ", "") and ("conv1" in text) == bool(layers)
+
+
+@pytest.mark.parametrize("name", [r"a$\frac$b", "$$", "_x", "a_b^{c"])
+def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    made = result()
+    made = replace(made, contenders=tuple(replace(c, name=f"{name}{i}") for i, c in enumerate(made.contenders)))
+    layers = [LayerTime(name, "Conv", {f"{name}0": (1.0,), f"{name}1": (2.0,)})]
+    plot_benchmark(tmp_path / "a.svg", made, layers)
+    text = (tmp_path / "a.svg").read_text().replace("\\$", "$")
+    assert text.count(f"{name}0 -->") == 2 and text.count(f"{name}1 -->") == 2  # at its bar and in the legend
 
 
 def test_what_cannot_be_plotted_is_said_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from binarize.bench import race as race_module
 from binarize.bench.race import Finish, onnx_command, race
 from binarize.bench.serve import one_turn, peak_rss
-from binarize.errors import BinarizeError, EnvironmentProblem, UnsupportedModelError
+from binarize.errors import BinarizeError, EnvironmentProblem, UnsupportedModelError, UsageError
 
 HELLO = "import json, os, sys, time; from binarize.bench.serve import serve; "
 
@@ -117,3 +117,22 @@ def test_our_own_errors_keep_their_kind(tmp_path: Path, monkeypatch: pytest.Monk
     found = race({"bad": onnx_command(tmp_path / "bad.onnx", 1)}, runs=20)["bad"]
     assert isinstance(found, UnsupportedModelError | EnvironmentProblem)
     assert found.hint is not None and str(os.getpid()) not in found.message
+
+
+def test_modules_of_the_current_folder_are_none_of_the_standard_librarys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('it ran')")
+    if paths := os.environ.get("PYTHONPATH"):  # as it means it here
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep))))
+    monkeypatch.chdir(tmp_path)
+    found = race({"none": onnx_command(Path("-x.onnx"), 1)}, runs=20)["none"]
+    assert isinstance(found, BinarizeError) and "-x.onnx does not exist" in found.message
+
+
+def test_different_numbers_of_images_are_not_compared() -> None:
+    two = python("two = lambda: None; two.images = 2; serve(lambda: two)")
+    with pytest.raises(UsageError, match="two 2, one 1"):
+        race({"two": two, "one": python("serve(lambda: lambda: None)")}, runs=20)
+    found = race({"two": two}, runs=20)["two"]
+    assert isinstance(found, Finish) and found.images == 2

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import records
+from binarize.bench.race import Finish
+from binarize.bench.timing import Latency
+from binarize.errors import UnsupportedModelError
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +66,9 @@ def test_rows_of_before_are_read_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "kind.json").write_text(json.dumps([old]), encoding="utf-8")
     assert records.find("kind", "subject", 1, cpu) == old
     assert saved(runs=3)["scheduling"] == records.scheduling()
+
+
+def test_a_row_is_json_also_where_the_first_contender_failed() -> None:
+    beside = Finish(Latency(1.0, 0.9, 1.1, 20, float("nan"), float("nan"), float("nan")), 0, 0)
+    found = records.finishes({"first": UnsupportedModelError("no"), "second": beside})
+    assert json.loads(json.dumps(found, allow_nan=False))["second"]["ratio"] is None

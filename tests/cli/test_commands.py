@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,13 @@ def test_bench_exports_the_float_model_itself(cli: Cli, workshop: Workshop, conv
     assert ran.code == 0, ran.err
     binary, plain = ran.document["contenders"]
     assert binary["name"] != plain["name"] and plain["milliseconds"]["median"] > 0
+
+
+def test_bench_keeps_files_of_one_name_apart(cli: Cli, workshop: Workshop, converted: Path, tmp_path: Path) -> None:
+    shutil.copy(workshop.model, tmp_path / "tiny")
+    ran = cli("bench", converted, "--against", tmp_path / "tiny", "--arch", workshop.arch, "--runs", "20", "--json")
+    assert ran.code == 0, ran.err
+    assert [c["name"] for c in ran.document["contenders"]] == ["tiny", "tiny (2)"]
 
 
 def test_bench_shows_layers_profile_and_plot(cli: Cli, workshop: Workshop, converted: Path, tmp_path: Path) -> None:
