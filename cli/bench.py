@@ -125,15 +125,14 @@ def _as_onnx(model: Path, arch: str | None, like: Path, folder: Path) -> Path:
 
 def _images(file: Path, data: Path) -> np.ndarray:
     """Images at `data` as the network in `file` takes them, normalised as a binary file says."""
-    from binarize.bench.sessions import input_shape, open_session
+    from binarize.bench.sessions import image_shape, open_session
     from binarize.config import Config
     from binarize.training.finetune import Feed
 
     session = open_session(file, 1)
     toml = session.get_modelmeta().custom_metadata_map.get("binarize.config")
     config = Config().updated(tomllib.loads(toml), str(file)) if toml else Config()
-    channels, height, width = input_shape(session)[1:]
-    feed = Feed(options.everything(data), (channels, height, width), config)
+    feed = Feed(options.everything(data), image_shape(session), config)
     return feed.sample(CALIBRATION_IMAGES).numpy()
 
 

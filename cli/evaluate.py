@@ -67,15 +67,15 @@ def _onnx(
     file: Path, dataset: ImageDataset, changes: tuple[Path | None, list[str]], threads: int, output: Output
 ) -> Accuracy:
     from binarize.bench.accuracy import onnx_accuracy
-    from binarize.bench.sessions import input_shape, open_session
+    from binarize.bench.sessions import image_shape, open_session
     from binarize.training.data import image_size
 
     session = open_session(file, threads)
     metadata = session.get_modelmeta().custom_metadata_map
     own = metadata.get("binarize.config")
     known = _recorded(tomllib.loads(own), file.name) if own else Preprocessing()
-    shape = input_shape(session)[1:]
-    shape, known = image_size(dataset, shape[0], known, shape, asker=file.name)
+    taken = image_shape(session)
+    shape, known = image_size(dataset, taken[0], known, taken, asker=file.name)
     batches = _batches(dataset, shape, changes, known, output)
     return onnx_accuracy(session, batches, dataset, output.progress)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from binarize.bench.sessions import float_type
 from binarize.errors import UnsupportedModelError
 from binarize.progress import Listener, ProgressEvent, silent
 
@@ -46,14 +47,16 @@ def onnx_accuracy(session: Any, batches: Batches, dataset: ImageDataset, progres
 
     Raises:
         UsageError: the labels of `dataset` do not count the session's classes.
+        UnsupportedModelError: it takes no floats, or gives no class scores or NaN.
     """
     entry = session.get_inputs()[0]
+    kind = float_type(entry)
     fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def scores(images: Any) -> np.ndarray:
         size = fixed or len(images)
         blank = np.zeros((-len(images) % size, *images.shape[1:]), np.float32)
-        whole = np.concatenate([images.numpy(), blank])
+        whole = np.concatenate([images.numpy(), blank]).astype(kind, copy=False)
         parts = np.split(whole, len(whole) // size)
         return np.concatenate([session.run(None, {entry.name: part})[0] for part in parts])[: len(images)]
 
@@ -89,6 +92,8 @@ def _measure(
         seconds += time.perf_counter() - started
         if found.ndim != 2:
             raise UnsupportedModelError(f"the {kind} model gives {list(found.shape)}, not class scores [N, classes]")
+        if np.isnan(found).any():  # whose largest would be the first
+            raise UnsupportedModelError(f"the {kind} model gives NaN", hint="its weights may have been damaged")
         if not seen:
             check_labels(dataset, found.shape[1])
         right += int((found.argmax(1) == labels.numpy()).sum())

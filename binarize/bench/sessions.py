@@ -42,6 +42,29 @@ def input_shape(session: Any, batch: int = 1) -> tuple[int, ...]:
     return _settled(inputs[0], batch)
 
 
+def image_shape(session: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that are the session's only input.
+
+    Raises:
+        UnsupportedModelError: it takes something else.
+    """
+    shape = input_shape(session)
+    if len(shape) != 4:
+        raise UnsupportedModelError(f"the model takes {list(session.get_inputs()[0].shape)}, not images [N, C, H, W]")
+    return shape[1], shape[2], shape[3]
+
+
+def float_type(item: Any) -> Any:
+    """NumPy's type for an input of a session.
+
+    Raises:
+        UnsupportedModelError: it is not of floats.
+    """
+    if item.type not in _TYPES:
+        raise UnsupportedModelError(f"the input {item.name!r} is a {item.type}, not a tensor of floats")
+    return _TYPES[item.type]
+
+
 def batch_of(session: Any, batch: int | None = None) -> int:
     """Images per run: what the file takes at a time if it says so, else `batch` or 1.
 
@@ -64,9 +87,7 @@ def random_feeds(session: Any, batch: int = 1, seed: int = 0) -> dict[str, np.nd
     generator = np.random.default_rng(seed)
     feeds = {}
     for item in session.get_inputs():
-        if item.type not in _TYPES:
-            raise UnsupportedModelError(f"the input {item.name!r} is a {item.type}, not a tensor of floats")
-        feeds[item.name] = generator.standard_normal(_settled(item, batch)).astype(_TYPES[item.type])
+        feeds[item.name] = generator.standard_normal(_settled(item, batch)).astype(float_type(item))
     return feeds
 
 

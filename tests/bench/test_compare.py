@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from binarize.bench.compare import file_size
 from binarize.bench.float_onnx import float_onnx
 from binarize.bench.int8 import int8_onnx
 from binarize.bench.machine import cpu_name, one_per_core_first, pinned
-from binarize.bench.sessions import input_shape, open_session, random_feeds
+from binarize.bench.sessions import image_shape, input_shape, open_session, random_feeds
 from binarize.errors import UnsupportedModelError, UsageError
 from binarize.training.data import TensorImages
 from tests.models import EveryConv
@@ -148,6 +150,39 @@ def test_labels_must_count_the_models_classes(
             continue
         with pytest.raises(UsageError, match=f"has {len(classes)} classes, the model 5 outputs"):
             measure()
+
+
+def test_a_file_that_takes_another_float_type_is_measured(
+    model: torch.nn.Module, float_file: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(float_file)
+    entry = proto.graph.input[0]
+    for node in proto.graph.node:
+        node.input[:] = ["widened" if name == entry.name else name for name in node.input]
+    proto.graph.node.insert(0, onnx.helper.make_node("Cast", [entry.name], ["widened"], to=onnx.TensorProto.FLOAT))
+    entry.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    images, labels = torch.randn(16, *SHAPE), torch.arange(16) % 5
+    batches, dataset = [(images, labels)], labelled(labels, "abcde")
+    found = onnx_accuracy(open_session(proto.SerializeToString(), 1), batches, dataset)
+    assert found.top1 == module_accuracy("float", model, batches, dataset).top1
+    entry.type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(UnsupportedModelError, match="not a tensor of floats"):
+        onnx_accuracy(open_session(proto.SerializeToString(), 1), batches, dataset)
+
+
+def test_answers_that_are_no_numbers_are_no_accuracy(model: torch.nn.Module) -> None:
+    broken = copy.deepcopy(model)
+    norm = next(m for m in broken.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.running_var.fill_(-1)
+    images, labels = torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(UnsupportedModelError, match="gives NaN"):
+        module_accuracy("float", broken, [(images, labels)], labelled(labels, "abcde"))
+
+
+def test_what_takes_no_images_says_so() -> None:
+    entry = types.SimpleNamespace(name="x", shape=["n", 10], type="tensor(float)")
+    with pytest.raises(UnsupportedModelError, match="not images"):
+        image_shape(types.SimpleNamespace(get_inputs=lambda: [entry]))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 24, 64])
