@@ -13,6 +13,9 @@ from binarize.errors import UsageError
 from binarize.loading.architecture import resolve, timm_names, torchvision_names
 from binarize.loading.recognise import load_index
 
+LIBRARIES = ("torchvision", "timm")
+"""Sources that are no files."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -55,7 +58,7 @@ def entries(
         UsageError: an unknown source, a pattern without a match, or an impossible shard.
         EnvironmentProblem: timm is asked for and not installed.
     """
-    found = [entry for source in sources for entry in _from_source(source)]
+    found = list(dict.fromkeys(entry for source in sources for entry in _from_source(source)))
     found = _matching(found, list(families), "family")
     found = _matching(found, list(models), "name")
     if per_family is not None:
@@ -108,7 +111,10 @@ def _public_names(file: Path) -> list[str]:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in tree.body:
-            if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "__all__" for t in node.targets):
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(getattr(target, "id", "") == "__all__" for target in targets):
                 return [str(name) for name in ast.literal_eval(node.value)]
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"the file cannot be parsed: {error}", layer=str(file)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,10 +22,12 @@ from binarize.config import Config
 from binarize.errors import UsageError
 from binarize.files import write_text
 from binarize.progress import Listener, ProgressEvent, silent
-from binarize.zoo.entries import Entry
+from binarize.zoo.entries import LIBRARIES, Entry
 from binarize.zoo.stations import STATIONS, Outcome, send
 
 TASK = "zoo"
+LONGEST_WAIT = 3600.0
+"""Seconds; operating systems take no endless times."""
 _ENTERED = "== {}"
 # What every model's process needs; the fork server imports it once.
 _PRELOAD = ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "binarize.zoo.stations"]
@@ -58,7 +61,9 @@ def run_zoo(chosen: Iterable[Entry], settings: Settings, progress: Listener = si
     """
     if settings.until not in STATIONS:
         raise UsageError(f"there is no station {settings.until!r}", hint=f"they are {', '.join(STATIONS)}")
-    chosen = list(chosen)
+    if not settings.timeout > 0:
+        raise UsageError(f"a model gets {settings.timeout} seconds", hint="for example --timeout 600, or inf")
+    chosen = list(dict.fromkeys(chosen))
     settings.folder.mkdir(parents=True, exist_ok=True)
     waiting = [entry for entry in chosen if settings.restart or _finished(entry, settings) is None]
     _Pool(settings, progress, len(chosen)).run(waiting)
@@ -67,8 +72,11 @@ def run_zoo(chosen: Iterable[Entry], settings: Settings, progress: Listener = si
 
 
 def result_path(entry: Entry, folder: Path) -> Path:
-    """The file that keeps a model's outcome."""
-    return folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', entry.spec)}.json"
+    """The file that keeps a model's outcome. What is left out of a spelling, or looks like it, goes into a number."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", entry.spec)
+    if entry.source not in LIBRARIES:
+        name += f"-{hashlib.sha256(entry.spec.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    return folder / f"{name}.json"
 
 
 def _log_path(entry: Entry, folder: Path) -> Path:
@@ -80,10 +88,11 @@ def _finished(entry: Entry, settings: Settings) -> Outcome | None:
     try:
         kept = json.loads(result_path(entry, settings.folder).read_text(encoding="utf-8"))
         outcome = Outcome(**{key: value for key, value in kept["outcome"].items() if key != "verdict"})
-    except (OSError, ValueError, KeyError, TypeError):
+        far_enough = STATIONS.index(outcome.until) >= STATIONS.index(settings.until)
+        same = (outcome.spec, kept["config"]) == (entry.spec, settings.config.to_dict())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    far_enough = STATIONS.index(outcome.until) >= STATIONS.index(settings.until)
-    return outcome if far_enough and kept["config"] == settings.config.to_dict() else None
+    return outcome if far_enough and same else None
 
 
 def _keep(entry: Entry, settings: Settings, outcome: Outcome) -> None:
@@ -134,7 +143,7 @@ class _Pool:
         """Wait for a process to end or to exceed its time; the ended ones, taken off the list."""
         oldest = min(one.started for one in self.running)
         patience = max(0.0, oldest + self.settings.timeout - time.monotonic())
-        wait([one.process.sentinel for one in self.running], timeout=patience + 0.1)
+        wait([one.process.sentinel for one in self.running], timeout=min(patience, LONGEST_WAIT) + 0.1)
         ended = []
         for one in self.running:
             late = time.monotonic() - one.started > self.settings.timeout
@@ -154,7 +163,8 @@ class _Pool:
     def _give_up(self, one: _Running, reason: str) -> None:
         """Record what the process could not."""
         entry, log = one.entry, _log_path(one.entry, self.settings.folder)
-        entered = re.findall(_ENTERED.format("(.+)"), log.read_text(encoding="utf-8") if log.exists() else "")
+        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        entered = re.findall(_ENTERED.format("(.+)"), said)
         outcome = Outcome(entry.spec, entry.name, entry.family, self.settings.until, failed_at="build", reason=reason)
         if len(entered) > 1:
             outcome.reached, outcome.failed_at = entered[-2:]

@@ -10,6 +10,7 @@ import pytest
 from binarize.errors import UsageError
 from binarize.progress import ProgressEvent
 from binarize.zoo import Settings, Table, entries, run_zoo
+from binarize.zoo.runner import result_path
 
 NETS = """
 import os
@@ -17,7 +18,7 @@ import time
 import torch
 from torch import nn
 
-__all__ = ["good", "broken", "dies", "hangs", "counts"]
+__all__: list[str] = ["good", "broken", "dies", "hangs", "counts"]
 
 def good():
     layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)]
@@ -27,6 +28,7 @@ def broken():
     raise ValueError("not today")
 
 def dies():
+    os.write(1, b"no text: \\xff\\xfe")
     os._exit(7)
 
 def hangs():
@@ -103,3 +105,29 @@ def test_a_station_that_is_not_there(tmp_path: Path) -> None:
 
 def test_nothing_converted_is_a_table_too() -> None:
     assert "Nothing was converted" in Table([]).to_markdown()
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_a_time_that_is_none(tmp_path: Path, timeout: float) -> None:
+    with pytest.raises(UsageError, match="seconds"):
+        run_zoo([], Settings(tmp_path, timeout=timeout))
+
+
+@pytest.mark.slow
+def test_files_of_like_names_keep_results_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, channels in (("a b", 8), ("a_b", 16)):
+        Path(folder).mkdir()
+        net = f"nn.Sequential(nn.Conv2d(3, {channels}, 3), nn.ReLU(), nn.Conv2d({channels}, 8, 3))"
+        Path(folder, "n.py").write_text(f"from torch import nn\n__all__ = ['net']\ndef net():\n    return {net}\n")
+    chosen = entries(["a b/n.py", "a_b/n.py", "a b/n.py"])
+    settings = Settings(tmp_path / "run", until="build", jobs=2, timeout=float("inf"))
+    events: list[ProgressEvent] = []
+    for _ in range(2):
+        outcomes = run_zoo(chosen, settings, events.append)
+        assert [outcome.spec for outcome in outcomes] == ["a b/n.py:net", "a_b/n.py:net"]
+        assert outcomes[0].float_bytes < outcomes[1].float_bytes
+    assert len(events) == 2
+    for damaged in ('{"outcome": {"until": "roof"}}', "[]", "{"):
+        result_path(chosen[0], settings.folder).write_text(damaged)
+        assert run_zoo(chosen, settings)[0].verdict == "build"
