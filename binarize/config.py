@@ -321,7 +321,7 @@ def read_config(path: str | Path, base: Config) -> Config:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read the configuration: {error.strerror}", layer=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"not a TOML file: {error}", layer=str(path)) from error
     return base.updated(values, str(path))
 
@@ -425,9 +425,10 @@ def _checked_list(value: Any, element: type, name: str, source: str) -> tuple[An
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        values = tomllib.loads(f"v = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text.strip()
+    return values["v"] if len(values) == 1 else text.strip()  # several lines are several settings
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import typer
 
 TERMINAL_PACKAGES = frozenset({"typer", "rich"})
-BROKEN_PIPE = 141
+BROKEN_PIPE, INTERRUPTED = 141, 130
 HELP = (
     "Turn a pretrained PyTorch CNN into a binary network with Elastic-Link shortcuts, and run it in ONNX "
     "Runtime. Exit codes: 0 ok, 1 a bug of binarize, 2 usage, 3 unsupported model, 4 verification failed, "
@@ -31,6 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`, by default the process's own; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _mend_streams()
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # before a command had begun, or as it ended
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
     try:
         app = build_app()
     except ModuleNotFoundError as error:
@@ -113,6 +121,8 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         _discard_stdout()
         return _fail(cannot_write(error), [])  # on stderr, whatever was asked for
     except Exception as error:
+        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt from error
         return UsageError.exit_code if _help_was_shown(error, arguments) else _fail(_usage(error), arguments)
 
 

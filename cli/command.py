@@ -16,10 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from binarize.cli.output import Mode, Output
-from binarize.errors import BinarizeError, EnvironmentProblem, cannot_write
+from binarize.errors import BinarizeError, EnvironmentProblem, UsageError, cannot_write
 
 INTERRUPTED = 130
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_PATHS = {
+    errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR
+}  # fmt: skip
 CONVERT_PACKAGES = frozenset(
     {"torch", "torchvision", "onnx", "onnxscript", "accelerate", "networkx", "safetensors", "pyarrow", "PIL"}
 )
@@ -112,9 +115,9 @@ def run_guarded(output: Output, work: Callable[[], None]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except OSError as error:
-        return _fail(output, cannot_write(error) if error.errno in _WRITING else _bug(error))
+        return _fail(output, _of_the_system(error))
     except Exception as error:
-        return _fail(output, _bug(error))
+        return _fail(output, _no_memory(error) or _bug(error))
     finally:
         output.close()
 
@@ -127,6 +130,24 @@ def missing_package(error: ModuleNotFoundError) -> BinarizeError:
     if package == "binarize":
         return _bug(error)
     return EnvironmentProblem(f"the package {package!r} is not installed", hint=f"pip install {package}")
+
+
+def _of_the_system(error: OSError) -> BinarizeError:
+    """What a disk, or a path that the user gave, is to blame for."""
+    if error.errno in _WRITING:
+        return cannot_write(error)
+    if error.errno in _PATHS and error.filename is not None:
+        return UsageError(f"the path cannot be used: {error.strerror}", layer=os.fsdecode(error.filename))
+    return _bug(error)
+
+
+def _no_memory(error: Exception) -> BinarizeError | None:
+    """Whether the machine, or its GPU, has too little memory; torch says so in words alone."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        hint = "a smaller --input-size or training.batch_size needs less"
+        return EnvironmentProblem("there is not enough memory for this", hint=hint)
+    return None
 
 
 def _bug(error: Exception) -> BinarizeError:

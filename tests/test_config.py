@@ -57,6 +57,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_config(tmp_path, Config())
     with pytest.raises(UsageError, match="not a TOML file") as caught:
         read_config(write(tmp_path, "epochs = = 3"), Config())
+    with pytest.raises(UsageError, match="not a TOML file"):
+        read_config(write(tmp_path, "epochs = " + 5000 * "["), Config())
     assert caught.value.layer == str(tmp_path / "config.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not a TOML file"):

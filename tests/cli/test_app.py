@@ -68,6 +68,18 @@ def test_a_bug_is_one_clean_message(cli: Callable[..., Ran], monkeypatch: pytest
     assert "Traceback" in cli("recipes").err
 
 
+@pytest.mark.parametrize("where", ["build_app", "_run"])
+def test_an_interrupt_around_a_command_is_no_traceback(
+    where: str, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"binarize.cli.app.{where}", interrupted)
+    ran = cli("recipes")
+    assert (ran.code, ran.out, ran.err) == (130, "", "interrupted\n")
+
+
 def test_what_libraries_print_stays_out_of_the_document(
     cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,8 @@ def test_nan_weights(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
         (("--input-size", "8x8"), ("C,H,W",)),
         (("--input-size", "1,0,8"), ("C,H,W",)),
         (("--config", "no-such.toml"), ("no-such.toml",)),
+        (("--set", "seed=" + 5000 * "["), ("seed",)),
+        (("--set", "seed=1\nstrict=true"), ("seed",)),
         (("--arch", "torchvision:resnet81"), ("resnet18",)),
     ],
 )
@@ -107,6 +110,24 @@ def test_an_output_that_cannot_be_written(cli: Cli, workshop: Workshop, tmp_path
     for command, out in (("convert", tmp_path / "no" / "x.onnx"), ("finetune", tmp_path)):
         refused(cli(command, workshop.model, "--out", out, "--json", *workshop.options()), 2)
     assert not list(tmp_path.glob("*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX limits")
+def test_paths_that_the_system_refuses(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
+    long = "n" * 300
+    for arguments in (
+        ("convert", workshop.model, "--out", tmp_path / f"{long}.onnx", *workshop.options()),
+        ("bench", tmp_path / f"{long}.onnx"),
+        ("inspect", workshop.model, "--arch", f"{long}.py:net"),
+    ):
+        refused(cli(*arguments, "--json"), 2, "too long", long)
+    (tmp_path / "net.py").write_text("__all__ = ['net']\n")
+    refused(cli("zoo", tmp_path / "net.py", "--out", tmp_path / "net.py", "--json"), 2, "exists", "net.py")
+
+
+def test_an_input_beyond_all_memory(cli: Cli, workshop: Workshop) -> None:
+    size = ("--input-size", f"1,{1 << 24},{1 << 24}")
+    refused(cli("inspect", workshop.model, "--arch", workshop.arch, *size, "--json"), 5, "memory", "--input-size")
 
 
 def test_data_with_the_wrong_number_of_classes(cli: Cli, workshop: Workshop, tmp_path: Path) -> None:
