@@ -678,13 +678,10 @@ def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
     """Random inputs of the shapes that `apply` saw; what was no float tensor is what it saw."""
     like = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
-    noted: Any = module
-    return example_like(
-        noted.example_shapes,
-        noted.example_values,
-        noted.example_structure,
-        lambda shape: torch.randn(shape, generator=generator).to(like.dtype),
-    )
+    shapes: Any = module.example_shapes
+    values: Any = module.example_values
+    structure: Any = module.example_structure
+    return example_like(shapes, values, structure, lambda shape: torch.randn(shape, generator=generator).to(like.dtype))
 
 
 @contextlib.contextmanager

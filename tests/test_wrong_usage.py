@@ -69,11 +69,13 @@ def test_a_mistake_is_named_with_what_to_give(mistake: str, tmp_path: Path) -> N
     ids=["none", "array", "loader", "labels", "one image", "channels"],
 )
 def test_what_cannot_calibrate_leaves_the_module_as_it_was(images: Any, words: str) -> None:
-    module = binary()
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 3)).eval()
+    module = binarize.apply(model, X)  # gets batch norms, which begin with what the float convs give
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(UsageError, match=words) as caught:
-        binarize.calibrate(module, net(), images)
+        binarize.calibrate(module, model, images)
     assert caught.value.hint
+    assert not any(layer._forward_hooks for layer in model.modules())
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from binarize.errors import UsageError
 from binarize.nn import BinaryConv
@@ -30,29 +30,24 @@ def calibrate(module: nn.Module, teacher: nn.Module, batches: Sequence[Batch], *
     offset of the float conv they replace, measured on `teacher` and the first batch.
 
     Raises:
-        UsageError: there is no batch, one is neither tensor nor tuple, or `module` does not run on the first; then
-            everything is as it was.
+        UsageError: there is no batch, one is neither tensor nor tuple, or `module` or `teacher` does not run on one;
+            then `module` is as it was.
     """
-    _check_batches(module, batches)
-    _match_float_statistics(module, teacher, batches[0])
-    reestimate_batch_norm(module, batches, before_conv=_FitToInput(median=threshold == "median"))
-
-
-def _check_batches(module: nn.Module, batches: Sequence[Batch]) -> None:
-    """Refuse what `module` does not take before the statistics that it has are given up."""
     hint = "give tensors, or tuples of all that the model takes; of a loader: [images for images, labels in loader]"
     if not batches:
         raise UsageError("there is nothing to calibrate with", hint="give one batch of training images, or several")
     other = next((batch for batch in batches if not isinstance(batch, Tensor | tuple)), None)
     if other is not None:
         raise UsageError(f"a batch to calibrate with is a {type(other).__name__}", hint=hint)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
     try:
-        with evaluating(module):
-            _forward(module, batches[0])
-    except Exception as error:  # whatever the model's code raises
-        shapes = ", ".join(str(list(x.shape)) for x in tree_leaves(batches[0]) if isinstance(x, Tensor))
+        _match_float_statistics(module, teacher, batches[0])
+        reestimate_batch_norm(module, batches, before_conv=_FitToInput(median=threshold == "median"))
+    except Exception as error:  # whatever the model's code raises; the statistics that the module had are gone by then
+        for name, value in module.state_dict().items():
+            value.copy_(before[name])
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"the module does not run on a batch of shape {shapes}: {reason}", hint=hint) from error
+        raise UsageError(f"the model does not run on a batch to calibrate with: {reason}", hint=hint) from error
 
 
 class _FitToInput:
@@ -93,11 +88,13 @@ def _match_float_statistics(module: nn.Module, teacher: nn.Module, batch: Batch)
         return hook
 
     hooks = [floats[n].register_forward_hook(record(norm)) for n, norm in inserted.items() if n in floats]
-    if hooks:
-        with evaluating(teacher):
-            _forward(teacher, batch)
-    for hook in hooks:
-        hook.remove()
+    try:
+        if hooks:
+            with evaluating(teacher):
+                _forward(teacher, batch)
+    finally:  # a hook that stays would write to the norms again whenever the float model runs
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
