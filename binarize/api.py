@@ -124,9 +124,12 @@ def apply(
     model = unwrapped(model)
     settled, images = settle_preprocessing(resolve_config(recipe, config), model)
     inputs = as_inputs(example_inputs)
+    guessed = inputs is None
     if inputs is None:
         inputs, images = inputs_for(model, images)
-    return with_preprocessing(model, inputs, settled, images, inplace=inplace)
+    module = with_preprocessing(model, inputs, settled, images, inplace=inplace)
+    module.example_guessed = guessed  # type: ignore[assignment]
+    return module
 
 
 def inspect(
@@ -202,7 +205,8 @@ def finetune(
         val_data: the same, for accuracy at each epoch's end.
         config: a `Config`, or a TOML file; by default the one `apply` used. Its `seed` and `training` count; how images
             are normalised stays as `apply` found it where it says `auto`.
-        input_size: (C, H, W), by default that of `apply`'s example inputs.
+        input_size: (C, H, W), by default that of `apply`'s example inputs, which has to be given to one of the two if
+            the images are small (up to 64 pixels). `export` writes a file for what was trained.
         checkpoint: file to write to and to resume from.
 
     Returns:
@@ -225,6 +229,8 @@ def finetune(
     # Goes into the file: how images are normalised, above all. What surgery did is not what `settled` may say.
     report.config = replace(planned, seed=settled.seed, training=settled.training).to_dict()
     size = as_size(input_size or inner.example_shapes[0][1:])  # type: ignore[index, arg-type]
+    if input_size is None and getattr(inner, "example_guessed", False):
+        _check_guess(size, train_set)
     images = images if images.size == size[1:] else images.sized(size[1:], "option")
     report.results["preprocessing"] = images.with_warning().to_dict()
     result = run(
@@ -238,6 +244,7 @@ def finetune(
         progress=progress,
     )
     report.results["training"] = {**result.results, "history": result.history}
+    inner.example_shapes[0][1:] = size  # type: ignore[index, operator, assignment]
     return module.eval()
 
 
@@ -650,6 +657,19 @@ def _int8_ends(
         "images_compared": 0 if images is None else len(batches[1::2] or batches),
     }
     return quantized
+
+
+def _check_guess(size: tuple[int, ...], train_set: Any) -> None:
+    """Refuse to enlarge small images, from which the model has learned, to the size that `apply` had to guess."""
+    from binarize.training.data import image_size
+
+    own = tuple(image_size(train_set, size[0], None))
+    if own != size:
+        raise UsageError(
+            f"the images are {own[1]} x {own[2]}, and apply, without example inputs, took the model's for "
+            f"{size[1]} x {size[2]}",
+            hint=f"apply(model, torch.randn{(2, *own)}), or input_size={size} here, to enlarge them",
+        )
 
 
 def _check_runs(module: nn.Module, inputs: tuple[Any, ...]) -> None:

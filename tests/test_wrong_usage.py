@@ -13,6 +13,7 @@ from torch import nn
 
 import binarize
 from binarize.errors import UsageError
+from binarize.training.data import TensorImages
 from tests.models import conv_bn
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -111,3 +112,17 @@ def test_jit_trace_takes_a_binary_module() -> None:
     module = binarize.apply(nn.Sequential(conv_bn(3, 16), conv_bn(16, 32, s=2), conv_bn(32, 32)).eval(), X).eval()
     with torch.no_grad():
         assert np.array_equal(torch.jit.trace(module, X)(X).numpy(), module(X).numpy())
+
+
+def test_small_images_are_not_enlarged_to_a_guessed_size(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
+    data = TensorImages(pixels, torch.arange(16) % 4, list("abcd"))
+    config = binarize.Config().with_settings(["training.batch_size=8", "training.epochs=0.5"])
+    guessed = binarize.apply(net(), config=config)
+    with pytest.raises(UsageError, match="12 x 12, and apply, without example inputs, took the model's for 224 x 224"):
+        binarize.finetune(guessed, net(), data)
+    binarize.finetune(guessed, net(), data, input_size=(3, 12, 12))
+    binarize.export(guessed, tmp_path / "net.onnx")
+    shape = binarize.InferenceSession(tmp_path / "net.onnx").get_inputs()[0].shape
+    assert shape[1:] == [3, 12, 12], "a file is for the images that were learned from"
+    binarize.finetune(binarize.apply(net(), X, config=config), net(), data)
