@@ -230,7 +230,7 @@ def finetune(
     report.config = replace(planned, seed=settled.seed, training=settled.training).to_dict()
     size = as_size(input_size or inner.example_shapes[0][1:])  # type: ignore[index, arg-type]
     if input_size is None and getattr(inner, "example_guessed", False):
-        _check_guess(size, train_set)
+        _check_guess(size, train_set, images)
     images = images if images.size == size[1:] else images.sized(size[1:], "option")
     report.results["preprocessing"] = images.with_warning().to_dict()
     result = run(
@@ -659,11 +659,11 @@ def _int8_ends(
     return quantized
 
 
-def _check_guess(size: tuple[int, ...], train_set: Any) -> None:
+def _check_guess(size: tuple[int, ...], train_set: Any, known: Preprocessing) -> None:
     """Refuse to enlarge small images, from which the model has learned, to the size that `apply` had to guess."""
     from binarize.training.data import image_size
 
-    own = tuple(image_size(train_set, size[0], None))
+    own, _ = image_size(train_set, size[0], known)
     if own != size:
         raise UsageError(
             f"the images are {own[1]} x {own[2]}, and apply, without example inputs, took the model's for "
