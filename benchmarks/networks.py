@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; default: all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--runs", type=records.timed_runs, default=30)
     parser.add_argument("--make-only", action="store_true", help="convert, but leave timing for a quiet moment")
     parser.add_argument("--again", action="store_true", help="time again what has its row already")
     arguments = parser.parse_args()

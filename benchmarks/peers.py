@@ -28,6 +28,7 @@ from benchmarks.networks import BINARY, FLOAT, MADE, make
 from benchmarks.zoo import NETWORKS
 from binarize.bench.machine import machine, pinned
 from binarize.bench.race import Finish, onnx_command, race
+from binarize.bench.timing import MINIMUM_RUNS
 from binarize.errors import BinarizeError, EnvironmentProblem
 from binarize.exporting.emit import write_onnx
 
@@ -54,7 +55,10 @@ def main() -> None:
     unknown = set(arguments.subjects) - set(subjects)
     if unknown:
         parser.error(f"unknown subject {', '.join(sorted(unknown))}")
-    for subject in arguments.subjects or subjects:
+    wanted = arguments.subjects or subjects
+    if min(arguments.runs * (1 if subject in RIVALS else LAYER_RUNS) for subject in wanted) < MINIMUM_RUNS:
+        parser.error(f"--runs {arguments.runs} gives fewer than {MINIMUM_RUNS} of each contender")
+    for subject in wanted:
         if arguments.again or records.find(KIND, subject, 1, machine()["cpu"]) is None:
             commands = (network if subject in RIVALS else layer)(subject, arguments.larq_python)
             runs = arguments.runs if subject in RIVALS else LAYER_RUNS * arguments.runs

@@ -45,7 +45,7 @@ def contenders() -> dict[str, tuple[str, tuple[str, ...]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--runs", type=records.timed_runs, default=30)
     parser.add_argument("--make-only", action="store_true", help="convert, but leave timing for a quiet moment")
     arguments = parser.parse_args()
     files = make(MADE / KIND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import importlib.metadata
@@ -15,6 +16,7 @@ from typing import Any
 
 from binarize.bench.machine import machine
 from binarize.bench.race import Finish
+from binarize.bench.timing import MINIMUM_RUNS
 from binarize.errors import BinarizeError
 from binarize.files import write_text
 
@@ -75,6 +77,13 @@ def save(
     }
     rows = sorted([*(old for old in read(kind) if _key(old) != _key(row)), row], key=_key)
     write_text(FOLDER / f"{kind}.json", json.dumps(rows, indent=1) + "\n")
+
+
+def timed_runs(text: str) -> int:
+    """So many runs as a race takes, for argparse: what is made for it takes an hour."""
+    if not text.isdecimal() or int(text) < MINIMUM_RUNS:
+        raise argparse.ArgumentTypeError(f"{text} is no number of {MINIMUM_RUNS} or more")
+    return int(text)
 
 
 def binary_isa(isa: str) -> str:

@@ -66,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         help="recipes, also with changes: el/no-link, el/identity+box-scale (an unknown one lists all); "
         "float is always trained first",
     )
-    run.add_argument("--seeds", type=int, default=2)
+    run.add_argument("--seeds", type=_count, default=2, help="how many of each cell, from seed 0 on")
     run.add_argument("--epochs", type=float, help="of every cell, the float ones included")
     run.add_argument(
-        "--limit", type=int, help="so many training images, the same share of every class; preset cpu: 12,800"
+        "--limit", type=_count, help="so many training images, the same share of every class; preset cpu: 12,800"
     )
     run.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for every cell")
     run.add_argument(
@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         if command is not run:
             command.set_defaults(command=_render)
     return parser
+
+
+def _count(text: str) -> int:
+    """A number of at least one, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -68,12 +68,29 @@ def test_a_row_has_the_runs_that_each_contender_ran(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(peers, "race", race)
     layer = next(iter(peers.DENSE))
-    monkeypatch.setattr(sys, "argv", ["peers", "resnet18", layer, "--runs", "5"])
+    monkeypatch.setattr(sys, "argv", ["peers", "resnet18", layer, "--runs", "20"])
     peers.main()
     rows = {row["subject"]: row for row in records.read(peers.KIND)}
-    for subject, runs in (("resnet18", 5), (layer, 20)):
+    for subject, runs in (("resnet18", 20), (layer, 80)):
         row = rows[subject]
         assert row["runs"] == row["contenders"]["binary"]["runs"] == runs
         assert row["contenders"]["Larq binary"] == {"failed": "skipped"}
         assert {"pinned", "scheduling"} <= set(row)
         assert VERSIONS.items() <= row["machine"].items()
+
+
+@pytest.mark.parametrize("subjects, fits", [(["resnet18"], False), ([next(iter(peers.DENSE))], True), ([], False)])
+def test_too_few_runs_are_refused_before_anything_is_made(
+    subjects: list[str], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    def made(*_: object) -> None:
+        raise Made
+
+    monkeypatch.setattr(peers, "network", made)
+    monkeypatch.setattr(peers, "layer", made)
+    monkeypatch.setattr(sys, "argv", ["peers", *subjects, "--runs", "5", "--again"])
+    with pytest.raises(Made if fits else SystemExit):
+        peers.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -72,3 +73,10 @@ def test_a_row_is_json_also_where_the_first_contender_failed() -> None:
     beside = Finish(Latency(1.0, 0.9, 1.1, 20, float("nan"), float("nan"), float("nan")), 0, 0)
     found = records.finishes({"first": UnsupportedModelError("no"), "second": beside})
     assert json.loads(json.dumps(found, allow_nan=False))["second"]["ratio"] is None
+
+
+@pytest.mark.parametrize("count", ["19", "0", "-30", "x"])
+def test_too_few_runs_are_refused_before_anything_is_made(count: str) -> None:
+    assert records.timed_runs("20") == 20
+    with pytest.raises(argparse.ArgumentTypeError, match="20 or more"):
+        records.timed_runs(count)

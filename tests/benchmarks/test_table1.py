@@ -343,3 +343,11 @@ def test_the_paper_is_beside_it():
     assert render.paper_number("abcnet/1x1", "resnet18") == "42.7"
     assert render.paper_number(FLOAT, "resnet18") == "69.3" and render.paper_number("el/no-link", "resnet18") == "-"
     assert plan.PRESETS["gpu"].size == 64
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--limit"])
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5"])
+def test_no_seeds_and_no_images_are_refused(option: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", "--data", "x", f"{option}={count}"])
+    assert caught.value.code == 2 and f"{count} is no number of 1 or more" in capsys.readouterr().err
