@@ -708,10 +708,12 @@ def _inputs_like(module: nn.Module) -> tuple[Any, ...]:
 def run_folder(out: str | Path, config: Config, restart: bool = False) -> Iterator[Path]:
     """The folder `<out>.run` beside an output: configuration and versions now, checkpoints and results later.
 
+    The ending of a file is left out of its name.
+
     A block that fails before there is anything else in a new folder leaves none.
     """
     out = Path(out)
-    run = out.with_name(out.name.removesuffix(out.suffix) + ".run")
+    run = out.with_name((out.stem if out.suffix in _FILES else out.name) + ".run")
     new = not run.exists()
     try:
         run.mkdir(exist_ok=True)
@@ -730,6 +732,8 @@ def run_folder(out: str | Path, config: Config, restart: bool = False) -> Iterat
         raise
 
 
+_FILES = (".onnx", ".pt", ".pth", ".bin")
+"""Endings that are no part of an output's name; `detector-1.5` and `detector-1.6` are two."""
 _RECORD = ("config.toml", "environment.json")
 
 

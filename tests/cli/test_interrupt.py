@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from binarize.api import run_folder
 from binarize.cli.output import Output
+from binarize.config import Config
 from binarize.progress import ProgressEvent
 from tests.cli.conftest import Ran, Workshop
 
@@ -83,3 +85,12 @@ def test_a_command_without_training_promises_nothing(cli: Cli, monkeypatch: pyte
     ran = cli("recipes")
     assert (ran.code, ran.err) == (130, "error: interrupted\n")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handler is taken off again"
+
+
+def test_outputs_of_their_own_have_run_folders_of_their_own(tmp_path: Path) -> None:
+    names = ("net.onnx", "net.pt", "detector-1.5", "detector-1.6", "x.run")
+    runs = []
+    for name in names:
+        with run_folder(tmp_path / name, Config()) as run:
+            runs.append(run.name)
+    assert runs == ["net.run", "net.run", "detector-1.5.run", "detector-1.6.run", "x.run.run"]
