@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import operator
 import traceback
+from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
@@ -86,7 +87,7 @@ class ConvTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Dicts with a class of their own, such as the outputs of Hugging Face's models, keep it; fx drops it."""
-        if not isinstance(a, dict) or type(a) is dict:
+        if not isinstance(a, dict) or type(a) in (dict, OrderedDict):
             return super().create_arg(a)
         if dataclasses.is_dataclass(a):
             values = {f.name: super(ConvTracer, self).create_arg(getattr(a, f.name)) for f in dataclasses.fields(a)}
