@@ -375,7 +375,7 @@ def test_a_file_says_nothing_of_what_another_export_found(tmp_path):
     module.report.config = given
     binarize.export(module, tmp_path / "second.onnx", check=False)
     metadata = {p.key: p.value for p in onnx.load(tmp_path / "second.onnx").metadata_props}
-    assert json.loads(metadata["binarize.report"])["results"].keys() == {"size"}
+    assert json.loads(metadata["binarize.report"])["results"].keys() == {"preprocessing", "size"}
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
