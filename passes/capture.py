@@ -7,7 +7,6 @@ the user's own, and the modules it calls are captured one by one.
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from binarize.errors import UsageError
 from binarize.nn import BinaryConv, LayerList, Region
 from binarize.nn.modules import evaluating
 from binarize.passes.recording import Recording
-from binarize.passes.trace import Untraceable, first_line, holds, is_leaf, trace
+from binarize.passes.trace import PLAIN_DICTS, Untraceable, first_line, holds, is_leaf, trace
 
 CONV = "conv"
 """What a convolution is called inside a region that holds nothing else."""
@@ -263,7 +262,7 @@ def _attach(conv: _ConvNd, region: Region) -> None:
 
 
 def _check_equal(expected: Any, found: Any) -> None:
-    if isinstance(expected, dict) and type(expected) is not OrderedDict and type(found) is not type(expected):
+    if isinstance(expected, dict) and type(expected) not in PLAIN_DICTS and type(found) is not type(expected):
         raise Untraceable(f"what it returns, a {type(expected).__name__}, is a {type(found).__name__} once traced")
     pairs = zip(tree_leaves(expected), tree_leaves(found), strict=True)
     tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]

@@ -25,6 +25,9 @@ from binarize.passes.graph_tools import add_module
 
 _VAR_KEYWORD, _VAR_POSITIONAL = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
 
+PLAIN_DICTS = (dict, OrderedDict)
+"""What a trace gives back as a plain dict. Those of other classes keep theirs."""
+
 _NEVER_ENTERED = (_ConvNd, _NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -87,7 +90,7 @@ class ConvTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Dicts with a class of their own, such as the outputs of Hugging Face's models, keep it; fx drops it."""
-        if not isinstance(a, dict) or type(a) in (dict, OrderedDict):
+        if not isinstance(a, dict) or type(a) in PLAIN_DICTS:
             return super().create_arg(a)
         if dataclasses.is_dataclass(a):
             values = {f.name: super(ConvTracer, self).create_arg(getattr(a, f.name)) for f in dataclasses.fields(a)}

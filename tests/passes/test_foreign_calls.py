@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections import OrderedDict
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import MappingKey, register_pytree_node
@@ -92,6 +93,20 @@ def test_keyword_arguments_and_outputs_with_a_class(tmp_path):
     binarize.export(module, tmp_path / "net.onnx")
     (got,) = binarize.InferenceSession(tmp_path / "net.onnx").run(["logits"], {"input": X.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), answer["logits"].detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_plain_dicts_are_one_graph(kind):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.more = conv_bn(3, 8), conv_bn(8, 8)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return kind(maps=self.more(self.conv(x)))
+
+    captured = capture(Net(), (X,))
+    assert not captured.untraced and list(captured.regions) == [""]
 
 
 def test_a_dict_with_a_class_keeps_it():
