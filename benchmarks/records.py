@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import importlib.metadata
@@ -14,11 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import at_least
 from binarize.bench.machine import machine
 from binarize.bench.race import Finish
 from binarize.bench.timing import MINIMUM_RUNS
 from binarize.errors import BinarizeError
 from binarize.files import write_text
+
+timed_runs = at_least(MINIMUM_RUNS)
+"""So many runs as a race takes, refused before what takes an hour to make."""
 
 FOLDER = Path(__file__).with_name("results")
 ROOT = FOLDER.parents[1]
@@ -77,13 +80,6 @@ def save(
     }
     rows = sorted([*(old for old in read(kind) if _key(old) != _key(row)), row], key=_key)
     write_text(FOLDER / f"{kind}.json", json.dumps(rows, indent=1) + "\n")
-
-
-def timed_runs(text: str) -> int:
-    """So many runs as a race takes, for argparse: what is made for it takes an hour."""
-    if not text.isdecimal() or int(text) < MINIMUM_RUNS:
-        raise argparse.ArgumentTypeError(f"{text} is no number of {MINIMUM_RUNS} or more")
-    return int(text)
 
 
 def binary_isa(isa: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.arguments import at_least
 from binarize.errors import BinarizeError, UsageError
 from binarize.files import write_text
 from binarize.progress import ProgressEvent
@@ -66,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         help="recipes, also with changes: el/no-link, el/identity+box-scale (an unknown one lists all); "
         "float is always trained first",
     )
-    run.add_argument("--seeds", type=_count, default=2, help="how many of each cell, from seed 0 on")
+    run.add_argument("--seeds", type=at_least(1), default=2, help="how many of each cell, from seed 0 on")
     run.add_argument("--epochs", type=float, help="of every cell, the float ones included")
     run.add_argument(
-        "--limit", type=_count, help="so many training images, the same share of every class; preset cpu: 12,800"
+        "--limit", type=at_least(1), help="so many training images, the same share of every class; preset cpu: 12,800"
     )
     run.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for every cell")
     run.add_argument(
@@ -83,13 +84,6 @@ def _parser() -> argparse.ArgumentParser:
         if command is not run:
             command.set_defaults(command=_render)
     return parser
-
-
-def _count(text: str) -> int:
-    """A number of at least one, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
-    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:
