@@ -10,7 +10,7 @@ import typer
 
 from binarize.cli import options
 from binarize.cli.output import Output
-from binarize.errors import UsageError
+from binarize.errors import UnsupportedModelError, UsageError
 
 if TYPE_CHECKING:
     from binarize.zoo import Table
@@ -53,7 +53,7 @@ def zoo(
     restart: Annotated[bool, typer.Option("--restart", help="Run finished models again.")] = False,
     plan: options.PlanOptions,
 ) -> None:
-    """Convert, train a step, export, run and compare many models, small and untrained: what works, and what not."""
+    """Convert, train a step, export, run and compare many models, small and untrained; exit 3 if one does not work."""
     settled = plan.settle()
     from binarize.files import check_writable, write_text
     from binarize.machine import versions
@@ -78,6 +78,8 @@ def zoo(
     if markdown is not None:
         write_text(markdown, table.to_markdown())
     _show(output, table)
+    if table.failures:
+        raise typer.Exit(UnsupportedModelError.exit_code)
 
 
 def _show(output: Output, table: Table) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -55,7 +56,7 @@ class Settings:
 
 
 def run_zoo(chosen: Iterable[Entry], settings: Settings, progress: Listener = silent) -> list[Outcome]:
-    """Run the models that have no result yet; the outcomes of all, in their order.
+    """Run the models that have no result yet, or had less time than they get now; the outcomes of all, in their order.
 
     An interrupt leaves the finished models' results, and the next call goes on from there.
     """
@@ -84,19 +85,23 @@ def _log_path(entry: Entry, folder: Path) -> Path:
 
 
 def _finished(entry: Entry, settings: Settings) -> Outcome | None:
-    """A result that was to come as far as is asked now, with the same configuration."""
+    """A result that was to come as far as is asked now, with the same configuration, and not short of today's time."""
     try:
         kept = json.loads(result_path(entry, settings.folder).read_text(encoding="utf-8"))
         outcome = Outcome(**{key: value for key, value in kept["outcome"].items() if key != "verdict"})
         far_enough = STATIONS.index(outcome.until) >= STATIONS.index(settings.until)
         same = (outcome.spec, kept["config"]) == (entry.spec, settings.config.to_dict())
+        tried = float(kept.get("timeout", math.inf)) >= settings.timeout
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return outcome if far_enough and same else None
+    return outcome if far_enough and same and tried else None
 
 
-def _keep(entry: Entry, settings: Settings, outcome: Outcome) -> None:
+def _keep(entry: Entry, settings: Settings, outcome: Outcome, timeout: float | None = None) -> None:
+    """Keep an outcome; `timeout` are the seconds that were not enough for it."""
     document = {"outcome": outcome.to_dict(), "config": settings.config.to_dict()}
+    if timeout is not None:
+        document["timeout"] = timeout
     write_text(result_path(entry, settings.folder), json.dumps(document, indent=1) + "\n")
 
 
@@ -150,7 +155,8 @@ class _Pool:
             if late and one.process.is_alive():
                 one.process.kill()
                 one.process.join()
-                self._give_up(one, f"took longer than {self.settings.timeout:.0f} s")
+                timeout = self.settings.timeout
+                self._give_up(one, f"took longer than {timeout:.0f} s", timeout)
                 ended.append(one)
             elif not one.process.is_alive():
                 one.process.join()
@@ -160,15 +166,15 @@ class _Pool:
         self.running = [one for one in self.running if one not in ended]
         return ended
 
-    def _give_up(self, one: _Running, reason: str) -> None:
-        """Record what the process could not."""
+    def _give_up(self, one: _Running, reason: str, timeout: float | None = None) -> None:
+        """Record what the process could not, in `timeout` seconds if that was the reason."""
         entry, log = one.entry, _log_path(one.entry, self.settings.folder)
         said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         entered = re.findall(_ENTERED.format("(.+)"), said)
         outcome = Outcome(entry.spec, entry.name, entry.family, self.settings.until, failed_at="build", reason=reason)
         if len(entered) > 1:
             outcome.reached, outcome.failed_at = entered[-2:]
-        _keep(entry, self.settings, outcome)
+        _keep(entry, self.settings, outcome, timeout)
 
     def _report(self, one: _Running, done: int) -> None:
         outcome = _finished(one.entry, self.settings)

@@ -125,6 +125,16 @@ def test_paths_that_the_system_refuses(cli: Cli, workshop: Workshop, tmp_path: P
     refused(cli("zoo", tmp_path / "net.py", "--out", tmp_path / "net.py", "--json"), 2, "exists", "net.py")
 
 
+def test_a_zoo_in_which_a_model_fails(cli: Cli, tmp_path: Path) -> None:
+    net = "from torch import nn\n__all__ = ['good', 'broken']\ndef good():\n    return nn.Conv2d(3, 4, 3)\n"
+    (tmp_path / "net.py").write_text(net + "def broken():\n    raise RuntimeError('not today')\n")
+    arguments = ("zoo", tmp_path / "net.py", "--until", "build", "--out", tmp_path / "run", "--json")
+    ran = cli(*arguments)
+    assert ran.code == 3
+    assert [failure["model"].rpartition(":")[2] for failure in ran.document["failures"]] == ["broken"]
+    assert cli(*arguments, "--models", "good").code == 0
+
+
 def test_an_input_beyond_all_memory(cli: Cli, workshop: Workshop) -> None:
     size = ("--input-size", f"1,{1 << 24},{1 << 24}")
     refused(cli("inspect", workshop.model, "--arch", workshop.arch, *size, "--json"), 5, "memory", "--input-size")

@@ -79,6 +79,10 @@ def test_finished_models_are_skipped_until_more_is_asked_or_restart(zoo) -> None
     assert len(events) == 1
     run_zoo(good, Settings(settings.folder, until="train", timeout=60, restart=True), events.append)
     assert len(events) == 2
+    hangs = entries([str(file)], models=["hangs"])
+    run_zoo(hangs, Settings(settings.folder, until="surgery", timeout=10), events.append)
+    assert len(events) == 2, "less time than was not enough"
+    assert "longer than 21 s" in run_zoo(hangs, Settings(settings.folder, until="surgery", timeout=21))[0].verdict
 
 
 @pytest.mark.slow
