@@ -109,10 +109,12 @@ def benchmark(
         batch: images per run; by default what the files take at a time if they say so, else 1.
 
     Raises:
-        UsageError: there is no such file, or the files do not take as many images.
+        UsageError: there is no such file, or it is a folder, or the files do not take as many images.
         UnsupportedModelError: a file cannot be run.
     """
     for path in files.values():
+        if Path(path).is_dir():
+            raise UsageError("this is a folder, and one file is timed", layer=str(path), hint="one of its .onnx files")
         if not Path(path).is_file():
             raise UsageError("there is no such file", layer=str(path))
     with pinned(threads) as cores:

@@ -220,6 +220,8 @@ def test_files_are_compared_on_as_many_images(float_file: Path, tmp_path: Path) 
 def test_files_that_cannot_be_timed(tmp_path: Path, float_file: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         benchmark({"none": tmp_path / "none.onnx"})
+    with pytest.raises(UsageError, match="is a folder"):
+        benchmark({"parts": tmp_path})
     proto = onnx.load(float_file)
     proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     onnx.save(proto, tmp_path / "symbolic.onnx")
