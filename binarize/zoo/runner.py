@@ -99,7 +99,7 @@ def _finished(entry: Entry, settings: Settings) -> Outcome | None:
 
 def _keep(entry: Entry, settings: Settings, outcome: Outcome, timeout: float | None = None) -> None:
     """Keep an outcome; `timeout` are the seconds that were not enough for it."""
-    document = {"outcome": outcome.to_dict(), "config": settings.config.to_dict()}
+    document: dict[str, Any] = {"outcome": outcome.to_dict(), "config": settings.config.to_dict()}
     if timeout is not None:
         document["timeout"] = timeout
     write_text(result_path(entry, settings.folder), json.dumps(document, indent=1) + "\n")
