@@ -14,9 +14,9 @@ from tests.golden_decisions import check_decisions
 # Where convolutions are few: transformers, which have a stem alone (-1: none is binary), or one and short kernels.
 LEAST_SHARE = {"vision_transformer": -1, "swin_transformer": -1, "video.swin_transformer": -1, "video.mvit": 0.2}
 
-# Three that take two to five minutes each, most of it in PyTorch's exporter, and a tenth of all tests together. Other
-# families have what they have: detectors' heads, convs of clips, attention.
-ON_A_SCHEDULE = {"detection.keypoint_rcnn", "video.s3d", "video.mvit"}
+# Five that take one to five minutes each, most of it in PyTorch's exporter, and a seventh of all tests together. Other
+# families have what they have: detectors' heads (RetinaNet's and SSD's), convs of clips, attention.
+ON_A_SCHEDULE = {"detection.keypoint_rcnn", "detection.fcos", "detection.ssdlite", "video.s3d", "video.mvit"}
 
 
 @pytest.mark.slow
