@@ -114,7 +114,7 @@ def benchmark(
     """
     for path in files.values():
         if Path(path).is_dir():
-            raise UsageError("this is a folder, and one file is timed", layer=str(path), hint="one of its .onnx files")
+            raise UsageError("this is a folder, and one file is timed", layer=str(path), hint="give a file in it")
         if not Path(path).is_file():
             raise UsageError("there is no such file", layer=str(path))
     with pinned(threads) as cores:

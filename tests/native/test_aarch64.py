@@ -15,15 +15,6 @@ from binarize.runtime import active_isa, library_path
 
 
 @pytest.fixture(scope="module")
-def qemu() -> str:
-    """Asked for before `build`, so that nothing is compiled that nothing can run."""
-    try:
-        return check_aarch64.emulator()
-    except check_aarch64.Missing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library and the core test for aarch64."""
     folder = tmp_path_factory.mktemp("aarch64")
@@ -48,13 +39,16 @@ def test_it_compiles_and_neon_equals_scalar_under_emulation(build: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def root(qemu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an aarch64 Python and ONNX Runtime: AARCH64_ROOT names one, or it is fetched now."""
-    if named := os.environ.get("AARCH64_ROOT"):
-        return Path(named)
-    folder = tmp_path_factory.mktemp("aarch64-root")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an aarch64 Python and ONNX Runtime: AARCH64_ROOT names one, or it is fetched now.
+
+    Asked for before `build`, so that nothing is compiled or fetched that nothing can run.
+    """
     try:
-        check_aarch64.emulator(check_aarch64.MINIMUM_QEMU)  # without it there is no use in fetching
+        check_aarch64.emulator(check_aarch64.MINIMUM_QEMU)
+        if named := os.environ.get("AARCH64_ROOT"):
+            return Path(named)
+        folder = tmp_path_factory.mktemp("aarch64-root")
         check_aarch64.fetch(folder)
     except check_aarch64.Missing as missing:
         pytest.skip(str(missing))
