@@ -6,6 +6,7 @@ every step the specification names, so results agree with the kernels bit for bi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -152,11 +153,13 @@ def elastic_link(link: Float, out_channels: int, kernel: tuple[int, int], conv: 
             for o in range(out_channels):
                 group, j = divmod(o, outputs)
                 sources = [j % inputs] if outputs >= inputs else list(range(j, inputs, outputs))
-                total = np.zeros(n, dtype=np.float32)
-                for row in rows:
-                    for column in columns:
-                        for source in sources:
-                            total = total + link[:, row, column, group * inputs + source].astype(np.float32)
+                terms = [
+                    link[:, row, column, group * inputs + source].astype(np.float32)
+                    for row in rows
+                    for column in columns
+                    for source in sources
+                ]
+                total = functools.reduce(np.add, terms)  # from the first term on: -0 stays -0
                 result[:, i, k, o] = total * (np.float32(1) / np.float32(len(rows) * len(columns)))
     return result
 

@@ -260,6 +260,39 @@ def test_special_values_reach_the_output(isa: str) -> None:
     np.testing.assert_array_equal(got["next_bits"].ravel(), np.array([0, 0xFFFF, 0, 0], dtype=np.uint64))
 
 
+@pytest.mark.parametrize("value", [3e38, -3e38, np.inf, np.nan, 1e-45])
+@pytest.mark.parametrize("name", ["gate", "factor"])
+def test_extreme_gates_and_factors_act_as_specified(isa: str, name: str, value: float) -> None:
+    """Accumulators of 0 and of K, beside scales that bring the product back into range or out of it."""
+    case = make_case(channels=64, out_channels=48, kernel=(1, 1), pads=(0,) * 4, size=(1, 3), gate=True, factor="all")
+    values = case.values
+    values["bits"][...] = np.array([0xFFFF_FFFF, 2**64 - 1, 0], dtype=np.uint64).reshape(1, 1, 3, 1)
+    values["weight"][...] = np.uint64(2**64 - 1)  # accumulators of 0, 64 and -64
+    values["scale"] = np.tile(np.array([0.0, 1.0, 1e-38, 1e-30], dtype=np.float32), 12)
+    values["gate"], values["factor"] = (np.ones_like(values[n]) for n in ("gate", "factor"))
+    values[name][...] = value
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = case.expected()
+    got = run_kernel(case, isa)
+    np.testing.assert_array_equal(got["y"], expected[0])
+    np.testing.assert_array_equal(got["next_bits"], expected[1])
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("out_channels", [16, 64, 128])
+def test_a_link_of_negative_zeros_is_one(isa: str, out_channels: int, strides: tuple[int, int]) -> None:
+    """The sum of a link begins with its first term, not with 0: shown where all else is -0 too."""
+    case = make_case(channels=64, out_channels=out_channels, size=(4, 4), strides=strides, link=True)
+    case.values["link"][...] = -0.0
+    case.values["gamma"][...] = 1.0
+    case.values["bits"][...], case.values["weight"][...] = 0, np.uint64(2**64 - 1)  # accumulators below 0
+    case.values["scale"] = np.zeros(1, dtype=np.float32)
+    case.values["bias"] = np.array([-0.0], dtype=np.float32)
+    got, (expected, _) = run_kernel(case, isa)["y"], case.expected()
+    assert np.all(np.signbit(expected))
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
+
+
 @pytest.mark.parametrize("slope", [-3.0, -0.25, -0.0, 0.0, 0.25, 1.0, 1.5])
 def test_a_slope_of_any_sign_leaves_special_values_as_specified(isa: str, slope: float) -> None:
     """`t > 0 ? t : slope * t` to the sign of a zero; where all slopes are at most 1 kernels take a shorter way."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import resource
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy_reference import Conv
-from onnx import helper
+from onnx import helper, numpy_helper
 from op_models import ONE_MAP, ZERO_MAP, Case, conv_model, feeds, make_case, model_bytes, session_options, tensor_type
 
 from binarize.errors import UnsupportedModelError
@@ -65,6 +67,8 @@ ATTRIBUTES: dict[str, tuple[dict[str, Any], str]] = {
     "strides as an integer": ({"strides": 1}, "strides must have 2 integers"),
     "strides as floats": ({"strides": [1.5, 1.0]}, "strides must have 2 integers"),
     "pads as text": ({"pads": "same"}, "pads must have 4 integers"),
+    "automatic pads": ({"auto_pad": "SAME_UPPER"}, "no attribute auto_pad"),
+    "a kernel shape beside the weight": ({"kernel_shape": [3, 3]}, "no attribute kernel_shape"),
 }
 
 
@@ -120,6 +124,31 @@ def test_parameters_must_be_constant(name: str) -> None:
     refuse(model.SerializeToString(), name, "constant")
 
 
+@pytest.mark.parametrize("name", ["gate", "factor"])
+def test_inputs_without_a_name_are_refused(name: str) -> None:
+    model = onnx.load_from_string(conv_model(ordinary()))
+    node = model.graph.node[0]
+    node.input[list(node.input).index(name)] = ""
+    refuse(model.SerializeToString(), f"input {name} is listed without a name")
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "value"),
+    [
+        ("MaxPool", "ceil_mode", 1),
+        ("MaxPool", "auto_pad", "VALID"),
+        ("MaxPool", "storage_order", 1),
+        ("AveragePool", "dilations", [2, 2]),
+        ("AveragePool", "ceil_mode", 1),
+    ],
+)
+def test_pools_refuse_attributes_that_only_the_standard_ones_have(op: str, name: str, value: Any) -> None:
+    attributes = {"kernel_shape": [2, 2], name: value}
+    node = helper.make_node(op, ["x"], ["y"], name="conv_under_test", domain="ai.binarize", **attributes)
+    model = model_bytes([node], {"x": np.zeros((1, 4, 4, 3), np.float32)}, {}, {"y": onnx.TensorProto.FLOAT})
+    refuse(model, f"ai.binarize.{op}", f"no attribute {name}")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_truncated_initializer_is_refused(share: float) -> None:
     model = onnx.load_from_string(conv_model(ordinary()))
@@ -138,7 +167,8 @@ def test_truncated_file_is_refused(share: float) -> None:
 
 INPUTS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "bits of no word": ({"bits": (1, 6, 7, 0)}, "bits"),
-    "empty map": ({"bits": (1, 0, 7, 1)}, "empty map"),
+    "empty map": ({"bits": (1, 0, 7, 1)}, "height of the map"),
+    "empty map of no image": ({"bits": (0, 6, 0, 1)}, "width of the map"),
     "link of another size": ({"link": (1, 6, 6, 64)}, "link"),
     "link of other channels": ({"link": (1, 6, 7, 63)}, "link"),
     "link of another batch": ({"link": (2, 6, 7, 64)}, "link"),
@@ -237,6 +267,40 @@ def test_random_attributes_never_crash(
         session.run(None, {"bits": bits})
     except Exception as error:
         assert "conv_under_test" in str(error)
+
+
+# Extents of a map without images: no memory stands behind them, whatever they are.
+@settings(max_examples=100, deadline=None)
+@given(
+    extents=st.tuples(*[st.one_of(huge, st.just(2**27))] * 2),
+    conv=st.fixed_dictionaries(
+        {},
+        optional={
+            "strides": st.sampled_from([[1, 2], [2**20, 2**20]]),
+            "pads": st.sampled_from([[0, 1, 2, 3], [2**20] * 4]),
+            "dilations": st.sampled_from([[1, 1], [2**20, 1]]),
+        },
+    ),
+)
+@example(extents=(2**27, 1), conv={})  # took 512 MB for the tables of its borders
+@example(extents=(2**63 - 1, 2**63 - 1), conv={"pads": [2**20] * 4})  # overflowed
+def test_maps_of_no_image_take_no_memory(extents: tuple[int, int], conv: dict[str, list[int]]) -> None:
+    case = make_case(channels=64, out_channels=32)
+    model = onnx.load_from_string(conv_model(case, **conv))
+    shape = numpy_helper.from_array(np.array([0, *extents, 1], dtype=np.int64), "shape")
+    model.graph.initializer.append(shape)
+    zero = numpy_helper.from_array(np.zeros(1, dtype=np.uint64))
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["bits"], name="maker", value=zero))
+    del model.graph.input[:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        outputs = InferenceSession(model.SerializeToString(), session_options()).run(None, {})
+    except Exception as error:
+        assert re.search("conv_under_test|maker", str(error))
+        assert conv or not all(1 <= extent <= 3 for extent in extents)
+    else:
+        assert all(output.shape[0] == 0 for output in outputs)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 extents = st.sampled_from([0, 1, 2, 3, 64, 65, 2**20, 2**31, 2**62, 2**63 - 1])

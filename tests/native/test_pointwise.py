@@ -246,8 +246,8 @@ def test_place_equals_the_reference_and_its_function(
         ((1, 2, 2, 5), (1, 2, 2, 8), 4, 8, "input x must have the shape"),
         ((1, 2, 2, 5), (1, 2, 3, 8), 0, 8, "input into must have the shape"),
         ((1, 2, 2, 5), (1, 2, 2, 9), 0, 8, "input into must have the shape"),
-        ((1, 2, 2, 5), (1, 2, 2, 8), 9, 8, "the attribute first"),
-        ((1, 2, 2, 5), (1, 2, 2, 8), 0, 0, "the attribute channels"),
+        ((1, 2, 2, 5), (1, 2, 2, 8), 9, 8, "attribute first"),
+        ((1, 2, 2, 5), (1, 2, 2, 8), 0, 0, "attribute channels"),
     ],
 )
 def test_place_refuses_what_does_not_fit(x: Any, into: Any, first: int, channels: int, message: str) -> None:

@@ -17,9 +17,10 @@ size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kCache
 
 }  // namespace
 
-ConvGeometry::ConvGeometry(const ConvPlan& plan_of, const MapShape& map_shape, HasFactors has_factors)
-    : plan(plan_of), map(map_shape), factors(has_factors) {
+ConvGeometry::ConvGeometry(const ConvPlan& plan_of, const MapShape& map_shape) : plan(plan_of), map(map_shape) {
   const ConvSpec& s = plan.spec();
+  RequireRange("height of the map", map.h, 1, kMaxExtent);
+  RequireRange("width of the map", map.w, 1, kMaxExtent);
   out_h = OutputExtent(map.h, s.kernel_h, s.stride_h, s.pad_top, s.pad_bottom, s.dilation_h);
   out_w = OutputExtent(map.w, s.kernel_w, s.stride_w, s.pad_left, s.pad_right, s.dilation_w);
   Require(out_h > 0 && out_w > 0, [&] {
@@ -45,7 +46,7 @@ void ConvGeometry::Flatten() {
   padded = s.pad_left > 0 || s.pad_right > 0;
   const bool stray = s.group == 1 && s.channels_in % kWordBits != 0;  // else masks or unused lanes drop them
   copied = padded || stray || s.bit_planes() > 1;
-  const bool joined = flat && !factors.gate && !factors.pixels;
+  const bool joined = flat && !plan.factors().any();
   images = joined ? std::min<int64_t>(map.n, 1) : map.n;
   map_h = flat ? 1 : map.h;
   map_w = joined ? map.n * map.h * map.w : flat ? map.h * map.w : map.w;
@@ -142,7 +143,7 @@ void ConvGeometry::PlanScratch() {
     const int64_t pixels = CheckedProduct(CheckedProduct(images, map_h, "padded map"), padded_w, "padded map");
     map_bytes = Aligned(CheckedProduct(pixels, bytes_per_pixel, "padded map"));
   }
-  if (factors.gate) {
+  if (plan.factors().gate) {
     scale_bytes = Aligned(CheckedProduct(map.n, s.terms() * plan.padded_channels_out() * 4, "gated scale"));
   }
   if (plan.shares_nonzeros()) {

@@ -19,15 +19,10 @@ struct MapShape {
   }
 };
 
-// Which of ConvFactors a call has.
-struct HasFactors {
-  bool gate = false, pixels = false;
-};
-
 // Does not change after it is made, so calls on several threads may share one.
 struct ConvGeometry {
   // Throws InvalidModel when the kernel does not fit the map or sizes overflow. `plan` must outlive it.
-  ConvGeometry(const ConvPlan& plan, const MapShape& map, HasFactors factors = {});
+  ConvGeometry(const ConvPlan& plan, const MapShape& map);
 
   // Kernel taps, of rows or of columns.
   struct Interval {
@@ -37,7 +32,6 @@ struct ConvGeometry {
 
   const ConvPlan& plan;
   const MapShape map;
-  const HasFactors factors;
   int64_t out_h, out_w;
 
   // A 1x1 conv without stride and padding is a matrix product: its pixels form one long row.

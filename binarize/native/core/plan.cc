@@ -39,11 +39,12 @@ bool AllEqual(const std::vector<float>& values, float neutral) {
 }
 
 // Accumulators are even where every tap adds an even number of terms. Half of one times twice the scale is the same
-// product, unless the scale overflows.
+// product, unless the scale overflows, or half of one times a factor does not where the whole does.
 bool CanHalve(const ConvSpec& s, const ConvParameters& p) {
   constexpr float kMost = 0x1p126f;
   const auto small = [](float scale) { return scale > -kMost && scale < kMost; };
-  return !s.ternary && s.channels_in / s.group % 2 == 0 && std::all_of(p.scale.begin(), p.scale.end(), small);
+  return !s.ternary && !p.factors.any() && s.channels_in / s.group % 2 == 0 &&
+         std::all_of(p.scale.begin(), p.scale.end(), small);
 }
 
 ConvParameters Halved(ConvParameters p) {
@@ -166,6 +167,7 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const ConvParameters& parameters, const
 ConvPlan::ConvPlan(const ConvSpec& spec, const Kernels& kernels, const Turned& turned)
     : spec_(spec),
       kernels_(kernels),
+      factors_(turned.parameters.factors),
       halved_(CanHalve(spec, turned.parameters)),
       epilogue_(halved_ ? Halved(turned.parameters) : turned.parameters, spec.channels_out, &constant_, spec.terms()) {
   const uint64_t* weight = turned.weight();

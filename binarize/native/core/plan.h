@@ -29,12 +29,19 @@ struct ConvSpec {
   int64_t bit_planes() const { return planes * bits_per_input(); }
 };
 
-// Per-channel parameters; each holds 1 or channels_out values, scale perhaps as many per term, and next_threshold per
+// Which of ConvFactors calls have.
+struct HasFactors {
+  bool gate = false, pixels = false;
+  bool any() const { return gate || pixels; }
+};
+
+// What a node brings beside its weight. The per-channel parameters each hold 1 or channels_out values, scale perhaps as many per term, and next_threshold per
 // plane of the next bits.
 struct ConvParameters {
   std::vector<float> scale, bias, gamma, slope, shift, next_threshold;
   int64_t next_planes = 1;
   bool has_link = false;
+  HasFactors factors{};
   Element element = Element::kFloat32;  // of link, residual and y
 };
 
@@ -61,7 +68,7 @@ constexpr int64_t kMostPlanes = 64;  // of a conv's input, before them in its ma
 void RequireRange(const char* name, int64_t value, int64_t lowest, int64_t highest);
 
 constexpr int64_t kMostPanelInputs = 65535;  // of an output whose mismatches Kernels::panel_blocks count in 16 bits
-constexpr int64_t kMaxExtent = int64_t{1} << 20;  // strides, pads, dilations, kernel sides, channels
+constexpr int64_t kMaxExtent = int64_t{1} << 20;  // sides of maps and kernels, strides, pads, dilations, channels
 
 // Throws InvalidModel unless every number is in range and the sizes fit each other.
 void ValidateSpec(const ConvSpec& spec);
@@ -88,8 +95,7 @@ class ConvPlan {
   bool depthwise() const { return constant_.depthwise != nullptr; }
   bool has_link() const { return constant_.gamma != nullptr; }
   const Kernels& kernels() const { return kernels_; }
-  // Whether bases, which are even, are held by half and scale is doubled, so that a mismatch counts once.
-  bool halved() const { return halved_; }
+  HasFactors factors() const { return factors_; }
   // Whether all output channels see the same inputs, so that ConvRow::nonzeros serves them all.
   bool shares_nonzeros() const { return spec_.ternary && spec_.group == 1; }
   // Whether a ternary map is one of nibbles; see ConvCall.
@@ -99,7 +105,7 @@ class ConvPlan {
   // base[b][o] for an output pixel whose taps inside the map are rows [row_begin, row_end) and columns
   // [column_begin, column_end), when the kernel visits whole rows of taps and padding bits are 0:
   //   accumulator = K_inside - 2 * (mismatches - popcount(weight bits of the padded taps)) = base - 2 * mismatches,
-  // or half of that; see halved().
+  // or half of that; see halved_.
   void FillBase(int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int32_t* base) const;
 
  private:
@@ -125,7 +131,8 @@ class ConvPlan {
 
   ConvSpec spec_;
   const Kernels& kernels_;
-  const bool halved_;
+  const HasFactors factors_;
+  const bool halved_;  // bases, which are even, are held by half and scale is doubled, so that a mismatch counts once
   ConvConst constant_{};
   Epilogue epilogue_;
   std::vector<Block> blocks_;

@@ -133,11 +133,7 @@ void ConvRun::FillScale(float* scale) const {
     const float* gate = tensors_.factors.gate + static_cast<size_t>(image) * channels;
     const float* row = plan_.constant().scale;
     for (size_t term = 0; term < plan_.constant().terms; ++term, row += padded, scale += padded) {
-      // Doubled after rounding, as scale itself is; see ConvPlan::halved.
-      for (size_t o = 0; o < padded; ++o) {
-        const float unit = plan_.halved() ? 2.0f : 1.0f;
-        scale[o] = o < channels ? unit * (row[o] / unit * gate[o]) : 0.0f;
-      }
+      for (size_t o = 0; o < padded; ++o) scale[o] = o < channels ? row[o] * gate[o] : 0.0f;
     }
   }
 }
@@ -149,10 +145,10 @@ ConvRun::ConvRun(const ConvGeometry& geometry, const ConvTensors& tensors, void*
   float* scale = reinterpret_cast<float*>(memory + g_.map_bytes);
   int32_t* nonzeros = reinterpret_cast<int32_t*>(memory + g_.map_bytes + g_.scale_bytes);
   if (g_.copied) CopyMap(tensors.bits, copy, nonzeros);
-  if (g_.factors.gate) FillScale(scale);
-  scale_ = g_.factors.gate ? scale : plan_.constant().scale;
+  if (plan_.factors().gate) FillScale(scale);
+  scale_ = plan_.factors().gate ? scale : plan_.constant().scale;
   map_ = reinterpret_cast<const uint32_t*>(g_.copied ? copy : tensors.bits + FirstWord());
-  const bool adds = tensors.link != nullptr || tensors.residual != nullptr || g_.factors.gate || g_.factors.pixels;
+  const bool adds = tensors.link != nullptr || tensors.residual != nullptr || plan_.factors().any();
   only_bits_ = tensors.y == nullptr && !adds && plan_.constant().bit_limits != nullptr;
   nonzeros_ = plan_.shares_nonzeros() ? nonzeros : nullptr;
 }
@@ -181,8 +177,8 @@ ConvRow ConvRun::MakeRow(int64_t row, int64_t begin, int64_t end) const noexcept
   if (!g_.base.empty()) r.base = &g_.base[row_class * g_.column_classes.size() * constant.bases * padded];
   if (!g_.class_of_column.empty()) r.column_class = g_.class_of_column.data();
   if (nonzeros_ != nullptr) r.nonzeros = nonzeros_ + row * g_.row_width;
-  r.scale = scale_ + (g_.factors.gate ? static_cast<size_t>(image) * constant.terms * padded : 0);
-  if (g_.factors.pixels) {
+  r.scale = scale_ + (plan_.factors().gate ? static_cast<size_t>(image) * constant.terms * padded : 0);
+  if (plan_.factors().pixels) {
     const int64_t of_image = tensors_.factors.pixels_of_one_image ? 0 : image * g_.out_h * g_.out_w;
     r.factor = tensors_.factors.pixels + static_cast<size_t>(of_image + i * g_.row_width);
   }

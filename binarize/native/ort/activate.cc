@@ -55,7 +55,7 @@ class Activate {
         channels_(IntAttribute(api, info, "channels", nullptr)),
         has_gate_(!IsNeutral(api, info, kGate, 1.0f)),
         has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
-    Require(channels_ >= 1 && channels_ <= kMostChannels, "the attribute channels must be in [1, 2^20]");
+    RequireRange("attribute channels", channels_, 1, kMaxExtent);
     Read(info, kScale, "scale", &scale_);
     Read(info, kBias, "bias", &bias_);
     Read(info, kSlope, "slope", &slope_);

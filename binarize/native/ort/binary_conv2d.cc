@@ -57,6 +57,7 @@ ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   s.first_plane = IntAttribute(api, info, "first_plane", &zero);
   Require(ternary == 0 || ternary == 1, "attribute ternary must be 0 or 1, got " + std::to_string(ternary));
   s.ternary = ternary == 1;
+  RefuseAttributes(api, info, {"auto_pad", "kernel_shape"});
   const auto strides = IntsAttribute(api, info, "strides", {1, 1});
   const auto pads = IntsAttribute(api, info, "pads", {0, 0, 0, 0});
   const auto dilations = IntsAttribute(api, info, "dilations", {1, 1});
@@ -69,6 +70,14 @@ ConvSpec ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
     return early;
   }());
   return s;
+}
+
+// Files of before these inputs came list neither.
+HasFactors FindFactors(const OrtApi& api, const OrtKernelInfo* info) {
+  const auto is_there = [&](Input index) {
+    return HasInput(api, info, index, kInputNames[index]) && !IsNeutral(api, info, index, 1.0f);
+  };
+  return {is_there(kGate), is_there(kFactor)};
 }
 
 std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo* info, Element element,
@@ -92,6 +101,7 @@ std::unique_ptr<const ConvPlan> MakePlan(const OrtApi& api, const OrtKernelInfo*
       PlaneParameter(api, info, kNextThreshold, kInputNames[kNextThreshold], spec.channels_out, &p.next_planes);
   p.has_link = !IsNeutral(api, info, kLink, 0.0f);
   p.element = element;
+  p.factors = FindFactors(api, info);
   return std::make_unique<const ConvPlan>(spec, p, weight.words(), kernels);
 }
 
@@ -111,9 +121,7 @@ class BinaryConv2d {
   BinaryConv2d(const OrtApi& api, const OrtKernelInfo* info)
       : api_(api),
         plan_(MakePlan(api, info, kElement, *SelectIsaFromEnvironment().kernels)),
-        has_residual_(!IsNeutral(api, info, kResidual, 0.0f)),
-        has_gate_(HasInput(api, info, kGate) && !IsNeutral(api, info, kGate, 1.0f)),
-        has_factor_(HasInput(api, info, kFactor) && !IsNeutral(api, info, kFactor, 1.0f)) {
+        has_residual_(!IsNeutral(api, info, kResidual, 0.0f)) {
     Check(api, api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, &memory_));
   }
   ~BinaryConv2d() { api_.ReleaseMemoryInfo(memory_); }
@@ -129,7 +137,6 @@ class BinaryConv2d {
              std::to_string(planes) + " planes, has " + ShapeText(bits.dims);
     });
     const MapShape map{bits.dims[0], bits.dims[1], bits.dims[2], bits.dims[3] / words};
-    Require(map.h > 0 && map.w > 0, [&] { return "input bits has an empty map, shape " + ShapeText(bits.dims); });
     std::unique_ptr<const ConvGeometry> own;
     const ConvGeometry& geometry = FindGeometry(map, own);
 
@@ -161,20 +168,18 @@ class BinaryConv2d {
  private:
   const ConvGeometry& FindGeometry(const MapShape& map, std::unique_ptr<const ConvGeometry>& own) const {
     const auto is_wanted = [&](const ConvGeometry& kept) { return kept.map == map; };
-    const auto make = [&] {
-      return std::make_unique<const ConvGeometry>(*plan_, map, HasFactors{has_gate_, has_factor_});
-    };
+    const auto make = [&] { return std::make_unique<const ConvGeometry>(*plan_, map); };
     return geometries_.FindOrMake(is_wanted, make, own);
   }
 
   ConvFactors ReadFactors(OrtKernelContext* context, const ConvGeometry& geometry) const {
     const int64_t images = geometry.map.n;
     ConvFactors factors{};
-    if (has_gate_) {
+    if (plan_->factors().gate) {
       const std::vector<int64_t> dims = {images, 1, 1, plan_->spec().channels_out};
       factors.gate = ReadInput(api_, context, kGate, kInputNames[kGate], dims).floats();
     }
-    if (has_factor_) {
+    if (plan_->factors().pixels) {
       std::vector<int64_t> dims = {images, geometry.out_h, geometry.out_w, 1};
       const Tensor pixels = ReadInput(api_, context, kFactor, kInputNames[kFactor]);
       factors.pixels_of_one_image = !pixels.dims.empty() && pixels.dims[0] == 1;
@@ -189,7 +194,7 @@ class BinaryConv2d {
 
   const OrtApi& api_;
   std::unique_ptr<const ConvPlan> plan_;
-  bool has_residual_, has_gate_, has_factor_;
+  bool has_residual_;
   KeptValues<ConvGeometry> geometries_;
   OrtMemoryInfo* memory_ = nullptr;
 };

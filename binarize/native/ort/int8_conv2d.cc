@@ -39,6 +39,7 @@ Int8Spec ReadSpec(const OrtApi& api, const OrtKernelInfo* info, const Tensor& we
   const auto strides = ints("strides", defaults.strides), pads = ints("pads", defaults.pads);
   const auto shape = ints("pool_shape", defaults.pool_shape), steps = ints("pool_strides", defaults.pool_strides);
   const auto pool_pads = ints("pool_pads", defaults.pool_pads);
+  RefuseAttributes(api, info, {"auto_pad", "dilations", "group", "kernel_shape"});
   Int8Spec s;
   s.channels_out = weight.dims[0], s.channels_in = weight.dims[1];
   s.kernel_h = weight.dims[2], s.kernel_w = weight.dims[3];

@@ -98,7 +98,9 @@ struct OrtApi {
   Slot gap_164_229[66];
   OrtStatus*(BINARIZE_ORT_CALL* KernelInfo_GetInputCount)(const OrtKernelInfo* info, size_t* out);           // 230
   OrtStatus*(BINARIZE_ORT_CALL* KernelInfo_GetOutputCount)(const OrtKernelInfo* info, size_t* out);          // 231
-  Slot gap_232_243[12];
+  OrtStatus*(BINARIZE_ORT_CALL* KernelInfo_GetInputName)(const OrtKernelInfo* info, size_t index, char* out,
+                                                         size_t* size);                                      // 232
+  Slot gap_233_243[11];
   OrtStatus*(BINARIZE_ORT_CALL* KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);  // 244
   Slot gap_245_248[4];
   OrtStatus*(BINARIZE_ORT_CALL* KernelInfoGetConstantInput_tensor)(const OrtKernelInfo* info, size_t index,
@@ -180,6 +182,7 @@ BINARIZE_CHECK_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
 BINARIZE_CHECK_SLOT(ReleaseAllocator, 132);
 BINARIZE_CHECK_SLOT(KernelInfoGetAttributeArray_int64, 163);
 BINARIZE_CHECK_SLOT(KernelInfo_GetInputCount, 230);
+BINARIZE_CHECK_SLOT(KernelInfo_GetInputName, 232);
 BINARIZE_CHECK_SLOT(KernelInfo_GetNodeName, 244);
 BINARIZE_CHECK_SLOT(KernelInfoGetConstantInput_tensor, 249);
 BINARIZE_CHECK_SLOT(KernelContext_GetAllocator, 253);

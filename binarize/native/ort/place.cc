@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/plan.h"
 #include "ort/custom_op.h"
 #include "ort/ports.h"
 #include "ort/shape_inference.h"
@@ -54,8 +55,8 @@ class Place {
         channels_(IntAttribute(api, info, "channels", nullptr)),
         first_(IntAttribute(api, info, "first", nullptr)),
         has_into_(!IsNeutral(api, info, kInto, 0.0f)) {
-    Require(channels_ >= 1 && channels_ <= kMostChannels, "the attribute channels must be in [1, 2^20]");
-    Require(first_ >= 0 && first_ <= channels_, "the attribute first must be in [0, channels]");
+    RequireRange("attribute channels", channels_, 1, kMaxExtent);
+    RequireRange("attribute first", first_, 0, channels_);
   }
 
   void Compute(OrtKernelContext* context) const {

@@ -11,8 +11,7 @@ namespace binarize {
 namespace ort {
 namespace {
 
-constexpr int64_t kTasks = 16;                    // enough to balance a few threads
-constexpr int64_t kLargest = int64_t{1} << 20;  // of every attribute and extent
+constexpr int64_t kTasks = 16;  // enough to balance a few threads
 
 struct Window {
   std::vector<int64_t> kernel{0, 0}, strides{1, 1}, pads{0, 0, 0, 0}, dilations{1, 1};
@@ -22,23 +21,18 @@ struct Window {
   }
 };
 
-void RequireRange(const std::vector<int64_t>& values, int64_t least, const char* name) {
-  for (int64_t v : values) {
-    Require(v >= least && v <= kLargest,
-            std::string("the attribute ") + name + " must have values in [" + std::to_string(least) + ", 2^20]");
-  }
-}
-
 Window ReadWindow(const OrtApi& api, const OrtKernelInfo* info, bool dilated) {
   Window w;
   w.kernel = IntsAttribute(api, info, "kernel_shape", w.kernel);
   w.strides = IntsAttribute(api, info, "strides", w.strides);
   w.pads = IntsAttribute(api, info, "pads", w.pads);
   if (dilated) w.dilations = IntsAttribute(api, info, "dilations", w.dilations);
-  RequireRange(w.kernel, 1, "kernel_shape");
-  RequireRange(w.strides, 1, "strides");
-  RequireRange(w.pads, 0, "pads");
-  RequireRange(w.dilations, 1, "dilations");
+  RefuseAttributes(api, info, {"auto_pad", "ceil_mode", "storage_order"});
+  if (!dilated) RefuseAttributes(api, info, {"dilations"});
+  for (int64_t v : w.kernel) RequireRange("attribute kernel_shape", v, 1, kMaxExtent);
+  for (int64_t v : w.strides) RequireRange("attribute strides", v, 1, kMaxExtent);
+  for (int64_t v : w.pads) RequireRange("attribute pads", v, 0, kMaxExtent);
+  for (int64_t v : w.dilations) RequireRange("attribute dilations", v, 1, kMaxExtent);
   return w;
 }
 
@@ -86,8 +80,9 @@ class Pool {
 
   void Compute(OrtKernelContext* context) const {
     const Tensor x = ReadInput(api_, context, 0, "x");
-    Require(x.dims.size() == 4 && x.dims[1] > 0 && x.dims[1] <= kLargest && x.dims[2] > 0 && x.dims[2] <= kLargest,
-            [&] { return "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims); });
+    Require(x.dims.size() == 4, [&] { return "input x must have the shape [N,H,W,C], has " + ShapeText(x.dims); });
+    RequireRange("height of the map", x.dims[1], 1, kMaxExtent);
+    RequireRange("width of the map", x.dims[2], 1, kMaxExtent);
     const int64_t out_h = window_.Extent(x.dims[1], 0), out_w = window_.Extent(x.dims[2], 1);
     Require(out_h > 0 && out_w > 0, [&] { return "the window does not fit a map of shape " + ShapeText(x.dims); });
     const std::vector<int64_t> dims = {x.dims[0], out_h, out_w, x.dims[3]};
@@ -126,7 +121,7 @@ class Pool {
     if (dims.size() != 4 || !Sensible(w)) return;
     for (size_t axis = 0; axis < 2; ++axis) {
       Dim& extent = dims[axis + 1];
-      if (!extent.known() || extent.value > kLargest) return;  // H and W are settled in our exports
+      if (!extent.known() || extent.value > kMaxExtent) return;  // H and W are settled in our exports
       extent.value = w.Extent(extent.value, axis);
       if (extent.value <= 0) return;
     }
@@ -136,7 +131,7 @@ class Pool {
  private:
   static bool Sensible(const Window& w) {
     const auto within = [](const std::vector<int64_t>& values, int64_t least) {
-      return std::all_of(values.begin(), values.end(), [least](int64_t v) { return v >= least && v <= kLargest; });
+      return std::all_of(values.begin(), values.end(), [least](int64_t v) { return v >= least && v <= kMaxExtent; });
     };
     return within(w.kernel, 1) && within(w.strides, 1) && within(w.pads, 0) && within(w.dilations, 1);
   }

@@ -45,10 +45,14 @@ std::vector<float> PlaneParameter(const OrtApi& api, const OrtKernelInfo* info, 
   return std::vector<float>(t.floats(), t.floats() + t.size());
 }
 
-bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index) {
+bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name) {
   size_t count = 0;
   Check(api, api.KernelInfo_GetInputCount(info, &count));
-  return index < count;
+  if (index >= count) return false;
+  Require(!InputName(api, info, index).empty(), [&] {
+    return std::string("input ") + name + " is listed without a name; its neutral constant (docs/ops.md) leaves it out";
+  });
+  return true;
 }
 
 bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, size_t index, float neutral) {

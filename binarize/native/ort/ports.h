@@ -15,7 +15,6 @@ inline Element ElementOf(int32_t type) { return type == kFloat16 ? Element::kFlo
 inline size_t SizeOf(Element e) { return e == Element::kFloat16 ? sizeof(Half) : sizeof(float); }
 
 constexpr int64_t kBytesPerTask = 64 * 1024;          // of what goes through a map once, pixel by pixel
-constexpr int64_t kMostChannels = int64_t{1} << 20;  // of an attribute
 
 // The value of a constant input, or a tensor without data when it is not constant.
 Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
@@ -30,8 +29,9 @@ std::vector<float> ChannelParameter(const OrtApi& api, const OrtKernelInfo* info
 std::vector<float> PlaneParameter(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name,
                                   int64_t channels, int64_t* planes);
 
-// Whether the node lists input `index`; old files lack those that came later.
-bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
+// Whether the node lists the optional input `index`: old files lack those that came later. One that is listed without a
+// name is refused.
+bool HasInput(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name);
 
 // "Not there" is a constant [1,1,1,1] that holds the neutral element.
 bool IsNeutral(const OrtApi& api, const OrtKernelInfo* info, size_t index, float neutral);

@@ -16,6 +16,17 @@ bool HasAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name
   return Succeeded(api, api.KernelInfoGetAttributeArray_int64(info, name, nullptr, integers)) || *integers != 0;
 }
 
+// What `read(out, size)` writes, asked for its size first; the size counts the terminating zero. Empty if it fails.
+template <typename Read>
+std::string ReadName(const OrtApi& api, const Read& read) {
+  size_t size = 0;
+  if (!Succeeded(api, read(nullptr, &size)) || size == 0) return "";
+  std::string name(size, '\0');
+  if (!Succeeded(api, read(&name[0], &size))) return "";
+  name.resize(size - 1);
+  return name;
+}
+
 }  // namespace
 
 std::string ShapeText(const std::vector<int64_t>& dims) {
@@ -40,12 +51,11 @@ Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
 }
 
 std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
-  size_t size = 0;
-  if (!Succeeded(api, api.KernelInfo_GetNodeName(info, nullptr, &size)) || size == 0) return "";
-  std::string name(size, '\0');
-  if (!Succeeded(api, api.KernelInfo_GetNodeName(info, &name[0], &size))) return "";
-  name.resize(size - 1);  // the size counts the terminating zero
-  return name;
+  return ReadName(api, [&](char* out, size_t* size) { return api.KernelInfo_GetNodeName(info, out, size); });
+}
+
+std::string InputName(const OrtApi& api, const OrtKernelInfo* info, size_t index) {
+  return ReadName(api, [&](char* out, size_t* size) { return api.KernelInfo_GetInputName(info, index, out, size); });
 }
 
 int64_t IntAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, const int64_t* fallback) {
@@ -66,6 +76,14 @@ std::vector<int64_t> IntsAttribute(const OrtApi& api, const OrtKernelInfo* info,
   std::vector<int64_t> values(size);
   Check(api, api.KernelInfoGetAttributeArray_int64(info, name, values.data(), &size));
   return values;
+}
+
+void RefuseAttributes(const OrtApi& api, const OrtKernelInfo* info, std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    size_t integers = 0;
+    const bool is_there = HasAttribute(api, info, name, &integers);
+    Require(!is_there, [&] { return "the operator has no attribute " + std::string(name) + "; see docs/ops.md"; });
+  }
 }
 
 #ifdef __SANITIZE_THREAD__

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -78,11 +79,16 @@ struct Tensor {
 std::string ShapeText(const std::vector<int64_t>& dims);
 Tensor ReadTensor(const OrtApi& api, const OrtValue* value);
 std::string NodeName(const OrtApi& api, const OrtKernelInfo* info);
+std::string InputName(const OrtApi& api, const OrtKernelInfo* info, size_t index);
 
 // The attribute, or the default when the node does not have it.
 int64_t IntAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, const int64_t* fallback);
 std::vector<int64_t> IntsAttribute(const OrtApi& api, const OrtKernelInfo* info, const char* name,
                                    const std::vector<int64_t>& fallback);
+
+// Refuses a node that has one of them: attributes of a standard operator that ours does without. Left unread they would
+// make another network of the file.
+void RefuseAttributes(const OrtApi& api, const OrtKernelInfo* info, std::initializer_list<const char*> names);
 
 using Task = void(void* call, size_t index);
 

@@ -37,6 +37,7 @@ SAME_SLOT(ReleaseTensorTypeAndShapeInfo);
 SAME_SLOT(ReleaseAllocator);
 SAME_SLOT(KernelInfoGetAttributeArray_int64);
 SAME_SLOT(KernelInfo_GetInputCount);
+SAME_SLOT(KernelInfo_GetInputName);
 SAME_SLOT(KernelInfo_GetOutputCount);
 SAME_SLOT(KernelInfo_GetNodeName);
 SAME_SLOT(KernelInfoGetConstantInput_tensor);

@@ -198,6 +198,7 @@ Case MakeCase(Random& random) {
   if (random.Between(0, 3) == 0) c.gate = random.Values(c.map.n * s.channels_out);
   c.one_factor = random.Coin();
   if (random.Between(0, 3) == 0) c.factor = random.Values((c.one_factor ? 1 : c.map.n) * c.out_h * c.out_w);
+  p.factors = {!c.gate.empty(), !c.factor.empty()};
   c.element = p.element = random.Coin() ? Element::kFloat32 : Element::kFloat16;
   if (p.has_link) c.link = Stored(c.element, random.Values(pixels * s.channels_in));
   if (random.Coin()) c.residual = Stored(c.element, random.Values(c.map.n * c.out_h * c.out_w * s.channels_out));
@@ -298,10 +299,6 @@ std::unique_ptr<char[]> Dirty(size_t bytes) {
   return block;
 }
 
-std::unique_ptr<const ConvGeometry> MakeGeometry(const Case& c, const ConvPlan& plan, const MapShape& map) {
-  return std::make_unique<const ConvGeometry>(plan, map, HasFactors{!c.gate.empty(), !c.factor.empty()});
-}
-
 // One call of a geometry with memory of its own.
 class Call {
  public:
@@ -344,9 +341,9 @@ class Call {
 
 Result RunCore(const Case& c, const Kernels& kernels, Random& random) {
   const ConvPlan plan(c.spec, c.parameters, c.weight.data(), kernels);
-  const auto geometry = MakeGeometry(c, plan, c.map);
-  const Call call(c, *geometry);
-  std::vector<size_t> order(geometry->task_count);
+  const ConvGeometry geometry(plan, c.map);
+  const Call call(c, geometry);
+  std::vector<size_t> order(geometry.task_count);
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random.engine);  // any order gives the same result
   for (size_t task : order) call.run().RunTask(task);
@@ -414,14 +411,14 @@ int CheckThreads(int64_t cases, uint64_t seed) {
     const Result expected = Naive(c);
     for (const Isa* isa : AvailableIsas()) {
       const ConvPlan plan(c.spec, c.parameters, c.weight.data(), *isa->kernels);
-      const auto geometry = MakeGeometry(c, plan, c.map);
-      const Call calls[2] = {{c, *geometry}, {c, *geometry}};
+      const ConvGeometry geometry(plan, c.map);
+      const Call calls[2] = {{c, geometry}, {c, geometry}};
       std::atomic<size_t> next[2] = {{0}, {0}};
       std::vector<std::thread> threads;
       for (int t = 0; t < 4; ++t) {
         threads.emplace_back([&calls, &next, &geometry, t] {
           const ConvRun& run = calls[t % 2].run();
-          for (size_t task; (task = next[t % 2]++) < geometry->task_count;) run.RunTask(task);
+          for (size_t task; (task = next[t % 2]++) < geometry.task_count;) run.RunTask(task);
         });
       }
       for (std::thread& thread : threads) thread.join();
@@ -447,7 +444,7 @@ int CheckKept(int64_t cases, uint64_t seed) {
       const MapShape map{c.map.n, c.map.h + shape, c.map.w, c.map.planes};
       std::unique_ptr<const ConvGeometry> own;
       const ConvGeometry& geometry = kept.FindOrMake([&](const ConvGeometry& g) { return g.map == map; },
-                                                     [&] { return MakeGeometry(c, plan, map); }, own);
+                                                     [&] { return std::make_unique<const ConvGeometry>(plan, map); }, own);
       if (!(geometry.map == map)) right = false;
       if (found != nullptr) *found = own.get() == &geometry ? nullptr : &geometry;
     };
@@ -734,12 +731,13 @@ int CheckHostile(int64_t cases, uint64_t seed) {
       const Kernels& kernels = *SelectIsa("scalar").kernels;
       const ConvPlan plan(s, {one, one, one, one, one, one}, random.Words(weight).data(), kernels);
       const int64_t planes = s.first_plane + s.bit_planes() + random.Between(0, 1);
-      const MapShape map{1, random.Between(0, 4), random.Between(0, 4), planes};
+      const auto extent = [&] { return random.Between(0, 3) == 0 ? random.OneOf(kEvil) : random.Between(1, 4); };
+      const MapShape map{random.Between(0, 1), extent(), extent(), planes};
       const ConvGeometry geometry(plan, map);
-      if (map.h == 0 || map.w == 0) continue;  // the adapter refuses empty maps
-      const int64_t outputs = geometry.out_h * geometry.out_w * s.channels_out;
-      if (outputs > 100000 || geometry.scratch_bytes > 10000000) continue;
-      const std::vector<uint64_t> bits = random.Words(map.h * map.w * planes * WordsFor(s.channels_in));
+      const int64_t outputs = map.n * geometry.out_h * geometry.out_w * s.channels_out;
+      const int64_t words = map.n * map.h * map.w * planes * WordsFor(s.channels_in);
+      if (outputs > 100000 || words > 100000 || geometry.scratch_bytes > 10000000) continue;
+      const std::vector<uint64_t> bits = random.Words(words);
       const auto scratch = Dirty(geometry.scratch_bytes);
       std::vector<float> y(static_cast<size_t>(outputs));
       const ConvRun run(geometry, {bits.data(), nullptr, nullptr, y.data(), nullptr, {}}, scratch.get());
