@@ -86,9 +86,13 @@ class Benchmark:
         return [_row(contender, self.batch) for contender in self.contenders]
 
     def verdicts(self) -> list[str]:
-        """A sentence per comparison; being slower is said as plainly as being faster."""
+        """A sentence per comparison; being slower is said as plainly as being faster. One more if they share cores."""
         first, *others = self.contenders
-        return [_verdict(first, other) for other in others]
+        sentences = [_verdict(first, other) for other in others]
+        cores = int(self.machine.get("cores", self.threads))
+        if self.threads > cores:
+            sentences.append(f"{self.threads} threads shared {cores} cores and waited for one another.")
+        return sentences
 
 
 def benchmark(

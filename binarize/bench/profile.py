@@ -15,7 +15,7 @@ from binarize.bench.sessions import batch_of, open_session, random_feeds
 from binarize.bench.timing import Spread
 from binarize.progress import Listener, ProgressEvent, silent
 from binarize.runtime import active_isa
-from binarize.runtime.library import DOMAIN
+from binarize.runtime.library import DOMAIN, kernels_of
 
 _SUFFIX = "_kernel_time"
 
@@ -121,10 +121,10 @@ def _read(path: Path, file: str | Path) -> Profile:
             shape = next((tuple(size) for output in facts["output_type_shape"] for size in output.values()), ())
             key = (facts["node_index"], name, facts["op_name"], facts["provider"], shape)
             times.setdefault(key, []).append(event["dur"] / 1e3)
-    ours, our_kernel = _own_nodes(file), f"{DOMAIN} {active_isa()}"
+    ours, isa = _own_nodes(file), active_isa()
     return Profile(
         tuple(
-            NodeTime(name, op, tuple(own[1::2]), our_kernel if name in ours else provider, shape)
+            NodeTime(name, op, tuple(own[1::2]), f"{DOMAIN} {kernels_of(op, isa)}" if name in ours else provider, shape)
             for (_, name, op, provider, shape), own in times.items()
         )
     )

@@ -22,6 +22,8 @@ _BY_INFO_NODE = f"node '{_INFO_NODE}': "
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()
 
 ISA_NAMES = {0: "scalar", 1: "avx2", 2: "avx512", 3: "neon", 4: "avx512bw", 5: "amx", 6: "avxvnni"}
+# Instruction sets that have kernels of Int8Conv2d alone, and whose kernels the other operators run (core/dispatch.cc).
+_BUILT_UPON = {"amx": "avx512", "avxvnni": "avx2"}
 
 
 def _field(number: int, payload: bytes) -> bytes:
@@ -132,6 +134,11 @@ def active_isa() -> str:
         EnvironmentProblem: the library cannot be used, or `BINARIZE_ISA` names what this machine lacks.
     """
     return _kernel_info()[0]
+
+
+def kernels_of(op: str, isa: str) -> str:
+    """Instruction set of the kernels that the operator `op` runs where `isa` is the active one."""
+    return isa if op == "Int8Conv2d" else _BUILT_UPON.get(isa, isa)
 
 
 def supported_isas() -> tuple[str, ...]:

@@ -121,6 +121,12 @@ def test_verdicts_say_when_binary_is_slower(size: int, ratio: tuple[float, ...],
     assert found.verdicts() == [f"binary is {verdict}"]
 
 
+def test_threads_that_had_to_share_cores_are_spoken_of() -> None:
+    two = (made_up("binary", 100, 1.0, 1, 1, 1), made_up("float", 1000, 1.0, 2.0, 1.6, 2.5))
+    assert len(Benchmark(two, {"cores": "8"}, 8, (), 1, 20).verdicts()) == 1
+    assert Benchmark(two, {"cores": "2"}, 8, (), 1, 20).verdicts()[1].startswith("8 threads shared 2 cores")
+
+
 def test_accuracies_of_module_and_file_agree(model: torch.nn.Module, float_file: Path) -> None:
     images, labels = torch.randn(24, *SHAPE), torch.arange(24) % 5
     batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
