@@ -1,17 +1,20 @@
 """Let the operator that makes a map also pack it for the convs that read it: the bits cost little in its epilogue.
 
-Convs with different thresholds, and convs of several planes, read planes of their own of one packed map.
+Where it makes none (a concatenation, a pool), one pack serves all readers. Convs with different thresholds, and convs
+of several planes, read planes of their own of one packed map.
 """
 
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from binarize.nn.ops import WORD
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.choose_layout import CLIPS
 from binarize.passes.lower_tools import (
@@ -23,6 +26,7 @@ from binarize.passes.lower_tools import (
     constant,
     item_of,
     producer_of,
+    set_value_like,
 )
 
 MOST_PLANES = 64
@@ -39,22 +43,60 @@ class FusePacks:
             source, threshold = node.args
             assert isinstance(source, Node) and isinstance(threshold, Node)
             node.update_arg(0, _before_clip(source, constant(threshold)))
-            if _fuse(graph_module, node):
+            packings = [_Packing(other) for other in left if other.args[0] is node.args[0]]
+            makers: list[_Producer | _Packing] = [*_producers(node), *packings]
+            if any(_make_bits(graph_module, maker, node) for maker in makers):
                 changed += 1
-            elif (same := next((other for other in left if _same_bits(other, node)), None)) is not None:
-                node.replace_all_uses_with(same)
-                changed += 1
+                graph_module.graph.erase_node(node)
             else:
                 left.append(node)
-                continue
-            graph_module.graph.erase_node(node)
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, changed)
 
 
-def _same_bits(pack: Node, other: Node) -> bool:
-    thresholds = [constant(node.args[1]) for node in (pack, other)]  # type: ignore[arg-type]
-    return pack.args[0] is other.args[0] and torch.equal(*thresholds)
+@dataclass(frozen=True)
+class _Producer:
+    """The operator that makes a map, as the maker of its bits."""
+
+    fused: Fused
+
+    @property
+    def node(self) -> Node:
+        return self.fused.node
+
+    @property
+    def bits(self) -> Node | None:
+        return item_of(self.node, 1)
+
+    @property
+    def threshold(self) -> Tensor:
+        return self.fused.value("next_threshold")
+
+    def serve(self, pack: Node, threshold: Node) -> None:
+        """Make the bits of `threshold`, in which those that `pack` wants are the last."""
+        self.fused.update(next_threshold=threshold)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A pack of the map, as the maker of its bits: reading the map once for all is what it costs."""
+
+    node: Node
+
+    @property
+    def bits(self) -> Node:
+        return self.node
+
+    @property
+    def threshold(self) -> Tensor:
+        return constant(self.node.args[1])  # type: ignore[arg-type]
+
+    def serve(self, pack: Node, threshold: Node) -> None:
+        """As a producer does; whose planes they are is what the proof asks."""
+        self.node.update_arg(1, threshold)
+        self.node.meta["readers"] = [*self.node.meta["readers"], *pack.meta["readers"]]
+        planes, channels = constant(threshold).shape
+        set_value_like(self.node, self.node, lambda v: v.new_empty(*v.shape[:-1], planes * -(-channels // WORD)))
 
 
 def _before_clip(source: Node, threshold: torch.Tensor) -> Node:
@@ -67,32 +109,39 @@ def _before_clip(source: Node, threshold: torch.Tensor) -> Node:
     return source.args[0] if harmless else source
 
 
-def _fuse(graph_module: GraphModule, pack: Node) -> bool:
-    """Give the readers of `pack` bits of what makes its map, if that can make any; `pack` has no reader then."""
-    source, threshold = pack.args
-    assert isinstance(source, Node) and isinstance(threshold, Node)
-    producer = producer_of(source)
-    if producer is None:
+def _producers(pack: Node) -> list[_Producer]:
+    """What makes the map that `pack` packs, if that can make bits too."""
+    fused = producer_of(pack.args[0])  # type: ignore[arg-type]
+    return [] if fused is None else [_Producer(fused)]
+
+
+def _make_bits(graph_module: GraphModule, maker: _Producer | _Packing, pack: Node) -> bool:
+    """Give the readers of `pack` bits that `maker` makes, if it can; `pack` has no reader then."""
+    threshold = pack.args[1]
+    assert isinstance(threshold, Node)
+    wanted = constant(threshold)
+    if wanted.dim() > 1 and len(wanted) > MOST_PLANES:
         return False
-    bits = item_of(producer.node, 1)
-    if constant(threshold).dim() > 1 and len(constant(threshold)) > MOST_PLANES:
-        return False
+    bits = maker.bits
     if bits is None:
-        _set_threshold(graph_module, producer, constant(threshold), str(threshold.target))
-        with graph_module.graph.inserting_after(source):
-            pack.replace_all_uses_with(graph_module.graph.call_function(operator.getitem, (producer.node, 1)))
+        _set_threshold(graph_module, maker, wanted, str(threshold.target), pack)
+        with graph_module.graph.inserting_after(pack.args[0]):  # type: ignore[arg-type]
+            pack.replace_all_uses_with(graph_module.graph.call_function(operator.getitem, (maker.node, 1)))
+        return True
+    if torch.equal(maker.threshold, wanted):
+        pack.replace_all_uses_with(bits)
         return True
     readers = [_reader_of_planes(user, of) for of in (bits, pack) for user in of.users]
     if not all(readers):
         return False
     channels = next(reader.geometry.in_channels for reader in readers if reader is not None)
-    made, wanted = (_rows(value, channels) for value in (producer.value("next_threshold"), constant(threshold)))
+    made, wanted = _rows(maker.threshold, channels), _rows(wanted, channels)
     first = _place_of(wanted, made)
     if first is None:
         first, made = len(made), torch.cat([made, wanted])
         if len(made) > MOST_PLANES:
             return False
-        _set_threshold(graph_module, producer, made, f"{threshold.target}_planes")
+        _set_threshold(graph_module, maker, made, f"{threshold.target}_planes", pack)
     for user in list(pack.users):
         reader = PackedConv(user)
         reader.update(bits=bits, terms=list(reader.terms._replace(first_plane=first)))
@@ -116,6 +165,8 @@ def _place_of(wanted: Tensor, made: Tensor) -> int | None:
     return next((first for first in places if torch.equal(made[first : first + len(wanted)], wanted)), None)
 
 
-def _set_threshold(graph_module: GraphModule, producer: Fused, value: Tensor, name: str) -> None:
-    """A constant of the producer's own: the pack's may have other readers, and lies behind the producer."""
-    producer.update(next_threshold=add_constant(graph_module, name.replace(".", "_"), value, producer.node))
+def _set_threshold(
+    graph_module: GraphModule, maker: _Producer | _Packing, value: Tensor, name: str, pack: Node
+) -> None:
+    """A constant of the maker's own: the pack's may have other readers, and lies behind the maker."""
+    maker.serve(pack, add_constant(graph_module, name.replace(".", "_"), value, maker.node))

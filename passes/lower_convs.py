@@ -54,7 +54,7 @@ def _lower(graph_module: GraphModule, node: Node) -> None:
     rest += [new("gate", absent + 1), new("factor", absent + 1)]
     with graph.inserting_before(node):
         bits = graph.call_function(PACK, (nhwc, threshold))
-        bits.meta["reader"] = node.name
+        bits.meta["readers"] = [node.name]
         conv = graph.call_function(PACKED_CONV, (bits, packed, scale, bias, *rest, ints, terms))
         y = graph.call_function(operator.getitem, (conv, 0))
     set_value_like(y, node, lambda v: v.permute(TO_NHWC))

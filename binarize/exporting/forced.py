@@ -26,13 +26,15 @@ from binarize.passes.lower_tools import (
     producer_of,
 )
 
+Packed = dict[str, list[tuple[Node, Tensor]]]
+"""For every `pack` of the fused graph, by its planes: what trained convs read instead, and their thresholds."""
 
-def packed_maps(lowered: Lowered) -> dict[str, tuple[Node, Tensor]]:
-    """For every `pack` of the fused graph: what the trained model's conv reads instead, and its thresholds."""
+
+def packed_maps(lowered: Lowered) -> Packed:
     convs = {node.name: node for node in lowered.original.graph.nodes}
     packs = [node for node in lowered.fused.graph.nodes if node.target is PACK]
-    sources = {pack.name: convs[pack.meta["reader"]].args[:2] for pack in packs}
-    return {name: (x, constant(threshold)) for name, (x, threshold) in sources.items()}
+    sources = {pack.name: [convs[reader].args[:2] for reader in pack.meta["readers"]] for pack in packs}
+    return {name: [(x, constant(threshold)) for x, threshold in read] for name, read in sources.items()}
 
 
 class Recorder(Interpreter):
@@ -74,9 +76,7 @@ class Forced(Recorder):
     largest size is kept, and the values of what is compared.
     """
 
-    def __init__(
-        self, graph_module: GraphModule, truth: dict[str, Any], packed: dict[str, tuple[Node, Tensor]]
-    ) -> None:
+    def __init__(self, graph_module: GraphModule, truth: dict[str, Any], packed: Packed) -> None:
         nodes = graph_module.graph.nodes
         packs = [n for n in nodes if n.target is PACK]
         wanted = {*filter(is_forced, nodes), *packs, *(n.args[0] for n in packs)}
@@ -104,8 +104,8 @@ class Forced(Recorder):
         what was summed.
         """
         if n.target is PACK:
-            x, threshold = self.packed[n.name]
-            return pack(self.true_value(x.name), threshold)
+            planes = [pack(self.true_value(x.name), threshold) for x, threshold in self.packed[n.name]]
+            return torch.cat([bits.view(torch.int64) for bits in planes], -1).view(torch.uint64)
         origin = origin_of(n) if is_forced(n) else None
         if origin is None:
             return super().compute(n)

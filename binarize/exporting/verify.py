@@ -121,7 +121,7 @@ def verify(
     inputs = float_inputs(inputs)
     packed = packed_maps(lowered)
     origins = {origin for n in lowered.fused.graph.nodes if is_forced(n) and (origin := origin_of(n))}
-    truth = Recorder(lowered.original, origins.union(x.name for x, _ in packed.values()))
+    truth = Recorder(lowered.original, origins.union(x.name for read in packed.values() for x, _ in read))
     outputs = tensors_of(truth.run(*inputs))
     fused = Forced(lowered.fused, truth.values, packed)
     fused.run(*inputs)

@@ -11,7 +11,7 @@ from binarize import api
 from binarize.exporting import emit, verify
 from binarize.exporting.quantize import batches_of, quantize_ends
 from binarize.lowering import Lowered, lower
-from binarize.passes.lower_tools import ACTIVATE, PACK, Fused, packed_convs
+from binarize.passes.lower_tools import ACTIVATE, PACK, Fused, constant, packed_convs
 from tests.models import conv_bn, randomized
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -89,6 +89,30 @@ def test_a_map_of_too_many_planes_is_packed_for_the_rest(monkeypatch: pytest.Mon
     monkeypatch.setattr("binarize.passes.fuse_packs.MOST_PLANES", 2)
     result = lowered(Readers(), "el")
     assert planes_made(result)["made.0"] == 2 and packs(result) == 1
+    check(result)
+
+
+class Joined(nn.Module):
+    """Readers of a concatenation and of a pool of it, as in an inception block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = conv_bn(3, 24), conv_bn(3, 16)
+        self.first, self.second, self.third = conv_bn(40, 24, 1), conv_bn(40, 24), conv_bn(40, 24, 1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.left(x), self.right(x)], 1)
+        pooled = nn.functional.max_pool2d(y, 3, 1, 1)
+        return self.head((self.first(y) + self.second(y) + self.third(pooled)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("recipe", ["el", "tbn"])
+def test_one_pack_serves_all_readers_of_a_concatenation(recipe: str) -> None:
+    result = lowered(Joined(), recipe, "surgery.keep=['rule:stem']")
+    made = {node.args[0]: node for node in result.fused.graph.find_nodes(op="call_function", target=PACK)}
+    assert packs(result) == len(made) == 2, "one of the concatenation, one of its pool"
+    assert {constant(node.args[1]).shape[0] for node in made.values()} == ({2, 40} if recipe == "el" else {4, 2})
     check(result)
 
 
