@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from binarize.nn.functional import adaptive_mean
-from binarize.passes.lower_tools import PLACE, POOL, constant, fake_value, tensor_of
+from binarize.passes.lower_tools import GATHER_CHANNELS, PLACE, POOL, constant, fake_value, tensor_of
 
 ATEN = torch.ops.aten
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -390,6 +390,7 @@ MOVES = {
     ATEN.expand.default,
     operator.getitem,
     PLACE,
+    GATHER_CHANNELS,
 }
 """Operators that compute nothing."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -304,6 +305,12 @@ def squeezed_link(values: Float, gamma: Float) -> Float:
     for channel in range(len(gamma), values.shape[3]):
         sums[..., channel % len(gamma)] += values[..., channel]
     return sums * gamma
+
+
+def gather_channels(a: Float, b: Float | None, channels: Sequence[int]) -> Float:
+    """`y` of docs/ops.md, "GatherChannels"."""
+    of_a = a.shape[3]
+    return np.stack([a[..., c] if b is None or c < of_a else b[..., c - of_a] for c in channels], axis=-1)
 
 
 def place(x: Float, into: Float | None, first: int, channels: int) -> Float:

@@ -26,7 +26,16 @@ from binarize.files import atomic_output
 from binarize.lowering import Lowered, Shapes, dynamic_batch, float_inputs
 from binarize.lowering.quiet import quiet
 from binarize.nn.ops import Terms, geometry_from_ints
-from binarize.passes.lower_tools import ACTIVATE, ACTIVATE_LINK, PACK, PACKED_CONV, PLACE, POOL, packed_convs
+from binarize.passes.lower_tools import (
+    ACTIVATE,
+    ACTIVATE_LINK,
+    GATHER_CHANNELS,
+    PACK,
+    PACKED_CONV,
+    PLACE,
+    POOL,
+    packed_convs,
+)
 
 try:
     from torch.onnx._internal.exporter import _fx_passes
@@ -163,6 +172,8 @@ def _operators() -> Any:
     register("Activate", inputs, both, {"channels": types.INT})
     register("ActivateLink", inputs | typed("gamma"), both, {"channels": types.INT})
     register("Place", typed("x", "into"), typed("y"), dict.fromkeys(("first", "channels"), types.INT))
+    gathered = typed("a", "b", "channels", channels="tensor(int64)")
+    register("GatherChannels", gathered, typed("y"), {"channels_a": types.INT})
     register("MaxPool", typed("x"), typed("y"), window | {"dilations": types.INTS})
     register("AveragePool", typed("x"), typed("y"), window | {"count_include_pad": types.INT})
     return values.Opset(DOMAIN, 1)
@@ -200,6 +211,10 @@ def _translate_place(x: Any, into: Any, first: int, channels: int) -> Any:
     return _operators().Place(x, into, first=first, channels=channels)
 
 
+def _translate_gather_channels(a: Any, b: Any, channels: Any, channels_a: int) -> Any:
+    return _operators().GatherChannels(a, b, channels, channels_a=channels_a)
+
+
 def _translate_pool(
     x: Any,
     mode: str,
@@ -222,6 +237,7 @@ _TRANSLATIONS = {
     ACTIVATE_LINK: _translate_activate_link,
     POOL: _translate_pool,
     PLACE: _translate_place,
+    GATHER_CHANNELS: _translate_gather_channels,
 }
 
 

@@ -296,6 +296,22 @@ def _place_function() -> onnx.FunctionProto:
     )
 
 
+def _gather_channels_function() -> onnx.FunctionProto:
+    body = _Body()
+    pixels = body.extents("a", 0, 3)
+    b = body.op("Expand", "b", body.concat(pixels, body.extents("b", 3, 4)))  # a neutral one is a channel of zeros
+    body.op("Gather", body.op("Concat", "a", b, axis=3), "channels", axis=3, output="y")
+    return helper.make_function(
+        DOMAIN,
+        "GatherChannels",
+        ["a", "b", "channels"],
+        ["y"],
+        body.nodes,
+        [helper.make_opsetid("", OPSET)],
+        attributes=["channels_a"],
+    )
+
+
 def _pool_function(op_type: str, own: str, default: Any) -> onnx.FunctionProto:
     """The standard operator `op_type` between two transpositions; `own` is the attribute that only it has."""
     body = _Body()
@@ -416,6 +432,7 @@ def model_local_functions() -> list[onnx.FunctionProto]:
         _activate_function("Activate"),
         _activate_function("ActivateLink", "gamma"),
         _place_function(),
+        _gather_channels_function(),
         _pool_function("MaxPool", "dilations", [1, 1]),
         _pool_function("AveragePool", "count_include_pad", 0),
         _int8_conv2d_function(),

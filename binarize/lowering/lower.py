@@ -26,6 +26,7 @@ from binarize.passes.drop_expands import DropExpands
 from binarize.passes.flatten_convs import FlattenConvs
 from binarize.passes.fuse_epilogue import FuseEpilogue
 from binarize.passes.fuse_packs import FusePacks
+from binarize.passes.gather_channels import GatherChannels
 from binarize.passes.grow_maps import GrowMaps
 from binarize.passes.lower_activations import LowerActivations
 from binarize.passes.lower_convs import LowerConvs
@@ -52,6 +53,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     FusePacks(),
     AbsorbShifts(),
     NarrowStream(),
+    GatherChannels(),
     GrowMaps(),
     SqueezeLinks(),
     DecomposeUnfused(),

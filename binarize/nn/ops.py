@@ -361,6 +361,22 @@ def _(x: Tensor, into: Tensor, first: int, channels: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], channels)
 
 
+@torch.library.custom_op("binarize::gather_channels", mutates_args=())
+def gather_channels(a: Tensor, b: Tensor, channels: Tensor, channels_a: int) -> Tensor:
+    """The operator `ai.binarize::GatherChannels` of docs/ops.md: `y[..., c] = cat(a, b)[..., channels[c]]`, NHWC.
+
+    Args:
+        b: another map, or absent.
+        channels: int64 `[C]`; from `channels_a` on, how many `a` has, they are those of `b`.
+    """
+    return torch.cat([a, b.expand(*a.shape[:-1], b.shape[-1])], -1)[..., channels].contiguous()
+
+
+@gather_channels.register_fake
+def _(a: Tensor, b: Tensor, channels: Tensor, channels_a: int) -> Tensor:
+    return a.new_empty(*a.shape[:-1], len(channels))
+
+
 @torch.library.custom_op("binarize::pool2d", mutates_args=())
 def pool2d(
     x: Tensor,

@@ -33,7 +33,7 @@ from op_models import (
     run_kernel,
     session_options,
 )
-from test_pointwise import activate_case, activate_model, fed, place_model, pool_model
+from test_pointwise import activate_case, activate_model, fed, gather_model, place_model, pool_model
 
 import binarize.runtime
 from binarize.errors import EnvironmentProblem, UsageError
@@ -225,6 +225,7 @@ def test_sessions_of_every_operator_are_made_and_run_at_once() -> None:
         "MaxPool": (pool_model("max", (3, 3), Conv(1), x, False), {"x": x}),
         "AveragePool": (pool_model("average", (3, 3), Conv(1), x, True), {"x": x}),
         "Place": (place_model(x, None, 3, 40), {"x": x}),
+        "GatherChannels": (gather_model(x, None, [*range(0, 32, 2), *range(1, 32, 2)]), {"a": x}),
         "Pack": (pack_model(x), {"x": x, "threshold": np.zeros((1, 32), np.float32)}),
     }
     alone = {name: InferenceSession(m, session_options()).run(None, f) for name, (m, f) in models.items()}

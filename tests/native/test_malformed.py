@@ -375,6 +375,22 @@ def test_places_of_any_shape_never_crash(
 
 
 @settings(max_examples=100, deadline=None)
+@given(a=maps, b=maps, of_a=huge, channels=st.lists(st.one_of(huge, extents), max_size=4), constant=st.booleans())
+def test_gathering_any_channels_never_crashes(
+    a: tuple[int, ...], b: tuple[int, ...], of_a: int, channels: list[int], constant: bool
+) -> None:
+    inputs = ["a", "b", "channels"]
+    node = helper.make_node(
+        "GatherChannels", inputs, ["y"], name="node_under_test", domain="ai.binarize", channels_a=of_a
+    )
+    fed = {"a": a} | ({} if constant else {"b": b})
+    constants = {"channels": np.array(channels, np.int64)} | ({"b": ZERO_MAP} if constant else {})
+    ones = {name: np.zeros((1,) * len(shape), np.float32) for name, shape in fed.items()}
+    model = model_bytes([node], ones, constants, {"y": onnx.TensorProto.FLOAT})
+    runs_or_is_refused(model, {name: (np.dtype(np.float32), shape) for name, shape in fed.items()})
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     x=maps,
     op=st.sampled_from(["MaxPool", "AveragePool"]),

@@ -240,6 +240,96 @@ def test_place_equals_the_reference_and_its_function(
     np.testing.assert_array_equal(stock.run(None, placed(x, wide))[0], expected, strict=True)
 
 
+def gather_model(
+    a: np.ndarray, b: np.ndarray | None, channels: Any, of_a: int | None = None, functions: Any = ()
+) -> bytes:
+    node = helper.make_node(
+        "GatherChannels",
+        ["a", "b", "channels"],
+        ["y"],
+        name="gather",
+        domain="ai.binarize",
+        channels_a=a.shape[3] if of_a is None else of_a,
+    )
+    constants = {"channels": np.array(channels, dtype=np.int64)}
+    constants |= {"b": np.zeros((1, 1, 1, 1), a.dtype)} if b is None else {}
+    return model_bytes([node], gathered(a, b), constants, {"y": tensor_type(a)}, functions)
+
+
+def gathered(a: np.ndarray, b: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {"a": a} if b is None else {"a": a, "b": b}
+
+
+@st.composite
+def channel_orders(draw: st.DrawFn, total: int) -> list[int]:
+    """Shuffles of any number of groups, parts of them, runs, and any channels at all."""
+    form = draw(st.sampled_from(["shuffle", "shuffle", "runs", "any"]))
+    if form == "any":
+        return draw(st.lists(st.integers(0, total - 1), min_size=1, max_size=40))
+    if form == "runs":
+        runs = draw(st.lists(st.tuples(st.integers(0, total - 1), st.integers(1, 20)), min_size=1, max_size=5))
+        return [channel for first, size in runs for channel in range(first, min(first + size, total))]
+    groups = draw(st.sampled_from([g for g in range(1, total + 1) if total % g == 0]))
+    order = np.arange(total).reshape(groups, -1).T.flatten().tolist()
+    first = draw(st.integers(0, total - 1))
+    return order[first : draw(st.integers(first + 1, total))]
+
+
+@EXPLORE
+@given(
+    pixels=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 40)),
+    sizes=st.tuples(st.integers(1, 70), st.integers(0, 70)),
+    half=st.booleans(),
+    threads=st.sampled_from(THREADS),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+def test_gathered_channels_equal_the_reference_and_the_function(
+    pixels: Any, sizes: tuple[int, int], half: bool, threads: int, seed: int, data: st.DataObject
+) -> None:
+    rng, kind = np.random.default_rng(seed), np.float16 if half else np.float32
+    a, wide = (rng.normal(size=(*pixels, size)).astype(kind) for size in sizes)
+    b = wide if sizes[1] > 0 else None
+    channels = data.draw(channel_orders(sum(sizes)))
+    expected = reference.gather_channels(a, b, channels)
+    session = InferenceSession(gather_model(a, b, channels), session_options(threads))
+    np.testing.assert_array_equal(session.run(None, gathered(a, b))[0], expected, strict=True)
+    model = gather_model(a, b, channels, functions=model_local_functions())
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    stock = onnxruntime.InferenceSession(model, session_options(threads))
+    np.testing.assert_array_equal(stock.run(None, gathered(a, b))[0], expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "channels", "of_a", "message"),
+    [
+        ((1, 2, 2, 5), None, [0, 5], 5, "a value of input channels"),
+        ((1, 2, 2, 5), None, [-1, 2], 5, "a value of input channels"),
+        ((1, 2, 2, 5), (1, 2, 2, 8), [2**62], 5, "a value of input channels"),
+        ((1, 2, 2, 5), None, [], 5, "input channels"),
+        ((1, 2, 2, 5), None, [[0, 1]], 5, "input channels must have the shape"),
+        ((1, 2, 2, 5), None, [0], 0, "attribute channels_a"),
+        ((1, 2, 2, 5), None, [0], 4, "input a must have the shape"),
+        ((1, 2, 2, 5), (1, 2, 2, 3), [0, 8], 5, "input b must be like a"),
+        ((1, 2, 2, 5), (1, 2, 3, 8), [0, 8], 5, "input b must be like a"),
+        ((1, 2, 2, 5), (2, 2, 2, 8), [0, 8], 5, "input b must be like a"),
+    ],
+)
+def test_gathering_refuses_what_does_not_fit(a: Any, b: Any, channels: Any, of_a: int, message: str) -> None:
+    maps = np.zeros(a, np.float32), None if b is None else np.zeros(b, np.float32)
+    with pytest.raises(Exception, match=rf"GatherChannels node .gather..*{message}"):
+        InferenceSession(gather_model(*maps, channels, of_a), session_options()).run(None, gathered(*maps))
+
+
+def test_channels_to_gather_must_be_constant() -> None:
+    a = np.zeros((1, 2, 2, 5), np.float32)
+    model = onnx.load_from_string(gather_model(a, None, [0]))
+    del model.graph.initializer[0]
+    model.graph.input.append(helper.make_tensor_value_info("channels", onnx.TensorProto.INT64, [1]))
+    with pytest.raises(Exception, match=r"GatherChannels node .gather..*channels must be a non-empty constant"):
+        InferenceSession(model.SerializeToString(), session_options())
+
+
 @pytest.mark.parametrize(
     ("x", "into", "first", "channels", "message"),
     [

@@ -127,6 +127,8 @@ const OrtCustomOp* ActivateLinkHalfOp();
 const OrtCustomOp* ActivateLinkNarrowOp();
 const OrtCustomOp* PlaceOp();
 const OrtCustomOp* PlaceHalfOp();
+const OrtCustomOp* GatherChannelsOp();
+const OrtCustomOp* GatherChannelsHalfOp();
 const OrtCustomOp* MaxPoolOp();
 const OrtCustomOp* MaxPoolHalfOp();
 const OrtCustomOp* AveragePoolOp();

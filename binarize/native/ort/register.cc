@@ -33,9 +33,9 @@ OrtCustomOpDomain* Domain(const OrtApi& api) {
     Check(api, api.CreateCustomOpDomain(kDomain, &made));
     for (const OrtCustomOp* op : {PackOp(), PackHalfOp(), BinaryConv2dOp(), BinaryConv2dHalfOp(), ActivateOp(),
                                   ActivateHalfOp(), ActivateNarrowOp(), ActivateLinkOp(), ActivateLinkHalfOp(),
-                                  ActivateLinkNarrowOp(), PlaceOp(), PlaceHalfOp(), MaxPoolOp(), MaxPoolHalfOp(),
-                                  AveragePoolOp(), AveragePoolHalfOp(), Int8Conv2dOp(), Int8Conv2dHalfOp(),
-                                  KernelInfoOp()}) {
+                                  ActivateLinkNarrowOp(), PlaceOp(), PlaceHalfOp(), GatherChannelsOp(),
+                                  GatherChannelsHalfOp(), MaxPoolOp(), MaxPoolHalfOp(), AveragePoolOp(),
+                                  AveragePoolHalfOp(), Int8Conv2dOp(), Int8Conv2dHalfOp(), KernelInfoOp()}) {
       Check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;
