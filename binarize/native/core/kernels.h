@@ -29,6 +29,7 @@ struct Block {
   size_t lanes;         // valid output channels, 1..16
   size_t link_terms;    // channels summed per output by the link: 1, or more for squeeze
   bool link_is_run;     // link channels of the lanes are consecutive, and every lane sums link_terms of them
+  size_t link_more;     // one run, of which lanes [0, more) sum link_terms and the others one less; 0: no such thing
   size_t link_wrap;     // one term, and the lanes [0, wrap) and those from wrap on are two runs; 0: no such thing
 };
 constexpr size_t kNoMask = static_cast<size_t>(-1);

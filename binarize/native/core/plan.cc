@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 
@@ -435,6 +436,11 @@ void ConvPlan::MapLinkChannels() {
     size_t second = run;  // where the second one ends
     while (second + 1 < b.lanes && first[second + 1] == first[second] + 1) ++second;
     b.link_is_run = even && run == b.lanes;
+    const auto sums_all = [&b](int32_t terms) { return static_cast<size_t>(terms) == b.link_terms; };
+    const size_t more = static_cast<size_t>(std::count_if(count, count + b.lanes, sums_all));
+    const bool falls = std::is_sorted(count, count + b.lanes, std::greater<>()) &&
+                       static_cast<size_t>(count[b.lanes - 1]) + 1 == b.link_terms;
+    b.link_more = run == b.lanes && falls ? more : 0;
     b.link_wrap = b.link_terms == 1 && run < b.lanes && second + 1 == b.lanes ? run : 0;
   }
   FindLinkPeriod();

@@ -136,12 +136,14 @@ template <class V, class E>
 BINARIZE_INLINE void AddLinkChannels(const ConvConst& k, size_t block, const E* pixel, float* sums) {
   const Block& b = k.blocks[block];
   const int32_t* channel = k.link_first + block * kLanes;
-  if (b.link_is_run) {
+  if (b.link_is_run || b.link_more != 0) {
     typename V::Floats sum = V::Load(sums);
-    for (size_t i = 0; i < b.link_terms; ++i) {
-      sum = V::Add(sum, V::LoadFirst(pixel + channel[0] + i * k.link_step, b.lanes));
-    }
-    return V::Store(sums, sum);
+    const E* run = pixel + channel[0];
+    const size_t of_all = b.link_is_run ? b.link_terms : b.link_terms - 1;
+    for (size_t i = 0; i < of_all; ++i, run += k.link_step) sum = V::Add(sum, V::LoadFirst(run, b.lanes));
+    V::Store(sums, sum);
+    if (b.link_more != 0) V::StoreFirst(sums, V::Add(sum, V::LoadFirst(run, b.link_more)), b.link_more);
+    return;
   }
   if (b.link_wrap != 0) {
     const E* rest = pixel + channel[b.link_wrap];
