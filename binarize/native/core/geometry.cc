@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kTasks = 16;              // enough to balance a few threads; a task costs about 0.1 us
 constexpr int64_t kFlatBytes = 16 * 1024;   // activations of one flat task: half of the smallest L1
+constexpr int64_t kTilePixels = 12;         // of the widest kernels
+constexpr int64_t kLeastPixels = 24;        // of a flat task
 
 size_t Aligned(int64_t bytes) { return static_cast<size_t>(RoundUp(bytes, kCacheLine)); }
 
@@ -115,25 +117,25 @@ void ConvGeometry::PlanBase() {
   }
 }
 
-// Rows of a flat map are split in pieces of near-equal size, whole multiples of a tile. Where that gives few tasks (few
-// pixels, as in the last stages of a net) the output channels of a dense conv are split as well.
+// Threads get runs of tasks, as many each, so tasks are alike and their number divides by the usual numbers of threads. A
+// flat map is split by pixels as the other convs' maps are by rows: what a thread wrote it reads in the next conv. Where
+// that gives few tasks (few pixels, as in the last stages of a net) the output channels of a dense conv are split as well.
 void ConvGeometry::PlanTasks() {
   const ConvSpec& s = plan.spec();
   const int64_t blocks = static_cast<int64_t>(plan.constant().block_count);
-  rows_per_task = std::max<int64_t>(1, rows / kTasks);
-  columns_per_task = row_width;
+  row_split = {rows, 1, std::clamp<int64_t>(rows, 1, kTasks)};
+  column_split = {row_width, kTilePixels, 1};
   if (flat) {
     const int64_t bytes_per_pixel = static_cast<int64_t>(plan.constant().words_in) * s.bit_planes() * 8;
-    const int64_t pixels = std::clamp<int64_t>(kFlatBytes / bytes_per_pixel, 24, 256);
-    const int64_t pieces = std::max<int64_t>(1, CeilDiv(row_width, pixels));
-    columns_per_task = std::max<int64_t>(1, std::min(RoundUp(CeilDiv(row_width, pieces), 12), row_width));
+    const int64_t pixels = std::clamp<int64_t>(kFlatBytes / bytes_per_pixel, kLeastPixels, 256);
+    const int64_t most = row_width / kLeastPixels;
+    const int64_t pieces = std::min(RoundUp(CeilDiv(row_width, pixels), kTasks / 2), most / 4 * 4);
+    column_split.pieces = std::max<int64_t>(1, pieces);
   }
-  column_pieces = CeilDiv(std::max<int64_t>(1, row_width), columns_per_task);
-  const int64_t tasks = CeilDiv(rows, rows_per_task) * column_pieces;
-  const int64_t wanted = s.group == 1 && tasks > 0 ? CeilDiv(kTasks / 2, tasks) : 1;
-  blocks_per_task = RoundUp(CeilDiv(blocks, wanted), static_cast<int64_t>(plan.kernels().tile_blocks));
-  block_pieces = CeilDiv(blocks, blocks_per_task);
-  task_count = map.n == 0 ? 0 : static_cast<size_t>(tasks * block_pieces);
+  const int64_t tasks = row_split.pieces * column_split.pieces, tile = static_cast<int64_t>(plan.kernels().tile_blocks);
+  const int64_t wanted = s.group == 1 ? CeilDiv(kTasks / 2, tasks) : 1;
+  block_split = {blocks, tile, std::min(wanted, CeilDiv(blocks, tile))};
+  task_count = map.n == 0 ? 0 : static_cast<size_t>(tasks * block_split.pieces);
 }
 
 void ConvGeometry::PlanScratch() {

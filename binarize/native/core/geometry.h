@@ -1,11 +1,13 @@
 // What follows from a plan and the shape of a map: extents, borders and the split in tasks. Made once for a shape.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "core/aligned.h"
+#include "core/bits.h"
 #include "core/kernels.h"
 #include "core/plan.h"
 
@@ -17,6 +19,13 @@ struct MapShape {
   bool operator==(const MapShape& other) const {
     return n == other.n && h == other.h && w == other.w && planes == other.planes;
   }
+};
+
+// [0, size) in pieces that differ by one unit at most, or by less at the end.
+struct Split {
+  int64_t size = 0, unit = 1, pieces = 1;
+  int64_t Begin(int64_t piece) const { return std::min(size, piece * CeilDiv(size, unit) / pieces * unit); }
+  int64_t End(int64_t piece) const { return Begin(piece + 1); }
 };
 
 // Does not change after it is made, so calls on several threads may share one.
@@ -49,8 +58,7 @@ struct ConvGeometry {
   AlignedVector<int32_t> base;   // [row class][column class][bases][padded channels]; none in a ternary conv
 
   // A task is a range of rows x a range of columns x a range of output blocks.
-  int64_t rows_per_task = 1, columns_per_task = 1, blocks_per_task = 1;
-  int64_t column_pieces = 1, block_pieces = 1;
+  Split row_split, column_split, block_split;
   size_t task_count = 0;
 
   size_t map_bytes = 0, scale_bytes = 0, nonzeros_bytes = 0, scratch_bytes = 0;

@@ -203,12 +203,12 @@ void ConvRun::RunTask(size_t task) const noexcept {
   const auto kernel = plan_.depthwise() ? plan_.kernels().depthwise : plan_.kernels().conv;
   ConvRow batch[kRowsPerBatch];
   const int64_t index = static_cast<int64_t>(task);
-  const int64_t block_piece = index % g_.block_pieces, rest = index / g_.block_pieces;
-  const int64_t first = rest / g_.column_pieces * g_.rows_per_task, last = std::min(first + g_.rows_per_task, g_.rows);
-  const int64_t begin = rest % g_.column_pieces * g_.columns_per_task;
-  const int64_t end = std::min(begin + g_.columns_per_task, g_.row_width);
-  const size_t first_block = static_cast<size_t>(block_piece * g_.blocks_per_task);
-  const size_t last_block = std::min(first_block + static_cast<size_t>(g_.blocks_per_task), constant.block_count);
+  const int64_t block_piece = index % g_.block_split.pieces, rest = index / g_.block_split.pieces;
+  const int64_t row_piece = rest / g_.column_split.pieces, column_piece = rest % g_.column_split.pieces;
+  const int64_t first = g_.row_split.Begin(row_piece), last = g_.row_split.End(row_piece);
+  const int64_t begin = g_.column_split.Begin(column_piece), end = g_.column_split.End(column_piece);
+  const size_t first_block = static_cast<size_t>(g_.block_split.Begin(block_piece));
+  const size_t last_block = static_cast<size_t>(g_.block_split.End(block_piece));
   for (int64_t row = first; row < last;) {
     size_t count = 0;
     for (; row < last && count < static_cast<size_t>(kRowsPerBatch); ++row) batch[count++] = MakeRow(row, begin, end);

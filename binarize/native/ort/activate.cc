@@ -102,10 +102,10 @@ class Activate {
     job.x_step = static_cast<size_t>(x.dims[3]);
     if (x.size() == 0 || (job.y == nullptr && job.bits == nullptr && job.link == nullptr)) return;
     job.pixels = static_cast<size_t>(x.dims[1] * x.dims[2]);
-    call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels_ * 4)));
-    call.tasks_per_image = (job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
-    const size_t tasks = static_cast<size_t>(images) * call.tasks_per_image;
-    RunTasks(api_, context, RunTask, tasks, &call);
+    const PixelTasks tasks(job.pixels, job.channels * SizeOf(job.x_element));
+    call.pixels_per_task = tasks.pixels_per_task;
+    call.tasks_per_image = tasks.count;
+    RunTasks(api_, context, RunTask, static_cast<size_t>(images) * tasks.count, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

@@ -159,9 +159,9 @@ class GatherChannels {
     call.y = static_cast<T*>(MakeOutput(api_, context, 0, dims));
     call.a_channels = static_cast<size_t>(of_a_), call.y_channels = static_cast<size_t>(count_);
     call.pixels = static_cast<size_t>(CheckedProduct(CheckedProduct(dims[0], dims[1], "pixels"), dims[2], "pixels"));
-    call.pixels_per_task = std::max<size_t>(1, kBytesPerTask / (call.y_channels * sizeof(T)));
-    const size_t tasks = (call.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
-    RunTasks(api_, context, Call<T>::RunTask, tasks, &call);
+    const PixelTasks tasks(call.pixels, call.y_channels * sizeof(T));
+    call.pixels_per_task = tasks.pixels_per_task;
+    RunTasks(api_, context, Call<T>::RunTask, tasks.count, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

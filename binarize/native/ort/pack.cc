@@ -65,9 +65,9 @@ class Pack {
     call.job.planes = static_cast<size_t>(planes);
     call.job.channels = static_cast<size_t>(channels);
     call.job.words = static_cast<size_t>(words);
-    call.pixels_per_task = static_cast<size_t>(std::max<int64_t>(1, kBytesPerTask / (channels * 4)));
-    const size_t tasks = (call.job.pixels + call.pixels_per_task - 1) / call.pixels_per_task;
-    RunTasks(api_, context, RunTask, tasks, &call);
+    const PixelTasks tasks(call.job.pixels, call.job.channels * SizeOf(call.job.element));
+    call.pixels_per_task = tasks.pixels_per_task;
+    RunTasks(api_, context, RunTask, tasks.count, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

@@ -76,8 +76,9 @@ class Place {
     call.placed = size * static_cast<size_t>(x.dims[3]);
     call.behind = size * static_cast<size_t>(channels_ - first_ - x.dims[3]);
     const size_t copied = call.into == call.y ? call.placed : call.before + call.placed + call.behind;
-    call.pixels_per_task = std::max<size_t>(1, kBytesPerTask / std::max<size_t>(1, copied));
-    RunTasks(api_, context, RunTask, (call.pixels + call.pixels_per_task - 1) / call.pixels_per_task, &call);
+    const PixelTasks tasks(call.pixels, copied);
+    call.pixels_per_task = tasks.pixels_per_task;
+    RunTasks(api_, context, RunTask, tasks.count, &call);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {

@@ -1,11 +1,20 @@
 // See ports.h.
 #include "ort/ports.h"
 
+#include <algorithm>
+
 #include "core/half.h"
 #include "core/plan.h"
 
 namespace binarize {
 namespace ort {
+
+PixelTasks::PixelTasks(size_t pixels, size_t bytes_per_pixel) {
+  constexpr size_t kTasks = 8, kLeastBytes = 16 * 1024, kMostBytes = 64 * 1024;
+  const size_t bytes = std::max<size_t>(1, bytes_per_pixel);
+  pixels_per_task = std::max<size_t>(1, std::clamp(pixels * bytes / kTasks, kLeastBytes, kMostBytes) / bytes);
+  count = (pixels + pixels_per_task - 1) / pixels_per_task;
+}
 
 Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index) {
   int is_constant = 0;

@@ -14,7 +14,13 @@ namespace ort {
 inline Element ElementOf(int32_t type) { return type == kFloat16 ? Element::kFloat16 : Element::kFloat32; }
 inline size_t SizeOf(Element e) { return e == Element::kFloat16 ? sizeof(Half) : sizeof(float); }
 
-constexpr int64_t kBytesPerTask = 64 * 1024;          // of what goes through a map once, pixel by pixel
+// How a map that is gone through once, pixel by pixel, is split: in tasks that are worth their dispatch, and small ones
+// in enough that threads share them evenly. Pixels of one part of a map so tend to stay with one thread, from operator to
+// operator.
+struct PixelTasks {
+  PixelTasks(size_t pixels, size_t bytes_per_pixel);
+  size_t pixels_per_task, count;
+};
 
 // The value of a constant input, or a tensor without data when it is not constant.
 Tensor ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index);
