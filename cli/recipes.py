@@ -83,14 +83,15 @@ def _show(output: Output, recipe: Recipe) -> None:
 
 
 def _stages(stages: tuple[StageConfig, ...]) -> Iterator[tuple[str, ...]]:
-    """A row per stage. A stage without a share is left out of training, so that it teaches none."""
+    """A row per stage. A stage without a share is left out of training: it teaches none, and none starts from it."""
     trained = False
     for stage in stages:
-        yield _stage(stage, "previous" if stage.teacher == "previous" and trained else "float")
+        teacher = "previous" if stage.teacher == "previous" and trained else "float"
+        yield _stage(stage, stage.start if trained else "converted", teacher)
         trained = trained or stage.share > 0
 
 
-def _stage(stage: StageConfig, teacher: str) -> tuple[str, ...]:
+def _stage(stage: StageConfig, start: str, teacher: str) -> tuple[str, ...]:
     losses = {
         "cross entropy": stage.cross_entropy,
         "distillation": stage.distillation,
@@ -106,4 +107,4 @@ def _stage(stage: StageConfig, teacher: str) -> tuple[str, ...]:
         rates += f", {stage.search} search every {stage.search_every} steps"
     taught = teacher if stage.distillation or stage.attention else "none"
     share = f"{stage.share:g}" if stage.share else "0 (off)"
-    return (stage.name, share, stage.activations, stage.weights, stage.start, taught, terms, rates)
+    return (stage.name, share, stage.activations, stage.weights, start, taught, terms, rates)

@@ -2,7 +2,7 @@
 
 from binarize.config import Config, ConvConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import FLOAT_PROJECTIONS, IDENTITY, PUBLISHED
+from binarize.recipes.parts import FLOAT_PROJECTIONS, IDENTITY, NO_IDENTITY, PUBLISHED
 
 BINARYE = Recipe(
     name="binarye",
@@ -21,7 +21,7 @@ BINARYE = Recipe(
     table1=("57.9", "61.2", "NC", "56.7", "59.5"),
     cost=FLOAT_PROJECTIONS,
     limits=(
-        "convs that change channels or size have no identity: they go without, or with the block's float projection",
+        NO_IDENTITY,
         "the authors put a batch norm before the first block's sign; a converted net has pooling alone there, so "
         "that most of that conv's input bits are +1 (--set conv.threshold=median balances them)",
         "padded taps are 0, as everywhere here; the authors' code pads the signs with -1",

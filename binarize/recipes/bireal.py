@@ -2,7 +2,15 @@
 
 from binarize.config import Config
 from binarize.recipes import Recipe
-from binarize.recipes.parts import BIREAL_CONV, BIREAL_GRADIENTS, FLOAT_PROJECTIONS, IDENTITY, PUBLISHED
+from binarize.recipes.parts import (
+    BIREAL_CONV,
+    BIREAL_GRADIENTS,
+    FLOAT_PROJECTIONS,
+    IDENTITY,
+    LAST_ACTIVATION,
+    NO_IDENTITY,
+    PUBLISHED,
+)
 
 BIREAL = Recipe(
     name="bireal",
@@ -18,8 +26,8 @@ BIREAL = Recipe(
     table1=("57.8", "62.7", "NC", "56.4", "62.2"),
     cost=FLOAT_PROJECTIONS,
     limits=(
-        "convs that change channels or size have no identity: they go without, or with the block's float projection",
-        "the last activation before the classifier stays, as it feeds no sign; the paper has none",
+        NO_IDENTITY,
+        LAST_ACTIVATION,
         "the 50-layer net of the authors links tensors of equal width across blocks; a converter keeps the user's net",
     ),
 )

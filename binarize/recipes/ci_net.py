@@ -27,8 +27,8 @@ CI_NET = Recipe(
     cost="convs with edges: two small binary convs more and a float map between these and the conv; float projections",
     limits=(
         "a block's own shortcut is the only one (the paper's better variant adds Bi-Real's: --set link.kind=identity)",
-        "at most conv.interactions = 16 edges per conv (the paper: up to 100); no channel is both source and target",
-        "the sign of the lower branch, a misprint in the paper, is read as minus",
+        "at most conv.interactions = 16 edges per conv (the authors': up to 100); no channel is both source and target",
+        "the sign of the lower branch is minus, which the authors' code seems to have mistyped",
         "the paper finds edges by reinforcement learning; here random edges stay if the loss on the batch falls",
     ),
 )

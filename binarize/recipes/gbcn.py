@@ -2,7 +2,15 @@
 
 from binarize.config import Config, StageConfig, TrainingConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import BIREAL_CONV, BIREAL_GRADIENTS, FLOAT_PROJECTIONS, IDENTITY, PUBLISHED
+from binarize.recipes.parts import (
+    BIREAL_CONV,
+    BIREAL_GRADIENTS,
+    FLOAT_PROJECTIONS,
+    IDENTITY,
+    LAST_ACTIVATION,
+    NO_IDENTITY,
+    PUBLISHED,
+)
 
 GBCN = Recipe(
     name="gbcn",
@@ -24,5 +32,9 @@ GBCN = Recipe(
     ),
     table1=("-", "-", "-", "57.8", "-"),
     cost=f"{FLOAT_PROJECTIONS}: bits are bits",
-    limits=("the paper's operators are known from secondary sources only", "otherwise as bireal"),
+    limits=(
+        "the paper's operators are known from secondary sources only",
+        NO_IDENTITY,
+        LAST_ACTIVATION,
+    ),
 )

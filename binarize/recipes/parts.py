@@ -20,6 +20,10 @@ BEHIND_NORM = (
 )
 """A limit of the recipes whose papers have another order."""
 
+NO_IDENTITY = (
+    "convs that change channels or size have no identity: they go without, or with the block's float projection"
+)
+LAST_ACTIVATION = "the last activation before the classifier stays, as it feeds no sign; the paper has none"
 FLOAT_PROJECTIONS = "as el, plus float projections"
 """The cost of recipes with `PUBLISHED` surgery that compute nothing else of their own."""
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from binarize.config import Config, ConvConfig, TrainingConfig
 from binarize.recipes import Recipe
-from binarize.recipes.parts import CLIP_GRADIENTS, GATE, IDENTITY, PUBLISHED, REAL_TO_BIN_STAGES
+from binarize.recipes.parts import CLIP_GRADIENTS, GATE, IDENTITY, NO_IDENTITY, PUBLISHED, REAL_TO_BIN_STAGES
 
 REAL_TO_BIN = Recipe(
     name="real-to-bin",
@@ -28,6 +28,6 @@ REAL_TO_BIN = Recipe(
     limits=(
         "the authors' blocks have the batch norm before the sign and the PReLU before the shortcut; a converted net "
         "keeps its own order, conv, batch norm, activation, and thresholds tau do what that norm does to the signs",
-        "convs that change channels or size have no identity: they go without, or with the block's float projection",
+        NO_IDENTITY,
     ),
 )

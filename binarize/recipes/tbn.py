@@ -15,7 +15,7 @@ TBN = Recipe(
         link=NO_LINK,
     ),
     equations=(
-        "t(x) = 1 above delta, -1 below -delta, 0 between; delta = 0.4 mean |x| (a running mean)",
+        "t(x) = 1 above delta, -1 at -delta and below, 0 between; delta = 0.4 mean |x| (a running mean)",
         "     = (sign(x - delta) + sign(x + delta)) / 2, two planes of bits; gradient where |x| < 1",
         "y = BN(alpha * (t(x) conv sign(W')))",
         *CENTRED,

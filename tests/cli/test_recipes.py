@@ -37,4 +37,6 @@ def test_a_stage_left_out_teaches_none(cli):
         ]
 
     assert rows("el-dagger")[0][1:3] == ["0", "(off)"]
-    assert rows("el-dagger")[-1][5] == "float" and rows("real-to-bin")[-1][5] == "previous"
+    assert rows("el-dagger")[-1][4:6] == ["converted", "float"], "nothing comes before it"
+    assert rows("real-to-bin")[0][4:6] == ["converted", "float"]
+    assert rows("real-to-bin")[-1][4:6] == ["previous", "previous"]
