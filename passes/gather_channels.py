@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.layout_rules import ATEN, SPLITS, rank_of, shape_of
-from binarize.passes.lower_tools import GATHER_CHANNELS, add_constant, set_value_like
+from binarize.passes.lower_tools import GATHER_CHANNELS, add_constant, set_value_like, stream_of
 
 CHANNELS = 3
 """Their axis in a channels-last map."""
@@ -74,7 +74,7 @@ def _parts(node: Node, order: Tensor) -> list[tuple[Node, Tensor]]:
 def _gather(graph_module: GraphModule, source: Node, part: Node, channels: Tensor) -> None:
     """Give the readers of `part` a map of those channels of `source`, or of the two maps that it joins."""
     a, *more = _joined(source)
-    stream = part.meta.get("stream", torch.float32)
+    stream = stream_of(part)
     wanted = add_constant(graph_module, f"{part.name}_channels", channels, part)
     if not more:
         more = [add_constant(graph_module, f"{part.name}_b", torch.zeros(1, 1, 1, 1, dtype=stream), part)]
@@ -90,9 +90,5 @@ def _joined(source: Node) -> list[Node]:
     """The two maps that `source` joins, or `source`."""
     args: Any = source.args
     joins = source.target is ATEN.cat.default and args[1:] in ((CHANNELS,), (-1,)) and len(args[0]) == 2
-    alike = joins and all(rank_of(n) == 4 and _stream(n) == _stream(source) for n in args[0])
+    alike = joins and all(rank_of(n) == 4 and stream_of(n) == stream_of(source) for n in args[0])
     return list(args[0]) if alike else [source]
-
-
-def _stream(node: Node) -> torch.dtype:
-    return node.meta.get("stream", torch.float32)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.layout_rules import ATEN, is_fixed, rank_of, shape_of
-from binarize.passes.lower_tools import ACTIVATE, PLACE, Fused, add_constant, set_value_like
+from binarize.passes.lower_tools import ACTIVATE, PLACE, Fused, add_constant, set_value_like, stream_of
 
 CHANNELS = 3
 """Their axis in a channels-last map."""
@@ -50,13 +50,9 @@ def _operands(cat: Node) -> list[Node]:
     return list(cat.args[0])  # type: ignore[arg-type]
 
 
-def _stream(node: Node) -> torch.dtype:
-    return node.meta.get("stream", torch.float32)  # type: ignore[no-any-return]
-
-
 def _parts(cat: Node, known: dict[Node, list[Node]]) -> list[Node]:
     """What `cat` joins; of an operand that is joined itself, what that joins."""
-    apart = [known[n] if n in known and _stream(n) == _stream(cat) else [n] for n in _operands(cat)]
+    apart = [known[n] if n in known and stream_of(n) == stream_of(cat) else [n] for n in _operands(cat)]
     return [part for parts in apart for part in parts]
 
 
@@ -64,7 +60,7 @@ def _stages(joins: list[Node], parts: dict[Node, list[Node]]) -> list[Node]:
     """The longest of `joins`, and those it goes on from whose readers can read the first channels of a wider map."""
     longest = max(joins, key=lambda cat: len(parts[cat]))
     stages = [
-        cat for cat in joins if parts[cat] == parts[longest][: len(parts[cat])] and _stream(cat) == _stream(longest)
+        cat for cat in joins if parts[cat] == parts[longest][: len(parts[cat])] and stream_of(cat) == stream_of(longest)
     ]
     while bad := [cat for cat in stages if cat is not longest and not _read_in_part(cat, stages)]:
         stages = [cat for cat in stages if cat not in bad]
@@ -83,7 +79,7 @@ def _grow(graph_module: GraphModule, stages: list[Node], parts: dict[Node, list[
     """Place the parts before the first stage that has them."""
     longest = max(stages, key=lambda cat: len(parts[cat]))
     channels = shape_of(longest)[CHANNELS]
-    neutral = torch.zeros(1, 1, 1, 1, dtype=_stream(longest))
+    neutral = torch.zeros(1, 1, 1, 1, dtype=stream_of(longest))
     first, wide = 0, add_constant(graph_module, f"{longest.name}_into", neutral, stages[0])
     grown: list[Node] = []
     for cat in stages:
@@ -92,7 +88,7 @@ def _grow(graph_module: GraphModule, stages: list[Node], parts: dict[Node, list[
                 arguments: tuple[Any, ...] = (part, wide, first, channels)
                 wide = graph_module.graph.call_function(PLACE, arguments)
             set_value_like(wide, longest, lambda v: v)
-            wide.meta["stream"] = _stream(longest)
+            wide.meta["stream"] = stream_of(longest)
             first += shape_of(part)[CHANNELS]
             grown.append(wide)
         cat.replace_all_uses_with(grown[len(parts[cat]) - 1])

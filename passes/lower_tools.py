@@ -93,6 +93,11 @@ def permute(graph_module: GraphModule, node: Node, dims: list[int], before: Node
     return set_value_like(call, node, lambda v: v.permute(dims))
 
 
+def stream_of(node: Node) -> torch.dtype:
+    """The element type of `node`'s map."""
+    return node.meta.get("stream", torch.float32)  # type: ignore[no-any-return]
+
+
 def set_value_like(node: Node, source: Node, function: Any) -> Node:
     """Record `function(source's fake value)` as `node`'s."""
     if fake_value(source) is not None:
