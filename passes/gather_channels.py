@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.layout_rules import ATEN, SPLITS, rank_of, shape_of
-from binarize.passes.lower_tools import GATHER_CHANNELS, add_constant, set_value_like, stream_of
+from binarize.passes.lower_tools import GATHER_CHANNELS, add_constant, fake_value, set_value_like, stream_of
 
 CHANNELS = 3
 """Their axis in a channels-last map."""
@@ -49,7 +49,10 @@ def _shuffle(node: Node) -> tuple[Node, Tensor] | None:
     if not isinstance(source, Node) or rank_of(source) != 4 or rank_of(grouped) != 5 or rank_of(node) != 4:
         return None
     (*pixels, channels), (*before, groups, per_group), (*behind, same) = map(shape_of, (source, grouped, node))
-    if not (list(map(str, pixels)) == list(map(str, before)) == list(map(str, behind)) and channels == same):
+    numbers = all(isinstance(extent, int) for extent in (channels, groups, per_group, same))
+    if not numbers or channels != same or fake_value(source).dtype != torch.float32:
+        return None
+    if not list(map(str, pixels)) == list(map(str, before)) == list(map(str, behind)):
         return None
     return source, torch.arange(channels).view(groups, per_group).T.flatten()
 

@@ -97,6 +97,21 @@ def test_a_shuffle_that_others_read_whole_is_made_whole() -> None:
     assert gathered(exported(both)) == (1, ["Transpose", "Split"])
 
 
+def test_numbers_that_are_no_floats_are_shuffled_as_they_were() -> None:
+    """A mask or an index map in the shape of a shuffle: the operator moves floats alone."""
+
+    class Masked(Shuffling):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.cat([branch(self.stem(x)) for branch in self.branches], 1)
+            ranks = (y.mean((2, 3), keepdim=True) * 10).to(torch.int64).expand_as(y).permute(0, 2, 3, 1)
+            turned = ranks.reshape(*ranks.shape[:3], 2, 36).transpose(3, 4).reshape(ranks.shape)
+            kept = y * (turned.permute(0, 3, 1, 2) % 2 == 0)
+            return self.head(self.readers[0](kept).mean((2, 3)))
+
+    model = Masked(read="whole")
+    assert gathered(exported(model))[0] == 0
+
+
 def test_shufflenet_has_no_layout_node_left() -> None:
     torchvision = pytest.importorskip("torchvision")
     small = torchvision.models.ShuffleNetV2([2, 2, 1], [12, 16, 24, 32, 48], num_classes=5)

@@ -35,8 +35,8 @@ struct HasFactors {
   bool any() const { return gate || pixels; }
 };
 
-// What a node brings beside its weight. The per-channel parameters each hold 1 or channels_out values, scale perhaps as many per term, and next_threshold per
-// plane of the next bits.
+// What a node brings beside its weight. The per-channel parameters each hold 1 or channels_out values, scale perhaps as
+// many per term, and next_threshold per plane of the next bits.
 struct ConvParameters {
   std::vector<float> scale, bias, gamma, slope, shift, next_threshold;
   int64_t next_planes = 1;
