@@ -13,11 +13,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.layout_rules import ATEN, SPLITS, rank_of, shape_of
+from binarize.passes.layout_rules import ATEN, CHANNELS, SPLITS, joins_channels, rank_of, shape_of
 from binarize.passes.lower_tools import GATHER_CHANNELS, add_constant, fake_value, set_value_like, stream_of
-
-CHANNELS = 3
-"""Their axis in a channels-last map."""
 
 
 class GatherChannels:
@@ -70,8 +67,8 @@ def _parts(node: Node, order: Tensor) -> list[tuple[Node, Tensor]]:
     """What reads `node`'s channels: the items of its splits, if it is only split, else `node` itself."""
     if not all(user.target in SPLITS and user.args[2:] in ((CHANNELS,), (-1,)) for user in node.users):
         return [(node, order)]
-    sizes = [(split, order.split(split.args[1])) for split in node.users]  # type: ignore[no-untyped-call]
-    return [(item, parts[item.args[1]]) for split, parts in sizes for item in split.users]  # type: ignore[index]
+    splits = [(split, order.split(split.args[1])) for split in node.users]  # type: ignore[no-untyped-call]
+    return [(item, parts[item.args[1]]) for split, parts in splits for item in split.users]  # type: ignore[index]
 
 
 def _gather(graph_module: GraphModule, source: Node, part: Node, channels: Tensor) -> None:
@@ -91,7 +88,6 @@ def _gather(graph_module: GraphModule, source: Node, part: Node, channels: Tenso
 
 def _joined(source: Node) -> list[Node]:
     """The two maps that `source` joins, or `source`."""
-    args: Any = source.args
-    joins = source.target is ATEN.cat.default and args[1:] in ((CHANNELS,), (-1,)) and len(args[0]) == 2
-    alike = joins and all(rank_of(n) == 4 and stream_of(n) == stream_of(source) for n in args[0])
-    return list(args[0]) if alike else [source]
+    maps: list[Node] = list(source.args[0]) if joins_channels(source) else []  # type: ignore[arg-type]
+    alike = all(rank_of(n) == 4 and stream_of(n) == stream_of(source) for n in maps)
+    return maps if len(maps) == 2 and alike else [source]

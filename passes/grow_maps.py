@@ -13,11 +13,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.layout_rules import ATEN, is_fixed, rank_of, shape_of
+from binarize.passes.layout_rules import CHANNELS, is_fixed, joins_channels, rank_of, shape_of
 from binarize.passes.lower_tools import ACTIVATE, PLACE, Fused, add_constant, set_value_like, stream_of
-
-CHANNELS = 3
-"""Their axis in a channels-last map."""
 
 
 class GrowMaps:
@@ -27,7 +24,7 @@ class GrowMaps:
         changed = 0
         parts: dict[Node, list[Node]] = {}
         for node in graph_module.graph.nodes:
-            if _joins_channels(node):
+            if _joins_fixed_maps(node):
                 parts[node] = _parts(node, parts)
         left = list(parts)
         while left:
@@ -40,10 +37,8 @@ class GrowMaps:
         return PassResult(graph_module, changed)
 
 
-def _joins_channels(node: Node) -> bool:
-    if node.target is not ATEN.cat.default or len(node.args) < 2 or node.args[1] not in (CHANNELS, -1):
-        return False
-    return all(rank_of(n) == 4 and is_fixed(n) for n in (node, *_operands(node)))
+def _joins_fixed_maps(node: Node) -> bool:
+    return joins_channels(node) and all(rank_of(n) == 4 and is_fixed(n) for n in (node, *_operands(node)))
 
 
 def _operands(cat: Node) -> list[Node]:

@@ -19,6 +19,8 @@ from binarize.nn.functional import adaptive_mean
 from binarize.passes.lower_tools import GATHER_CHANNELS, PLACE, POOL, constant, fake_value, tensor_of
 
 ATEN = torch.ops.aten
+CHANNELS = 3
+"""Their axis in a channels-last map."""
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """A target and its arguments; operands that are maps stand for their channels-last form."""
 
@@ -77,6 +79,11 @@ def _for_example(extent: Any) -> int:
     """What a symbolic extent is for the example input; asking it itself would add a guard."""
     value: Any = extent.node.hint if isinstance(extent, torch.SymInt) else extent
     return int(value)
+
+
+def joins_channels(node: Node) -> bool:
+    """Whether `node` concatenates channels-last maps along their channels."""
+    return node.target is ATEN.cat.default and len(node.args) > 1 and node.args[1] in (CHANNELS, -1)
 
 
 def is_fixed(node: Any) -> bool:
