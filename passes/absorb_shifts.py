@@ -1,8 +1,9 @@
 """Take the shift that ends an epilogue (RPReLU's) out of the map that is kept, where every reader can do without it.
 
 Links and residuals are sums: what the map lacks goes, once and for all, into the bias of the operator that adds it. A
-threshold moves by as much. That is one operation less for every value of the map. For the proof, `meta["offset"]` of a
-map's maker says what the map lacks, and its `meta["threshold"]` with what the whole would be compared.
+threshold moves by as much, and so does the mean that a gate begins with. That is one operation less for every value of
+the map. For the proof, `meta["offset"]` of a map's maker says what the map lacks, and its `meta["threshold"]` with what
+the whole would be compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from binarize.nn.geometry import ConvGeometry
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.lower_tools import (
     ARGUMENTS,
+    GATE,
     PACK,
     Fused,
     add_constant,
@@ -42,8 +44,8 @@ class AbsorbShifts:
 
 
 def _reads_shifted(y: Node, user: Node, geometries: dict[Node, ConvGeometry]) -> bool:
-    """Whether `user` only packs `y`, or adds it or its Elastic Link."""
-    if user.target is PACK:
+    """Whether `user` only packs `y`, gates by it, or adds it or its Elastic Link."""
+    if user.target in (PACK, GATE):
         return True
     if user.target not in ARGUMENTS:
         return False
@@ -71,6 +73,9 @@ def _absorb(graph_module: GraphModule, maker: Fused, y: Node, geometries: dict[N
         if user.target is PACK:
             _move_threshold(graph_module, user, shift)
             continue
+        if user.target is GATE:
+            _move_bias(graph_module, user, shift)
+            continue
         fused = Fused(user)
         bias = fused.value("bias").double()
         if fused["residual"] is y:
@@ -85,6 +90,12 @@ def _move_threshold(graph_module: GraphModule, pack: Node, shift: Tensor) -> Non
     assert isinstance(threshold, Node)
     moved = (constant(threshold).double() - shift).float()
     pack.update_arg(1, add_constant(graph_module, f"{pack.name}_threshold", moved, pack))
+
+
+def _move_bias(graph_module: GraphModule, gate: Node, shift: Tensor) -> None:
+    reduce, bias = (constant(node).double() for node in gate.args[1:3])  # type: ignore[arg-type]
+    moved = (bias + shift.expand(len(reduce)) @ reduce).float()
+    gate.update_arg(2, add_constant(graph_module, f"{gate.name}_bias", moved, gate))
 
 
 def _linked(shift: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -21,6 +21,7 @@ ACTIVATE_LINK = OPS.activate_link.default
 POOL = OPS.pool2d.default
 PLACE = OPS.place.default
 GATHER_CHANNELS = OPS.gather_channels.default
+GATE = OPS.gate.default
 PERMUTE = torch.ops.aten.permute.default
 TO_NHWC = [0, 2, 3, 1]
 TO_NCHW = [0, 3, 1, 2]

@@ -16,7 +16,7 @@ from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ATEN
 from binarize.passes.layout_rules import MOVES, is_map
 from binarize.passes.lower_activations import neutral_activate
-from binarize.passes.lower_tools import ARGUMENTS, PACK, POOL, Fused, add_constant, set_value_like
+from binarize.passes.lower_tools import ARGUMENTS, GATE, PACK, POOL, Fused, add_constant, set_value_like
 
 
 class NarrowStream:
@@ -36,7 +36,7 @@ class NarrowStream:
                 if node.target in MOVES:
                     for operand in [i for i in node.all_input_nodes if is_map(i) and i not in narrowed]:
                         node.replace_input_with(operand, _narrow(graph_module, operand, node, copies))
-            elif node.target is not PACK and not _is_bits(node):
+            elif node.target not in (PACK, GATE) and not _is_bits(node):
                 for operand in [i for i in node.all_input_nodes if i in narrowed]:
                     node.replace_input_with(operand, _widen(operand, node))
         for node in narrowed:

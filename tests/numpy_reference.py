@@ -313,6 +313,57 @@ def gather_channels(a: Float, b: Float | None, channels: Sequence[int]) -> Float
     return np.stack([a[..., c] if b is None or c < of_a else b[..., c - of_a] for c in channels], axis=-1)
 
 
+def gate(
+    x: Float,
+    reduce: Float,
+    reduce_bias: Float,
+    expand: Float,
+    expand_bias: Float,
+    *,
+    silu: bool = False,
+    hard: bool = False,
+) -> Float:
+    """`factor` of docs/ops.md, "Gate"."""
+    size = x.shape[1:3]
+    share = np.float32(1) / np.float32(size[0] * size[1])
+    mean = np.zeros((len(x), x.shape[3]), np.float32)
+    for row in range(size[0]):
+        of_row = np.zeros_like(mean)
+        for column in range(size[1]):
+            of_row = of_row + x[:, row, column].astype(np.float32)
+        mean = mean + of_row
+    hidden = _project(mean * share, reduce, reduce_bias)
+    activated = hidden * sigmoid(hidden) if silu else np.where(hidden < 0, np.float32(0), hidden)
+    t = _project(activated, expand, expand_bias)
+    line = t * np.float32(1 / 6) + np.float32(0.5)
+    return (np.clip(line, np.float32(0), np.float32(1)) if hard else sigmoid(t))[:, None, None, :]
+
+
+def _project(x: Float, weight: Float, bias: Float) -> Float:
+    """Four sums, each of a quarter of the inputs."""
+    inputs, outputs = weight.shape
+    most = -(-inputs // 4)
+    sums = [np.zeros((len(x), outputs), np.float32) for _ in range(4)]
+    for i in range(inputs):
+        sums[i // most] = fma(x[:, i : i + 1], weight[i], sums[i // most])
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + bias
+
+
+def sigmoid(t: Float) -> Float:
+    """`1 / (1 + e^-t)`, with e^x as `2^n e^r` and eight terms of the series, each step rounded."""
+    f = np.float32
+    x = -np.clip(t, f(-87), f(87))
+    shift = f(12582912)
+    shifted = x * f(1.44269504) + shift
+    n = shifted - shift
+    r = (x - n * f(0.693359375)) - n * f(-2.12194440e-4)
+    series = np.full_like(r, f(1 / 5040))
+    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1):
+        series = series * r + f(term)
+    exponent = (shifted.view(np.uint32) - shift.view(np.uint32) + np.uint32(127)) << np.uint32(23)
+    return f(1) / (f(1) + series * exponent.view(np.float32))
+
+
 def place(x: Float, into: Float | None, first: int, channels: int) -> Float:
     """`y` of docs/ops.md, "Place"."""
     y = np.zeros((*x.shape[:3], channels), x.dtype) if into is None else into.copy()

@@ -29,6 +29,7 @@ from binarize.nn.ops import Terms, geometry_from_ints
 from binarize.passes.lower_tools import (
     ACTIVATE,
     ACTIVATE_LINK,
+    GATE,
     GATHER_CHANNELS,
     PACK,
     PACKED_CONV,
@@ -174,6 +175,8 @@ def _operators() -> Any:
     register("Place", typed("x", "into"), typed("y"), dict.fromkeys(("first", "channels"), types.INT))
     gathered = typed("a", "b", "channels", channels="tensor(int64)")
     register("GatherChannels", gathered, typed("y"), {"channels_a": types.INT})
+    gates = dict.fromkeys(("reduce", "reduce_bias", "expand", "expand_bias"), "tensor(float)")
+    register("Gate", typed("x") | gates, {"factor": "tensor(float)"}, dict.fromkeys(("silu", "hard"), types.INT))
     register("MaxPool", typed("x"), typed("y"), window | {"dilations": types.INTS})
     register("AveragePool", typed("x"), typed("y"), window | {"count_include_pad": types.INT})
     return values.Opset(DOMAIN, 1)
@@ -215,6 +218,11 @@ def _translate_gather_channels(a: Any, b: Any, channels: Any, channels_a: int) -
     return _operators().GatherChannels(a, b, channels, channels_a=channels_a)
 
 
+def _translate_gate(x: Any, *parameters: Any) -> Any:
+    *tensors, silu, hard = parameters
+    return _operators().Gate(x, *tensors, silu=int(silu), hard=int(hard))
+
+
 def _translate_pool(
     x: Any,
     mode: str,
@@ -238,6 +246,7 @@ _TRANSLATIONS = {
     POOL: _translate_pool,
     PLACE: _translate_place,
     GATHER_CHANNELS: _translate_gather_channels,
+    GATE: _translate_gate,
 }
 
 

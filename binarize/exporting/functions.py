@@ -312,6 +312,22 @@ def _gather_channels_function() -> onnx.FunctionProto:
     )
 
 
+def _gate_function() -> onnx.FunctionProto:
+    body = _Body()
+    silu, hard = (body.op("Cast", body.int_attribute(name), to=onnx.TensorProto.BOOL) for name in ("silu", "hard"))
+    mean = body.op("ReduceMean", body.floats("x"), body.constant([1, 2]), keepdims=0)
+    hidden = body.op("Add", body.op("MatMul", mean, "reduce"), "reduce_bias")
+    activated = body.op("Where", silu, body.op("Mul", hidden, body.op("Sigmoid", hidden)), body.op("Relu", hidden))
+    factor = body.op("Add", body.op("MatMul", activated, "expand"), "expand_bias")
+    hard_factor = body.op("HardSigmoid", factor, alpha=1 / 6, beta=0.5)
+    chosen = body.op("Where", hard, hard_factor, body.op("Sigmoid", factor))
+    body.op("Unsqueeze", chosen, body.constant([1, 2]), output="factor")
+    inputs = ["x", "reduce", "reduce_bias", "expand", "expand_bias"]
+    integers = [helper.make_attribute(name, 0) for name in ("silu", "hard")]
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_function(DOMAIN, "Gate", inputs, ["factor"], body.nodes, opset, attribute_protos=integers)
+
+
 def _pool_function(op_type: str, own: str, default: Any) -> onnx.FunctionProto:
     """The standard operator `op_type` between two transpositions; `own` is the attribute that only it has."""
     body = _Body()
@@ -433,6 +449,7 @@ def model_local_functions() -> list[onnx.FunctionProto]:
         _activate_function("ActivateLink", "gamma"),
         _place_function(),
         _gather_channels_function(),
+        _gate_function(),
         _pool_function("MaxPool", "dilations", [1, 1]),
         _pool_function("AveragePool", "count_include_pad", 0),
         _int8_conv2d_function(),

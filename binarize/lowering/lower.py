@@ -25,6 +25,7 @@ from binarize.passes.drop_aliases import DropAliases
 from binarize.passes.drop_expands import DropExpands
 from binarize.passes.flatten_convs import FlattenConvs
 from binarize.passes.fuse_epilogue import FuseEpilogue
+from binarize.passes.fuse_gates import FuseGates
 from binarize.passes.fuse_packs import FusePacks
 from binarize.passes.gather_channels import GatherChannels
 from binarize.passes.grow_maps import GrowMaps
@@ -50,6 +51,7 @@ LOWERING_PASSES: tuple[Pass, ...] = (
     LowerMaps(),
     CancelTransposes(),
     MergeEqual(),
+    FuseGates(),
     FusePacks(),
     AbsorbShifts(),
     NarrowStream(),

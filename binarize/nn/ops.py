@@ -377,6 +377,30 @@ def _(a: Tensor, b: Tensor, channels: Tensor, channels_a: int) -> Tensor:
     return a.new_empty(*a.shape[:-1], len(channels))
 
 
+@torch.library.custom_op("binarize::gate", mutates_args=())
+def gate(
+    x: Tensor, reduce: Tensor, reduce_bias: Tensor, expand: Tensor, expand_bias: Tensor, silu: bool, hard: bool
+) -> Tensor:
+    """The operator `ai.binarize::Gate` of docs/ops.md: the factor per image and channel of squeeze-excite, NHWC.
+
+    Args:
+        reduce: `[C, R]`, and
+        expand: `[R, O]`: what the means over the map are multiplied by, and what that is.
+        silu: SiLU is between the two, else ReLU.
+        hard: a hard sigmoid is behind them, else a sigmoid.
+    """
+    hidden = x.float().mean((1, 2)) @ reduce + reduce_bias
+    factor = (F.silu(hidden) if silu else hidden.relu()) @ expand + expand_bias
+    return (F.hardsigmoid(factor) if hard else factor.sigmoid())[:, None, None, :]
+
+
+@gate.register_fake
+def _(
+    x: Tensor, reduce: Tensor, reduce_bias: Tensor, expand: Tensor, expand_bias: Tensor, silu: bool, hard: bool
+) -> Tensor:
+    return reduce.new_empty(x.shape[0], 1, 1, expand.shape[1])
+
+
 @torch.library.custom_op("binarize::pool2d", mutates_args=())
 def pool2d(
     x: Tensor,

@@ -33,7 +33,16 @@ from op_models import (
     run_kernel,
     session_options,
 )
-from test_pointwise import activate_case, activate_model, fed, gather_model, place_model, pool_model
+from test_pointwise import (
+    activate_case,
+    activate_model,
+    fed,
+    gate_case,
+    gate_model,
+    gather_model,
+    place_model,
+    pool_model,
+)
 
 import binarize.runtime
 from binarize.errors import EnvironmentProblem, UsageError
@@ -217,6 +226,7 @@ def test_sessions_of_every_operator_are_made_and_run_at_once() -> None:
     sums = activate_case((2, 30, 31, 70), 1, gate=True, residual=True, scalar=False, link=32)
     stem = test_int8_conv.make_case(shape=(2, 3, 32, 33), pool_shape=(3, 3), pool_strides=(2, 2), residual=True)
     x = np.random.default_rng(0).normal(size=(2, 40, 40, 32)).astype(np.float32)
+    gate = gate_case(x.shape, 300, 290, 1) | {"x": x}
     models = {
         "BinaryConv2d": (conv_model(conv), feeds(conv)),
         "Activate": (activate_model(values, ("y", "next_bits")), fed(values)),
@@ -226,6 +236,7 @@ def test_sessions_of_every_operator_are_made_and_run_at_once() -> None:
         "AveragePool": (pool_model("average", (3, 3), Conv(1), x, True), {"x": x}),
         "Place": (place_model(x, None, 3, 40), {"x": x}),
         "GatherChannels": (gather_model(x, None, [*range(0, 32, 2), *range(1, 32, 2)]), {"a": x}),
+        "Gate": (gate_model(gate), {"x": x}),
         "Pack": (pack_model(x), {"x": x, "threshold": np.zeros((1, 32), np.float32)}),
     }
     alone = {name: InferenceSession(m, session_options()).run(None, f) for name, (m, f) in models.items()}

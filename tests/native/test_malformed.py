@@ -393,6 +393,26 @@ def test_gathering_any_channels_never_crashes(
 @settings(max_examples=100, deadline=None)
 @given(
     x=maps,
+    reduce=st.lists(extents, max_size=3),
+    expand=st.lists(extents, max_size=3),
+    biases=st.tuples(extents, extents),
+    attributes=st.fixed_dictionaries({}, optional=dict.fromkeys(("silu", "hard"), huge)),
+)
+def test_gates_of_any_shape_never_crash(
+    x: tuple[int, ...], reduce: list[int], expand: list[int], biases: tuple[int, int], attributes: dict[str, int]
+) -> None:
+    shapes = {"reduce": reduce, "reduce_bias": [biases[0]], "expand": expand, "expand_bias": [biases[1]]}
+    constants = {name: np.zeros([min(max(e, 0), 9) for e in shape], np.float32) for name, shape in shapes.items()}
+    node = helper.make_node(
+        "Gate", ["x", *constants], ["y"], name="node_under_test", domain="ai.binarize", **attributes
+    )
+    model = model_bytes([node], {"x": np.zeros((1,) * len(x), np.float32)}, constants, {"y": onnx.TensorProto.FLOAT})
+    runs_or_is_refused(model, {"x": (np.dtype(np.float32), x)})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    x=maps,
     op=st.sampled_from(["MaxPool", "AveragePool"]),
     windows=st.fixed_dictionaries({}, optional={n: st.lists(huge, max_size=3) for n in ("kernel_shape", "strides")}),
     pads=st.lists(huge, max_size=5),

@@ -429,3 +429,101 @@ def test_nan_reaches_no_maximum_but_every_average(isa: str) -> None:
     for mode, expected in (("max", 3.0), ("average", np.nan)):
         session = InferenceSession(pool_model(mode, (2, 2), Conv(1), x, False), session_options())
         np.testing.assert_array_equal(session.run(None, {"x": x})[0].ravel(), [expected])
+
+
+def gate_case(
+    shape: tuple[int, ...], hidden: int, outputs: int, seed: int, *, biased: bool = True, half: bool = False
+) -> dict[str, np.ndarray]:
+    """All inputs of a Gate by name."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(1, 2, size=shape).astype(np.float16 if half else np.float32)
+    values = {
+        "x": x,
+        "reduce": rng.normal(size=(shape[3], hidden)),
+        "reduce_bias": rng.normal(size=hidden if biased else 1),
+        "expand": rng.normal(0, 3, size=(hidden, outputs)),
+        "expand_bias": rng.normal(size=outputs if biased else 1),
+    }
+    return {name: value if name == "x" else value.astype(np.float32) for name, value in values.items()}
+
+
+def gate_model(values: dict[str, np.ndarray], functions: Any = (), **attributes: int) -> bytes:
+    node = helper.make_node("Gate", [*values], ["factor"], name="gate", domain="ai.binarize", **attributes)
+    constants = {name: value for name, value in values.items() if name != "x"}
+    return model_bytes([node], {"x": values["x"]}, constants, {"factor": TensorProto.FLOAT}, functions)
+
+
+@EXPLORE
+@given(
+    pixels=st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(1, 9)),
+    channels=channel_counts,
+    hidden=st.integers(1, 40),
+    outputs=channel_counts,
+    biased=st.booleans(),
+    half=st.booleans(),
+    silu=st.sampled_from([0, 1]),
+    hard=st.sampled_from([0, 1]),
+    threads=st.sampled_from(THREADS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gates_equal_the_reference_and_the_function(
+    pixels: Any,
+    channels: int,
+    hidden: int,
+    outputs: int,
+    biased: bool,
+    half: bool,
+    silu: int,
+    hard: int,
+    threads: int,
+    seed: int,
+) -> None:
+    values = gate_case((*pixels, channels), hidden, outputs, seed, biased=biased, half=half)
+    expected = reference.gate(**values, silu=bool(silu), hard=bool(hard))
+    model = gate_model(values, silu=silu, hard=hard)
+    for isa in available_isas():
+        with forced_isa(isa):
+            session = InferenceSession(model, session_options(threads))
+        np.testing.assert_array_equal(session.run(None, {"x": values["x"]})[0], expected, strict=True, err_msg=isa)
+    model = gate_model(values, model_local_functions(), silu=silu, hard=hard)
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    stock = onnxruntime.InferenceSession(model, session_options(threads))
+    np.testing.assert_allclose(stock.run(None, {"x": values["x"]})[0], expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_large_gates_are_split_between_threads_and_stay_equal(threads: int) -> None:
+    values = gate_case((2, 30, 31, 203), 190, 310, 1)
+    session = InferenceSession(gate_model(values, silu=1), session_options(threads))
+    np.testing.assert_array_equal(session.run(None, {"x": values["x"]})[0], reference.gate(**values, silu=True))
+
+
+def test_the_sigmoid_of_gates_is_right_from_end_to_end() -> None:
+    t = np.concatenate([np.linspace(-90, 90, 20001), [-np.inf, np.inf, np.nan, 0.0, -1e30, 1e30]]).astype(np.float32)
+    values = gate_case((1, 1, 1, 1), 1, len(t), 0)
+    values |= {"x": np.ones((1, 1, 1, 1), np.float32), "reduce": np.zeros((1, 1), np.float32)}
+    values |= {"reduce_bias": np.zeros(1, np.float32), "expand": np.zeros((1, len(t)), np.float32), "expand_bias": t}
+    factors = InferenceSession(gate_model(values), session_options()).run(None, {"x": values["x"]})[0].ravel()
+    with np.errstate(over="ignore"):
+        exact = 1 / (1 + np.exp(-t.astype(np.float64)))
+    np.testing.assert_allclose(factors, exact, rtol=4e-7, atol=2e-38)
+
+
+@pytest.mark.parametrize(
+    ("changed", "attributes", "message"),
+    [
+        ({"reduce": (4, 3)}, {}, "input x must have the shape"),
+        ({"reduce": (5,)}, {}, "input reduce must have two dimensions"),
+        ({"reduce": (5, 4)}, {}, "input reduce_bias"),
+        ({"expand": (4, 7)}, {}, "input expand must have a row for each column of reduce"),
+        ({"expand_bias": (6,)}, {}, "input expand_bias"),
+        ({"x": (1, 2, 5)}, {}, "input x must have the shape"),
+        ({}, {"silu": 2}, "attribute silu"),
+        ({}, {"hard": -1}, "attribute hard"),
+    ],
+)
+def test_gates_refuse_what_does_not_fit(changed: dict[str, Any], attributes: dict[str, int], message: str) -> None:
+    values = gate_case((1, 2, 2, 5), 3, 7, 0)
+    values |= {name: np.zeros(shape, np.float32) for name, shape in changed.items()}
+    with pytest.raises(Exception, match=rf"Gate node .gate..*{message}"):
+        InferenceSession(gate_model(values, **attributes), session_options()).run(None, {"x": values["x"]})

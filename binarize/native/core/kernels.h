@@ -154,6 +154,23 @@ struct PoolJob {
   size_t whole_window;  // average: what every sum is divided by; 0: the pixels of the window inside the map
 };
 
+// The sums of the rows [first_row, last_row) of one image, pixel by pixel, from 0.
+struct RowSumsJob {
+  Element element;  // of x
+  const void* x;    // [rows, width, channels]
+  float* sums;      // [rows, channels]
+  size_t width, channels;
+  size_t first_row, last_row;
+};
+
+// A vector times a matrix: y[o] = sum of x[i] * weight[i][o], fused and ascending, from 0.
+struct ProjectJob {
+  const float* x;       // [inputs]
+  const float* weight;  // [inputs][outputs]
+  float* y;             // [outputs]
+  size_t inputs, outputs;
+};
+
 // The int8 convolution (docs/ops.md, "Int8Conv2d"). Constant for the life of a kernel.
 struct Int8Const {
   ConvConst epilogue;      // what follows the sums; of its blocks only the lanes count
@@ -201,6 +218,8 @@ struct Kernels {
   void (*activate)(const ActivateJob& job);
   void (*max_pool)(const PoolJob& job);
   void (*average_pool)(const PoolJob& job);
+  void (*row_sums)(const RowSumsJob& job);
+  void (*project)(const ProjectJob& job);
   void (*quantize)(const QuantizeJob& job);
   void (*int8_sums)(const Int8Const& constant, const Int8SumsJob& job);
   void (*int8_finish)(const Int8Const& constant, const Int8FinishJob& job);

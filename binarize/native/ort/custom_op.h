@@ -129,6 +129,8 @@ const OrtCustomOp* PlaceOp();
 const OrtCustomOp* PlaceHalfOp();
 const OrtCustomOp* GatherChannelsOp();
 const OrtCustomOp* GatherChannelsHalfOp();
+const OrtCustomOp* GateOp();
+const OrtCustomOp* GateHalfOp();
 const OrtCustomOp* MaxPoolOp();
 const OrtCustomOp* MaxPoolHalfOp();
 const OrtCustomOp* AveragePoolOp();

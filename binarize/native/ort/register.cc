@@ -34,8 +34,9 @@ OrtCustomOpDomain* Domain(const OrtApi& api) {
     for (const OrtCustomOp* op : {PackOp(), PackHalfOp(), BinaryConv2dOp(), BinaryConv2dHalfOp(), ActivateOp(),
                                   ActivateHalfOp(), ActivateNarrowOp(), ActivateLinkOp(), ActivateLinkHalfOp(),
                                   ActivateLinkNarrowOp(), PlaceOp(), PlaceHalfOp(), GatherChannelsOp(),
-                                  GatherChannelsHalfOp(), MaxPoolOp(), MaxPoolHalfOp(), AveragePoolOp(),
-                                  AveragePoolHalfOp(), Int8Conv2dOp(), Int8Conv2dHalfOp(), KernelInfoOp()}) {
+                                  GatherChannelsHalfOp(), GateOp(), GateHalfOp(), MaxPoolOp(), MaxPoolHalfOp(),
+                                  AveragePoolOp(), AveragePoolHalfOp(), Int8Conv2dOp(), Int8Conv2dHalfOp(),
+                                  KernelInfoOp()}) {
       Check(api, api.CustomOpDomain_Add(made, op));
     }
     return made;

@@ -9,6 +9,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/gate.h"
 #include "isa/generic/int8_conv.h"
 #include "isa/generic/lookup.h"
 #include "isa/generic/pack.h"
@@ -169,6 +170,7 @@ struct Avx2 : generic::Ymm {
 const Kernels kAvx2Kernels = {Avx2::kPanelBlocks, Avx2::kPanels * Avx2::kPanelBlocks, 2, generic::Pack<Avx2>,
                               generic::LookupConv<Avx2>, generic::Depthwise<Avx2>,
   generic::Activate<Avx2>, generic::MaxPool<Avx2>, generic::AveragePool<Avx2>,
+  generic::RowSums<Avx2>, generic::Project<Avx2>,
   generic::Quantize<Avx2>, generic::Int8Sums<Avx2>, generic::Int8Finish<Avx2>};
 
 }  // namespace binarize

@@ -6,6 +6,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/gate.h"
 #include "isa/generic/int8_conv.h"
 #include "isa/generic/pack.h"
 #include "isa/generic/pointwise.h"
@@ -44,6 +45,7 @@ struct Avx512 : generic::Zmm {
 
 const Kernels kAvx512Kernels = {0, 4, 4, generic::Pack<Avx512>, generic::Conv<Avx512>, generic::Depthwise<Avx512>,
   generic::Activate<Avx512>, generic::MaxPool<Avx512>, generic::AveragePool<Avx512>,
+  generic::RowSums<Avx512>, generic::Project<Avx512>,
   generic::Quantize<Avx512>, generic::Int8Sums<Avx512>, generic::Int8Finish<Avx512>};
 
 }  // namespace binarize

@@ -6,6 +6,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/gate.h"
 #include "isa/generic/int8_conv.h"
 #include "isa/generic/lookup.h"
 #include "isa/generic/pack.h"
@@ -78,6 +79,7 @@ struct Avx512Bw : generic::Zmm {
 const Kernels kAvx512BwKernels = {Avx512Bw::kPanelBlocks, 4, 2, generic::Pack<Avx512Bw>, generic::LookupConv<Avx512Bw>,
                                   generic::Depthwise<Avx512Bw>,
   generic::Activate<Avx512Bw>, generic::MaxPool<Avx512Bw>, generic::AveragePool<Avx512Bw>,
+  generic::RowSums<Avx512Bw>, generic::Project<Avx512Bw>,
   generic::Quantize<Avx512Bw>, generic::Int8Sums<Avx512Bw>, generic::Int8Finish<Avx512Bw>};
 
 }  // namespace binarize

@@ -5,6 +5,7 @@
 
 #include "isa/generic/conv.h"
 #include "isa/generic/depthwise.h"
+#include "isa/generic/gate.h"
 #include "isa/generic/int8_conv.h"
 #include "isa/generic/pack.h"
 #include "isa/generic/pointwise.h"
@@ -248,6 +249,7 @@ struct Neon {
 
 const Kernels kNeonKernels = {0, 4, 4, generic::Pack<Neon>, generic::Conv<Neon>, generic::Depthwise<Neon>,
   generic::Activate<Neon>, generic::MaxPool<Neon>, generic::AveragePool<Neon>,
+  generic::RowSums<Neon>, generic::Project<Neon>,
   generic::Quantize<Neon>, generic::Int8Sums<Neon>, generic::Int8Finish<Neon>};
 
 }  // namespace binarize

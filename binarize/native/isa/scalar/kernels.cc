@@ -330,6 +330,29 @@ void Pool(const PoolJob& job) {
   job.element == Element::kFloat16 ? PoolElements<Half, AVERAGE>(job) : PoolElements<float, AVERAGE>(job);
 }
 
+template <class E>
+void RowSumsOf(const RowSumsJob& job) {
+  for (size_t row = job.first_row; row < job.last_row; ++row) {
+    const E* pixels = static_cast<const E*>(job.x) + row * job.width * job.channels;
+    for (size_t channel = 0; channel < job.channels; ++channel) {
+      float sum = 0.0f;
+      for (size_t column = 0; column < job.width; ++column) sum += Widen(pixels[column * job.channels + channel]);
+      job.sums[row * job.channels + channel] = sum;
+    }
+  }
+}
+
+void RowSums(const RowSumsJob& job) {
+  job.element == Element::kFloat16 ? RowSumsOf<Half>(job) : RowSumsOf<float>(job);
+}
+
+void Project(const ProjectJob& job) {
+  std::fill_n(job.y, job.outputs, 0.0f);
+  for (size_t i = 0; i < job.inputs; ++i) {
+    for (size_t o = 0; o < job.outputs; ++o) job.y[o] = std::fma(job.x[i], job.weight[i * job.outputs + o], job.y[o]);
+  }
+}
+
 void Quantize(const QuantizeJob& job) {
   const float low = static_cast<float>(-job.zero_point), high = static_cast<float>(255 - job.zero_point);
   uint8_t* q = static_cast<uint8_t*>(job.q);
@@ -403,6 +426,6 @@ void Int8Finish(const Int8Const& k, const Int8FinishJob& job) {
 }  // namespace
 
 const Kernels kScalarKernels = {0, 4, 4, Pack, Conv, Depthwise, Activate,
-                                Pool<false>, Pool<true>, Quantize, Int8Sums, Int8Finish};
+                                Pool<false>, Pool<true>, RowSums, Project, Quantize, Int8Sums, Int8Finish};
 
 }  // namespace binarize
