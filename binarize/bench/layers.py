@@ -61,7 +61,8 @@ def layer_times(profiles: Mapping[str, Profile], files: Mapping[str, str | Path]
     that the first one lacks included.
 
     A layer is a node with weights and everything that was fused into it: a binary conv brings its batch norm, link,
-    residual and activation, a float one what ONNX Runtime fused.
+    residual and activation, a float one what ONNX Runtime fused. The two layers of a `Gate` are not told apart: it is
+    left over, and so are they in the other files.
 
     Args:
         profiles: from `profile`, by name.

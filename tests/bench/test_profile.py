@@ -45,7 +45,8 @@ def test_every_layer_is_found_in_every_file(files: dict[str, Path]) -> None:
     profiles = profile(files, runs=3)
     layers = {layer.layer: layer for layer in layer_times(profiles, files)}
     convs = {name for name, module in EveryConv().named_modules() if isinstance(module, torch.nn.Conv2d)}
-    assert set(layers) == convs | {"head", OTHER}
+    gated = {"inverted.body.2.fc1", "inverted.body.2.fc2"}  # one operator, `Gate`: with all else, in every file
+    assert set(layers) == convs - gated | {"head", OTHER} and gated < convs
     for layer in layers.values():
         assert set(layer.milliseconds) == set(files), layer.layer
     assert layers["basic.0.conv1"].op == "BinaryConv2d" and layers["stem.0"].op == "Conv"
