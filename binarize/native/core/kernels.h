@@ -48,7 +48,7 @@ struct ConvConst {
   const uint32_t* weights;   // see Block
   const uint8_t* nibbles;    // panels of Kernels::panel_blocks blocks: [kh * kw][span][8][blocks][16], low nibble first
   const uint32_t* masks;     // see Block
-  const uint64_t* depthwise; // [kh * kw][depthwise_step], only for depthwise convs
+  const uint64_t* depthwise; // [bases][kh * kw][depthwise_step], only for depthwise convs
   size_t depthwise_step;     // words_in + 7: the words of a tap repeat, so that any 8 from a word on are one load
   size_t words_in;           // uint64 words per plane of bits of an input pixel
   size_t words_out;          // uint64 words per plane of bits of an output pixel

@@ -184,9 +184,8 @@ ConvPlan::ConvPlan(const ConvSpec& spec, const Kernels& kernels, const Turned& t
   constant_.counts_fit_int16 = !spec.ternary && most < INT16_MAX;
 
   LayOutBlocks();
-  // The depthwise kernels take one term, of signs; others go the way of other grouped convs.
-  const bool one_term = spec.bit_planes() * spec.bases == 1;
-  if (spec.group == spec.channels_in && spec.group == spec.channels_out && one_term) {
+  // The depthwise kernels take signs; ternary inputs go the way of other grouped convs.
+  if (spec.group == spec.channels_in && spec.group == spec.channels_out && !spec.ternary) {
     KeepDepthwise(weight);
   } else {
     LayOutWeights();
@@ -311,7 +310,7 @@ void ConvPlan::FillLane(const uint64_t* weight, size_t block, size_t lane, bool 
 // Depthwise weights already meet the activations bit by bit; only stray bits past the last channel go.
 void ConvPlan::KeepDepthwise(const uint64_t* weight) {
   const size_t words = constant_.words_in;
-  const size_t taps = constant_.kernel_h * constant_.kernel_w;
+  const size_t taps = constant_.bases * constant_.kernel_h * constant_.kernel_w;
   const size_t step = words + 7;
   const uint64_t last = LastWordMask(spec_.channels_in);
   depthwise_.resize(taps * step);

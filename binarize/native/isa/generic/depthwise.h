@@ -35,13 +35,14 @@ BINARIZE_INLINE void CountTwo(typename V::Words (&plane)[PLANES], typename V::Wo
   CountOne<V>(plane, 1, carry);
 }
 
-// Mismatches of the first `present` words from `bits` on: loads xor weights, counted over all taps.
+// Mismatches of the first `present` words from `bits` on with the words of a base from `weights` on: loads xor weights,
+// counted over all taps.
 template <class V, int PLANES>
 BINARIZE_INLINE void CountTaps(const ConvConst& k, const ConvCall& call, const ConvRow& row, const uint32_t* bits,
-                               size_t first_word, size_t present, typename V::Words (&plane)[PLANES]) {
+                               const uint64_t* weights, size_t present, typename V::Words (&plane)[PLANES]) {
   BINARIZE_UNROLL
   for (int p = 0; p < PLANES; ++p) plane[p] = V::ZeroWords();
-  const uint64_t* weights = k.depthwise + row.tap_begin * k.kernel_w * k.depthwise_step + first_word;
+  weights += row.tap_begin * k.kernel_w * k.depthwise_step;
   const auto differ = [present](const uint32_t* at, const uint64_t* weight) {
     return V::XorWords(V::LoadFirstWords(at, present), V::LoadWords(weight));
   };
@@ -64,6 +65,17 @@ struct Group {
   size_t step;
   bool one_run;  // all words of all pixels are neighbours in memory
 };
+
+// What a term counts: a plane of the input's bits, and a base of the weight.
+struct Term {
+  const uint32_t* bits;
+  const uint64_t* weights;
+};
+
+BINARIZE_INLINE Term FindTerm(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t term) {
+  const size_t base = term / k.planes, plane = term % k.planes;
+  return {row.bits + plane * call.plane_step, k.depthwise + base * k.kernel_h * k.kernel_w * k.depthwise_step};
+}
 
 constexpr size_t kGroupWords = 64;  // positions of a group
 constexpr size_t kWordChannels = 64;
@@ -97,16 +109,17 @@ BINARIZE_INLINE void SpreadWord(const Counters<V, PLANES>& counters, size_t posi
 }
 
 template <class V, int PLANES>
-__attribute__((noinline)) void CountGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
-                                          Mismatches& mismatches) {
+__attribute__((noinline)) void CountGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row,
+                                          const Term& term, const Group& g, Mismatches& mismatches) {
   Counters<V, PLANES> counters;
   const size_t runs = g.one_run ? 1 : g.pixels;
   const size_t length = g.one_run ? (g.pixels - 1) * g.step + g.words : g.words;
   for (size_t run = 0; run < runs; ++run) {
-    const uint32_t* bits = row.bits + (g.column + run) * call.pixel_step + 2 * g.word;
+    const uint32_t* bits = term.bits + (g.column + run) * call.pixel_step + 2 * g.word;
     for (size_t at = 0; at < length; at += V::kWords) {
       typename V::Words count[PLANES];
-      CountTaps<V>(k, call, row, bits + 2 * at, (g.word + at) % k.words_in, Min(V::kWords, length - at), count);
+      const uint64_t* weights = term.weights + (g.word + at) % k.words_in;
+      CountTaps<V>(k, call, row, bits + 2 * at, weights, Min(V::kWords, length - at), count);
       auto& plane = counters.plane[(run * g.step + at) / V::kWords];
       BINARIZE_UNROLL
       for (int p = 0; p < PLANES; ++p) V::StoreWords(plane[p], count[p]);
@@ -115,6 +128,31 @@ __attribute__((noinline)) void CountGroup(const ConvConst& k, const ConvCall& ca
   mismatches.has_above = PLANES > kBytePlanes;
   for (size_t m = 0; m < g.pixels; ++m) {
     for (size_t i = 0; i < g.words; ++i) SpreadWord<V, PLANES>(counters, m * g.step + i, mismatches);
+  }
+}
+
+// The accumulators of BLOCKS blocks of a word, from its block `first` on, which is `block` of the conv, at the PIXELS
+// pixels of a tile; the first one's word has the position `position`.
+template <class V, int BLOCKS, int PIXELS>
+BINARIZE_INLINE void Subtract(const Mismatches& mismatches, const Tile<PIXELS>& tile, const Group& g, size_t position,
+                              size_t first, size_t block, typename V::Ints (&accumulators)[BLOCKS][PIXELS]) {
+  BINARIZE_UNROLL
+  for (int n = 0; n < BLOCKS; ++n) {
+    const size_t lane = (first + n) * kLanes;
+    const typename V::Ints base = V::LoadInts(tile.base[0] + (block + n) * kLanes);
+    BINARIZE_UNROLL
+    for (int i = 0; i < PIXELS; ++i) {
+      const typename V::Ints own = tile.one_base ? base : V::LoadInts(tile.base[i] + (block + n) * kLanes);
+      const typename V::Ints doubled = V::LoadBytes(mismatches.doubled[position + i * g.step] + lane);
+      accumulators[n][i] = V::SubInts(own, doubled);
+    }
+    if (BINARIZE_UNLIKELY(mismatches.has_above)) {
+      BINARIZE_UNROLL
+      for (int i = 0; i < PIXELS; ++i) {
+        const typename V::Ints above = V::LoadInts(mismatches.above[position + i * g.step] + lane);
+        accumulators[n][i] = V::SubInts(accumulators[n][i], above);
+      }
+    }
   }
 }
 
@@ -134,26 +172,8 @@ BINARIZE_INLINE void FinishTile(const ConvConst& k, const ConvCall& call, const 
   const size_t column = g.column + m, position = m * g.step + w.word;
   alignas(64) float link_sums[BLOCKS][PIXELS][kLanes];
   if (!w.in_map) PrepareLink<V>(k, call, row, w.block, column, link_sums, w.link);
-  const Tile<PIXELS> tile = MakeTile<PIXELS>(k, row, column);
   typename V::Ints accumulators[BLOCKS][PIXELS];
-  BINARIZE_UNROLL
-  for (int n = 0; n < BLOCKS; ++n) {
-    const size_t lane = (w.first + n) * kLanes;
-    const typename V::Ints base = V::LoadInts(tile.base[0] + (w.block + n) * kLanes);
-    BINARIZE_UNROLL
-    for (int i = 0; i < PIXELS; ++i) {
-      const typename V::Ints own = tile.one_base ? base : V::LoadInts(tile.base[i] + (w.block + n) * kLanes);
-      const typename V::Ints doubled = V::LoadBytes(mismatches.doubled[position + i * g.step] + lane);
-      accumulators[n][i] = V::SubInts(own, doubled);
-    }
-    if (BINARIZE_UNLIKELY(mismatches.has_above)) {
-      BINARIZE_UNROLL
-      for (int i = 0; i < PIXELS; ++i) {
-        const typename V::Ints above = V::LoadInts(mismatches.above[position + i * g.step] + lane);
-        accumulators[n][i] = V::SubInts(accumulators[n][i], above);
-      }
-    }
-  }
+  Subtract<V>(mismatches, MakeTile<PIXELS>(k, row, column), g, position, w.first, w.block, accumulators);
   FinishBlocks<V, FULL>(k, row, column, w.link, w.block, accumulators);
   if (w.in_map) w.link.map += PIXELS * w.link.step;
 }
@@ -229,7 +249,89 @@ BINARIZE_INLINE void FinishGroup(const ConvConst& k, const ConvCall& call, const
   }
 }
 
-using CountFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Group&, Mismatches&);
+using CountFunction = void (*)(const ConvConst&, const ConvCall&, const ConvRow&, const Term&, const Group&,
+                               Mismatches&);
+
+// ---------------------------------------------------------------------------------------------- Several terms
+
+// The sums of the terms so far, by position and channel.
+struct TermSums {
+  alignas(64) float sums[kGroupWords][kWordChannels];
+};
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// Goes through the group's blocks and tiles: tile(block, position, column, pixels), where `pixels` is a Number.
+template <class F>
+BINARIZE_INLINE void ForEachTile(const ConvConst& k, const Group& g, const F& tile) {
+  const size_t end = Min((g.word + g.words) * 4, k.block_count);
+  for (size_t block = g.word * 4; block < end; ++block) {
+    const size_t first = block / 4 - g.word;
+    size_t m = 0;
+    for (; m + kTilePixels <= g.pixels; m += kTilePixels) {
+      tile(block, m * g.step + first, g.column + m, Number<kTilePixels>());
+    }
+    for (; m < g.pixels; ++m) tile(block, m * g.step + first, g.column + m, Number<1>());
+  }
+}
+
+// Adds what a group counted as term `term`, but for the last one, to its sums, which begin with the bias.
+template <class V>
+__attribute__((noinline)) void AddTermOfGroup(const ConvConst& k, const ConvRow& row, const Group& g, size_t term,
+                                              const Mismatches& mismatches, TermSums& so_far) {
+  ForEachTile(k, g, [&](size_t block, size_t position, size_t column, auto pixels) {
+    constexpr int kPixels = decltype(pixels)::value;
+    const Tile<kPixels> bases = MakeTile<kPixels>(k, row, column, term / k.planes);
+    typename V::Ints accumulators[1][kPixels];
+    Subtract<V>(mismatches, bases, g, position, block % 4, block, accumulators);
+    float* sums = so_far.sums[position] + block % 4 * kLanes;
+    const size_t step = g.step * kWordChannels;
+    typename V::Floats t[kPixels];
+    BINARIZE_UNROLL
+    for (int m = 0; m < kPixels; ++m) t[m] = V::Load(term == 0 ? k.bias + block * kLanes : sums + m * step);
+    AddTerm<V, kPixels>(k, row, column, block, term, accumulators[0], t);
+    BINARIZE_UNROLL
+    for (int m = 0; m < kPixels; ++m) V::Store(sums + m * step, t[m]);
+  });
+}
+
+// The last term, and the epilogue.
+template <class V, class E>
+__attribute__((noinline)) void FinishTermsOfGroup(const ConvConst& k, const ConvCall& call, const ConvRow& row,
+                                                  const Group& g, const Mismatches& mismatches, const TermSums& so_far) {
+  ForEachTile(k, g, [&](size_t block, size_t position, size_t column, auto pixels) {
+    constexpr int kPixels = decltype(pixels)::value;
+    alignas(64) float link_sums[1][kPixels][kLanes];
+    Link<E, 1> link;
+    PrepareLink<V>(k, call, row, block, column, link_sums, link);
+    const Tile<kPixels> bases = MakeTile<kPixels>(k, row, column, k.bases - 1);
+    typename V::Ints accumulators[1][kPixels];
+    Subtract<V>(mismatches, bases, g, position, block % 4, block, accumulators);
+    const float* sums = so_far.sums[position] + block % 4 * kLanes;
+    const size_t step = g.step * kWordChannels;
+    if (k.blocks[block].lanes == kLanes) {
+      Finish<V, true, 1>(k, row, column, link, block, 0, accumulators, sums, step);
+    } else {
+      Finish<V, false, 1>(k, row, column, link, block, 0, accumulators, sums, step);
+    }
+  });
+}
+
+template <class V, class E>
+BINARIZE_INLINE void FinishTermsOf(const ConvConst& k, const ConvCall& call, const ConvRow& row, const Group& g,
+                                   CountFunction count, Mismatches& mismatches) {
+  TermSums sums;
+  for (size_t term = 0; term < k.terms; ++term) {
+    count(k, call, row, FindTerm(k, call, row, term), g, mismatches);
+    if (term + 1 < k.terms) AddTermOfGroup<V>(k, row, g, term, mismatches, sums);
+  }
+  FinishTermsOfGroup<V, E>(k, call, row, g, mismatches, sums);
+}
+
+// ---------------------------------------------------------------------------------------------- Rows
 
 // Groups of pixels, as many as there are positions: count all their words, then finish them in tiles of four pixels, so
 // that the epilogue's parameters serve four. The words from one pixel to the next, with those a stride skips, are counted
@@ -249,7 +351,11 @@ BINARIZE_INLINE void DepthwiseRow(const ConvConst& k, const ConvCall& call, cons
     g.pixels = Min(pixels, row.end - g.column);
     for (g.word = 0; g.word < words; g.word += g.words) {
       g.words = Min(kGroupWords, words - g.word);
-      count(k, call, row, g, mismatches);
+      if (BINARIZE_UNLIKELY(k.terms > 1)) {
+        FinishTermsOf<V, E>(k, call, row, g, count, mismatches);
+        continue;
+      }
+      count(k, call, row, FindTerm(k, call, row, 0), g, mismatches);
       FinishGroup<V, E>(k, call, row, g, mismatches);
     }
   }

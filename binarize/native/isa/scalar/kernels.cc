@@ -206,12 +206,14 @@ void Accumulate(const ConvConst& k, const ConvCall& call, const ConvRow& row, si
   for (size_t lane = 0; lane < kLanes; ++lane) accumulator[lane] = start[lane] - unit * counts[lane];
 }
 
-void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
+template <class Count>
+void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
+               const Count& count) {
   float sums[kLanes];
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = k.bias[block * kLanes + lane];
   for (size_t term = 0; term < k.terms; ++term) {
     int32_t accumulator[kLanes];
-    Accumulate(k, call, row, column, block, term / k.planes, term % k.planes, accumulator);
+    count(k, call, row, column, block, term / k.planes, term % k.planes, accumulator);
     AddTerm(k, row, column, block, term, accumulator, sums);
   }
   Finish(k, call, row, column, block, sums);
@@ -220,33 +222,39 @@ void ConvPixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, siz
 void Conv(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
   for (size_t block = work.first_block; block < work.last_block; ++block) {
     for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
-      for (size_t column = row->begin; column < row->end; ++column) ConvPixel(k, call, *row, column, block);
+      for (size_t column = row->begin; column < row->end; ++column) {
+        ConvPixel(k, call, *row, column, block, Accumulate);
+      }
     }
   }
 }
 
-void DepthwisePixel(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block) {
-  const Block& b = k.blocks[block];
+// The accumulators of one block of one pixel of a depthwise conv, for a plane of the input and a base of the weight.
+void AccumulateDepthwise(const ConvConst& k, const ConvCall& call, const ConvRow& row, size_t column, size_t block,
+                         size_t base, size_t plane, int32_t* accumulators) {
+  const size_t lanes = k.blocks[block].lanes;
   const size_t word = block / 4, quarter = block % 4;  // four blocks share a word of 64 channels
   int32_t mismatches[kLanes] = {};
   for (size_t r = row.tap_begin; r < row.tap_end; ++r) {
     for (size_t c = 0; c < k.kernel_w; ++c) {
-      const uint32_t* bits =
-          row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step + column * call.pixel_step;
+      const uint32_t* bits = row.bits + (r - row.tap_begin) * call.row_step + c * call.tap_step +
+                             column * call.pixel_step + plane * call.plane_step;
       const uint64_t a = bits[2 * word] | static_cast<uint64_t>(bits[2 * word + 1]) << 32;
-      const uint64_t differ = a ^ k.depthwise[(r * k.kernel_w + c) * k.depthwise_step + word];
-      for (size_t lane = 0; lane < b.lanes; ++lane) mismatches[lane] += (differ >> (quarter * kLanes + lane)) & 1;
+      const size_t tap = (base * k.kernel_h + r) * k.kernel_w + c;
+      const uint64_t differ = a ^ k.depthwise[tap * k.depthwise_step + word];
+      for (size_t lane = 0; lane < lanes; ++lane) mismatches[lane] += (differ >> (quarter * kLanes + lane)) & 1;
     }
   }
-  const int32_t* base = Base(k, row, column, 0, block);
-  for (size_t lane = 0; lane < kLanes; ++lane) mismatches[lane] = base[lane] - 2 * mismatches[lane];
-  FinishOneTerm(k, call, row, column, block, mismatches);
+  const int32_t* start = Base(k, row, column, base, block);
+  for (size_t lane = 0; lane < kLanes; ++lane) accumulators[lane] = start[lane] - 2 * mismatches[lane];
 }
 
 void Depthwise(const ConvConst& k, const ConvCall& call, const ConvWork& work) {
   for (const ConvRow* row = work.rows; row != work.rows + work.row_count; ++row) {
     for (size_t column = row->begin; column < row->end; ++column) {
-      for (size_t block = 0; block < k.block_count; ++block) DepthwisePixel(k, call, *row, column, block);
+      for (size_t block = 0; block < k.block_count; ++block) {
+        ConvPixel(k, call, *row, column, block, AccumulateDepthwise);
+      }
     }
   }
 }
