@@ -6,6 +6,7 @@ nodes of a few thousand multiplications, half of which take longer to start than
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +67,8 @@ class _Gate:
             arguments: Any = (self.x, *constants, _HIDDEN[self.hidden.target], _FACTORS[factor.target])
             gate = graph.call_function(GATE, arguments)
         set_value_like(gate, factor, lambda v: v[:, None, None])
-        for user in list(factor.users):
-            if user.target is ATEN.reshape.default and _is_spread(user):
-                user.replace_all_uses_with(gate)
+        for spread in list(_spreads(factor)):
+            spread.replace_all_uses_with(gate)
         if factor.users:
             with graph.inserting_before(factor):
                 vectors = graph.call_function(ATEN.reshape.default, (gate, [-1, len(self.expand.weight)]))
@@ -124,6 +124,12 @@ def _is_over_pixels(mean: Node) -> bool:
     return is_map(x) and rank_of(x) == 4 and sorted(axis % 4 for axis in axes) == list(_PIXELS)  # type: ignore
 
 
-def _is_spread(vectors: Node) -> bool:
-    """Whether a reshape of `[N, O]` is `[N, 1, 1, O]`."""
-    return rank_of(vectors) == 4 and shape_of(vectors)[1:3] == (1, 1)
+def _spreads(vectors: Node) -> Iterator[Node]:
+    """What is `[N, 1, 1, O]` of vectors `[N, O]` by new shapes alone."""
+    for user in vectors.users:
+        if user.target not in (ATEN.reshape.default, ATEN.unsqueeze.default):
+            continue
+        if rank_of(user) == 4 and shape_of(user)[1:3] == (1, 1):
+            yield user
+        else:
+            yield from _spreads(user)

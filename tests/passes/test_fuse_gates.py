@@ -57,6 +57,13 @@ class Excite(nn.Module):
         return self.factor(self.fc2(self.hidden(self.fc1(self.mean(x))))).view(len(x), -1, 1, 1)
 
 
+class Unsqueezed(Excite):
+    """Factors that get their axes one by one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(1).unsqueeze(-1)[..., None].expand_as(x)
+
+
 class ReadTwice(Excite):
     """What stands between the layers has another reader."""
 
@@ -89,6 +96,7 @@ FUSED: dict[str, Callable[[], nn.Module]] = {
     "no biases": lambda: Excite(bias=False),
     "a pool, flattened": lambda: Excite(mean=lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)),
     "a window as large as the map": lambda: Excite(mean=lambda x: F.avg_pool2d(x, (12, 14)).flatten(1)),
+    "axes one by one": Unsqueezed,
     "convs": lambda: Convs(nn.ReLU(), nn.Sigmoid()),
     "convs, silu and hard": lambda: Convs(nn.SiLU(), nn.Hardsigmoid()),
 }
