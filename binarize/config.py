@@ -366,9 +366,11 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _suggest(key: str, known: typing.Iterable[str], prefix: str) -> str:
-    """A hint for an unknown `key`: near names here, or the table that has it."""
-    tables = {} if prefix else get_type_hints(Config)
-    for table, made in tables.items():
+    """A hint for an unknown `key`: the place that has it, or near names here."""
+    everywhere = get_type_hints(Config)
+    if prefix and key in everywhere:
+        return f"did you mean {key}?"
+    for table, made in everywhere.items():
         if dataclasses.is_dataclass(made) and key in get_type_hints(made):
             return f"did you mean {table}.{key}?"
     known = list(known)

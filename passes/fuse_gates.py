@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
-from binarize.passes.layout_rules import ATEN, is_map, rank_of, shape_of
+from binarize.passes.layout_rules import ATEN, CHANNELS, is_map, rank_of, same_extent, shape_of
 from binarize.passes.lower_tools import GATE, POOL, add_constant, set_value_like, tensor_of
 
 _HIDDEN: dict[Any, bool] = {ATEN.relu.default: False, ATEN.silu.default: True}
@@ -105,12 +105,9 @@ def _linear(node: Any) -> _Linear | None:
 def _averaged(vectors: Node) -> Node | None:
     """The channels-last map whose mean over the pixels the vectors `[N, C]` are."""
     mean: Any = vectors.args[0] if vectors.target is ATEN.reshape.default else vectors
-    if mean.target is ATEN.mean.dim and _is_over_pixels(mean):
-        return mean.args[0]  # type: ignore[no-any-return]
-    if mean.target is POOL and _is_whole(mean):
-        return mean.args[0]  # type: ignore[no-any-return]
-    one_pixel = rank_of(mean) == 4 and shape_of(mean)[1:] == (1, 1, shape_of(vectors)[1])
-    return mean if one_pixel else None
+    averages = (mean.target is ATEN.mean.dim and _is_over_pixels(mean)) or (mean.target is POOL and _is_whole(mean))
+    x: Node | None = mean.args[0] if averages else mean if _is_pixel(mean) else None
+    return x if x is not None and same_extent(shape_of(x)[CHANNELS], shape_of(vectors)[1]) else None
 
 
 def _is_whole(pool: Node) -> bool:
@@ -121,7 +118,13 @@ def _is_whole(pool: Node) -> bool:
 
 def _is_over_pixels(mean: Node) -> bool:
     x, axes = mean.args[:2]
-    return is_map(x) and rank_of(x) == 4 and sorted(axis % 4 for axis in axes) == list(_PIXELS)  # type: ignore
+    plain = is_map(x) and rank_of(x) == 4 and not mean.kwargs
+    return plain and sorted(axis % 4 for axis in axes) == list(_PIXELS)  # type: ignore
+
+
+def _is_pixel(node: Node) -> bool:
+    """Whether `node` is a map `[N, 1, 1, C]`."""
+    return rank_of(node) == 4 and all(same_extent(extent, 1) for extent in shape_of(node)[1:3])
 
 
 def _spreads(vectors: Node) -> Iterator[Node]:
@@ -129,7 +132,7 @@ def _spreads(vectors: Node) -> Iterator[Node]:
     for user in vectors.users:
         if user.target not in (ATEN.reshape.default, ATEN.unsqueeze.default):
             continue
-        if rank_of(user) == 4 and shape_of(user)[1:3] == (1, 1):
+        if _is_pixel(user):
             yield user
         else:
             yield from _spreads(user)

@@ -91,7 +91,7 @@ def is_fixed(node: Any) -> bool:
     return all(isinstance(extent, int) for extent in shape_of(node)[1:])
 
 
-def _same(left: Any, right: Any) -> bool:
+def same_extent(left: Any, right: Any) -> bool:
     """Equality of two extents, symbolic ones by their formula (asking them would add a guard)."""
     return str(left) == str(right)
 
@@ -197,10 +197,10 @@ def _keeps_pixels(node: Node) -> bool:
     if rank_of(node) == 0 or rank_of(node.args[0]) == 0:
         return False
     before, after = shape_of(node.args[0]), shape_of(node)
-    if not _same(before[0], after[0]):
+    if not same_extent(before[0], after[0]):
         return False
     if len(before) >= 4 and len(after) >= 4:
-        return all(map(_same, before[-2:], after[-2:]))
+        return all(map(same_extent, before[-2:], after[-2:]))
     full, flat = (before, after) if len(before) > len(after) else (after, before)
     return len(full) == 4 and len(flat) == 2 and full[2:] == (1, 1)
 

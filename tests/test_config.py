@@ -73,6 +73,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
     [
         ({"training": {"epoch": 3}}, "training.epochs"),
         ({"epochs": 3}, "did you mean training.epochs?"),
+        ({"training": {"seed": 3}}, "did you mean seed?"),
+        ({"link": {"clip": 3}}, "did you mean conv.clip?"),
         ({"trainign": {}}, "training"),
         ({"link": {"zzz": 1}}, "known: kind, position"),
     ],

@@ -64,6 +64,18 @@ class Unsqueezed(Excite):
         return super().forward(x).flatten(1).unsqueeze(-1)[..., None].expand_as(x)
 
 
+class Halves(nn.Module):
+    """Layers that two halves of the channels share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.mean((2, 3)).view(-1, 12)
+        return torch.sigmoid(self.fc2(torch.relu(self.fc1(halves)))).view(-1, 24, 1, 1)
+
+
 class ReadTwice(Excite):
     """What stands between the layers has another reader."""
 
@@ -105,6 +117,7 @@ LEFT: dict[str, Callable[[], nn.Module]] = {
     "another factor": lambda: Excite(factor=torch.tanh),
     "a hidden layer with two readers": ReadTwice,
     "a computed weight": ComputedWeight,
+    "halves of the channels": Halves,
 }
 
 
