@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.fuse_epilogue import ATEN, BATCH_NORMS
 from binarize.passes.layout_rules import is_fixed, is_pointwise, rank_of, shape_of
-from binarize.passes.lower_tools import constant, set_value_like, tensor_of
+from binarize.passes.lower_tools import constant, replace_constant, set_value_like, tensor_of
 
 _CONV_DEFAULTS = (None, (1, 1), (0, 0), (1, 1), 1)
 """Of `conv2d`'s arguments behind the weight: bias, stride, padding, dilation, groups."""
@@ -53,7 +52,7 @@ def _fits(conv: Node) -> bool:
 def _flatten(graph_module: GraphModule, conv: Node) -> None:
     source, weight, *rest = conv.args
     assert isinstance(source, Node) and isinstance(weight, Node)
-    _flatten_weight(graph_module, weight)
+    replace_constant(graph_module, weight, constant(weight).flatten(1))
     rows, last = _rows_of(graph_module, source, conv), conv
     with graph_module.graph.inserting_before(conv):
         rows = graph_module.graph.call_function(ATEN.linear.default, (rows, weight, *rest[:1]))
@@ -66,14 +65,6 @@ def _flatten(graph_module: GraphModule, conv: Node) -> None:
         result = graph_module.graph.call_function(ATEN.reshape.default, (rows, [-1, shape_of(last)[1], 1, 1]))
     set_value_like(result, last, lambda v: v)
     last.replace_all_uses_with(result)
-
-
-def _flatten_weight(graph_module: GraphModule, weight: Node) -> None:
-    """Under its own name, by which a profile finds the layer."""
-    path, _, name = str(weight.target).rpartition(".")
-    flat = constant(weight).detach().flatten(1)
-    setattr(graph_module.get_submodule(path), name, nn.Parameter(flat, requires_grad=False))
-    set_value_like(weight, weight, lambda v: v.flatten(1))
 
 
 def _rows_of(graph_module: GraphModule, source: Node, before: Node) -> Node:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from binarize.passes.base import PassContext, PassResult
 from binarize.passes.layout_rules import ATEN, CHANNELS, is_map, rank_of, same_extent, shape_of
-from binarize.passes.lower_tools import GATE, POOL, add_constant, set_value_like, tensor_of
+from binarize.passes.lower_tools import GATE, POOL, add_constant, constant, replace_constant, set_value_like, tensor_of
 
 _HIDDEN: dict[Any, bool] = {ATEN.relu.default: False, ATEN.silu.default: True}
 """What stands between the two layers; whether it is SiLU."""
@@ -39,11 +38,23 @@ class FuseGates:
 
 @dataclass(frozen=True)
 class _Linear:
-    """A linear layer on vectors `[N, C]`: weight `[O, C]`, bias `[O]` or `[1]`."""
+    """A linear layer on vectors `[N, C]`: constants `[O, C]` and `[O]`."""
 
     source: Node
-    weight: Tensor
-    bias: Tensor
+    weight: Node
+    bias: Node | None
+
+    def constants(self, graph_module: GraphModule, before: Node) -> tuple[Node, Node]:
+        """The weight as a gate has it, `[C, O]`, and a bias."""
+        weight, bias = self.weight, self.bias
+        turned = constant(weight).T
+        if len(weight.users) == 1 and len(weight.graph.find_nodes(op="get_attr", target=str(weight.target))) == 1:
+            replace_constant(graph_module, weight, turned)
+        else:
+            weight = add_constant(graph_module, f"{before.name}_weight", turned, before)
+        return weight, add_constant(
+            graph_module, f"{before.name}_bias", torch.zeros(1), before
+        ) if bias is None else bias
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,7 @@ class _Gate:
 
     def fuse(self, graph_module: GraphModule) -> None:
         factor, graph = self.factor, graph_module.graph
-        constants = [
-            add_constant(graph_module, f"{factor.name}_{name}", value, factor)
-            for name, layer in (("reduce", self.reduce), ("expand", self.expand))
-            for name, value in ((name, layer.weight.T), (f"{name}_bias", layer.bias))
-        ]
+        constants = [node for layer in (self.reduce, self.expand) for node in layer.constants(graph_module, factor)]
         with graph.inserting_before(factor):
             arguments: Any = (self.x, *constants, _HIDDEN[self.hidden.target], _FACTORS[factor.target])
             gate = graph.call_function(GATE, arguments)
@@ -71,7 +78,7 @@ class _Gate:
             spread.replace_all_uses_with(gate)
         if factor.users:
             with graph.inserting_before(factor):
-                vectors = graph.call_function(ATEN.reshape.default, (gate, [-1, len(self.expand.weight)]))
+                vectors = graph.call_function(ATEN.reshape.default, (gate, [-1, shape_of(factor)[1]]))
             factor.replace_all_uses_with(set_value_like(vectors, factor, lambda v: v))
 
 
@@ -96,10 +103,15 @@ def _linear(node: Any) -> _Linear | None:
     ):
         return None
     source, weight, *biases = node.args
-    values = [tensor_of(n) for n in (weight, *biases) if n is not None]  # type: ignore[arg-type]
-    if not isinstance(source, Node) or any(value is None or value.dtype != torch.float32 for value in values):
+    constants = [n for n in (weight, *biases) if n is not None]
+    if not isinstance(source, Node) or any(not _is_float_constant(n) for n in constants):
         return None
-    return _Linear(source, *values, *[torch.zeros(1)] * (2 - len(values)))  # type: ignore[arg-type]
+    return _Linear(source, *constants, *[None] * (2 - len(constants)))  # type: ignore[arg-type]
+
+
+def _is_float_constant(node: Any) -> bool:
+    value = tensor_of(node)
+    return value is not None and value.dtype == torch.float32
 
 
 def _averaged(vectors: Node) -> Node | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from binarize.nn.geometry import ConvGeometry
@@ -64,6 +64,15 @@ def add_constant(graph_module: GraphModule, name: str, value: Tensor, before: No
     graph_module.register_buffer(unique, value.detach().contiguous())
     with graph_module.graph.inserting_before(before):
         return graph_module.graph.get_attr(unique)
+
+
+def replace_constant(graph_module: GraphModule, node: Node, value: Tensor) -> None:
+    """Let the `get_attr` node `node` have another value under its own name, by which a profile finds the layer."""
+    path, _, name = str(node.target).rpartition(".")
+    kept = nn.Parameter(value.detach().contiguous(), requires_grad=False)
+    setattr(graph_module.get_submodule(path), name, kept)
+    if isinstance(fake_value(node), Tensor):
+        node.meta["val"] = fake_value(node).new_empty(kept.shape)
 
 
 def fake_value(node: Node) -> Any:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 import binarize
@@ -143,6 +144,26 @@ def test_a_gate_is_one_operator(make: Callable[[], nn.Module], stream: str) -> N
     assert not {"Sigmoid", "HardSigmoid", "Relu", "Mul"} & ran.keys()
     assert ran["Reshape"] == 1, "that of the classifier"
     assert (ran["Gemm"], ran["AveragePool"], ran["ReduceMean"]) == (1, 1, 0), "those of the classifier"
+
+
+def test_weights_keep_their_names_turned_round() -> None:
+    """By them a report tells which float layers are the largest."""
+    model = Gated(Excite())
+    weights = {t.name: numpy_helper.to_array(t) for t in exported(model)[1].graph.initializer}
+    for layer in ("fc1", "fc2"):
+        np.testing.assert_array_equal(weights[f"gate.{layer}.weight"], getattr(model.gate, layer).weight.detach().T)
+
+
+def test_layers_that_two_gates_share_serve_both() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.excite = Excite()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.excite(x) * self.excite(x.square())
+
+    assert operators(exported(Gated(Shared()))[1])["Gate"] == 2
 
 
 @pytest.mark.parametrize("make", LEFT.values(), ids=LEFT.keys())

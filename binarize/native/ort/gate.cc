@@ -16,7 +16,9 @@ enum Input : size_t { kX, kReduce, kReduceBias, kExpand, kExpandBias, kInputTota
 
 // A layer of the gate: a matrix, [inputs][outputs], and what is done to its outputs.
 struct Layer {
-  std::vector<int64_t> dims;  // of the matrix, which is read anew in each call: no copy of it is kept
+  size_t input = 0;           // which the matrix is of the node's; read anew in each call, so that no copy is kept
+  const char* name = "";
+  std::vector<int64_t> dims;
   std::vector<float> bias;    // [outputs]
   void (*activate)(float* t, size_t count) noexcept = nullptr;
 
@@ -26,6 +28,7 @@ struct Layer {
 
 Layer ReadLayer(const OrtApi& api, const OrtKernelInfo* info, size_t index, const char* name, const char* bias_name) {
   Layer layer;
+  layer.input = index, layer.name = name;
   layer.dims = RequiredConstant(api, info, index, name, kFloat).dims;
   Require(layer.dims.size() == 2, [&] {
     return std::string("input ") + name + " must have two dimensions, has " + ShapeText(layer.dims);
@@ -127,8 +130,8 @@ class Gate {
     for (size_t n = 0; n < images; ++n) {
       JoinRows(row_sums + n * height * channels, height, channels, share, means + n * channels);
     }
-    Run(context, reduce_, kReduce, images, means, sums, hidden);
-    Run(context, expand_, kExpand, images, hidden, sums, y);
+    Run(context, reduce_, images, means, sums, hidden);
+    Run(context, expand_, images, hidden, sums, y);
   }
 
   static void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
@@ -150,10 +153,9 @@ class Gate {
     RunTasks(api_, context, RowsCall::RunTask, tasks.count, &call);
   }
 
-  void Run(OrtKernelContext* context, const Layer& layer, size_t input, size_t images, const float* x, float* sums,
-           float* y) const {
+  void Run(OrtKernelContext* context, const Layer& layer, size_t images, const float* x, float* sums, float* y) const {
     constexpr size_t kLeastBytes = 32 * 1024;  // of a task
-    const float* weight = ReadInput(api_, context, input, "of weights", layer.dims).floats();
+    const float* weight = ReadInput(api_, context, layer.input, layer.name, layer.dims).floats();
     const size_t inputs = layer.inputs(), outputs = layer.outputs();
     const bool small = inputs * outputs * sizeof(float) < kPartialSums * kLeastBytes;
     LayerCall call{kernels_.project, x, weight, sums, inputs, outputs, small ? kPartialSums : 1};
