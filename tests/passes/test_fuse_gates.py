@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import binarize
 from binarize import api
+from binarize.errors import VerificationError
 from binarize.exporting import emit, verify
 from binarize.lowering import Lowered, any_sizes, lower
 from binarize.passes.lower_tools import PACKED_CONV, Fused
@@ -152,6 +153,15 @@ def test_weights_keep_their_names_turned_round() -> None:
     weights = {t.name: numpy_helper.to_array(t) for t in exported(model)[1].graph.initializer}
     for layer in ("fc1", "fc2"):
         np.testing.assert_array_equal(weights[f"gate.{layer}.weight"], getattr(model.gate, layer).weight.detach().T)
+
+
+def test_a_wrong_gate_is_not_proved() -> None:
+    result, file = exported(Gated(Excite()))
+    gate = next(node for node in file.graph.node if node.op_type == "Gate")
+    bias = next(tensor for tensor in file.graph.initializer if tensor.name == gate.input[4])
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+    with pytest.raises(VerificationError):
+        verify(result, file, (X,))
 
 
 def test_layers_that_two_gates_share_serve_both() -> None:
