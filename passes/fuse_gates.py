@@ -52,9 +52,9 @@ class _Linear:
             replace_constant(graph_module, weight, turned)
         else:
             weight = add_constant(graph_module, f"{before.name}_weight", turned, before)
-        return weight, add_constant(
-            graph_module, f"{before.name}_bias", torch.zeros(1), before
-        ) if bias is None else bias
+        if bias is None:
+            bias = add_constant(graph_module, f"{before.name}_bias", torch.zeros(1), before)
+        return weight, bias
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,12 @@ class _Gate:
             arguments: Any = (self.x, *constants, _HIDDEN[self.hidden.target], _FACTORS[factor.target])
             gate = graph.call_function(GATE, arguments)
         set_value_like(gate, factor, lambda v: v[:, None, None])
-        for spread in list(_spreads(factor)):
+        outputs = shape_of(factor)[1]
+        for spread in list(_spreads(factor, outputs)):
             spread.replace_all_uses_with(gate)
         if factor.users:
             with graph.inserting_before(factor):
-                vectors = graph.call_function(ATEN.reshape.default, (gate, [-1, shape_of(factor)[1]]))
+                vectors = graph.call_function(ATEN.reshape.default, (gate, [-1, outputs]))
             factor.replace_all_uses_with(set_value_like(vectors, factor, lambda v: v))
 
 
@@ -118,8 +119,9 @@ def _averaged(vectors: Node) -> Node | None:
     """The channels-last map whose mean over the pixels the vectors `[N, C]` are."""
     mean: Any = vectors.args[0] if vectors.target is ATEN.reshape.default else vectors
     averages = (mean.target is ATEN.mean.dim and _is_over_pixels(mean)) or (mean.target is POOL and _is_whole(mean))
-    x: Node | None = mean.args[0] if averages else mean if _is_pixel(mean) else None
-    return x if x is not None and same_extent(shape_of(x)[CHANNELS], shape_of(vectors)[1]) else None
+    x: Node = mean.args[0] if averages else mean
+    fits = averages or _is_pixel(mean)
+    return x if fits and same_extent(shape_of(x)[CHANNELS], shape_of(vectors)[1]) else None
 
 
 def _is_whole(pool: Node) -> bool:
@@ -139,12 +141,12 @@ def _is_pixel(node: Node) -> bool:
     return rank_of(node) == 4 and all(same_extent(extent, 1) for extent in shape_of(node)[1:3])
 
 
-def _spreads(vectors: Node) -> Iterator[Node]:
+def _spreads(vectors: Node, outputs: Any) -> Iterator[Node]:
     """What is `[N, 1, 1, O]` of vectors `[N, O]` by new shapes alone."""
     for user in vectors.users:
         if user.target not in (ATEN.reshape.default, ATEN.unsqueeze.default):
             continue
-        if _is_pixel(user):
+        if _is_pixel(user) and same_extent(shape_of(user)[CHANNELS], outputs):
             yield user
         else:
-            yield from _spreads(user)
+            yield from _spreads(user, outputs)

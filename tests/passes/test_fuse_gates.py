@@ -155,6 +155,27 @@ def test_weights_keep_their_names_turned_round() -> None:
         np.testing.assert_array_equal(weights[f"gate.{layer}.weight"], getattr(model.gate, layer).weight.detach().T)
 
 
+def test_factors_in_another_order_of_axes_stay_as_they_are() -> None:
+    """Regression test: `[N * O, 1, 1, 1]` has one pixel, too."""
+
+    class Kernels(nn.Module):
+        """Factors as the weights of one conv in groups, over all images."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.excite = Excite()
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.excite(x).reshape(len(x) * 24, 1, 1, 1)
+            ones = torch.ones(1, len(x) * 24, 1, 1)
+            return F.conv2d(ones, weight, groups=len(x) * 24).view(len(x), 24, 1, 1)
+
+    result, file = exported(Gated(Kernels()))
+    assert operators(file)["Gate"] == 1
+    with torch.no_grad():
+        torch.testing.assert_close(result.fused(X), result.original(X), rtol=1e-4, atol=1e-4)
+
+
 def test_a_wrong_gate_is_not_proved() -> None:
     result, file = exported(Gated(Excite()))
     gate = next(node for node in file.graph.node if node.op_type == "Gate")
