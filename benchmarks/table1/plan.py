@@ -210,5 +210,6 @@ def _known(names: Iterable[str], known: Iterable[str], what: str) -> tuple[str, 
     names, known = tuple(names), tuple(known)
     for name in names:
         if name not in known:
-            raise UsageError(f"there is no {what} {name!r}", hint=f"known: {', '.join(sorted(known))}")
+            apart = "names are separated by spaces; " if "," in name else ""
+            raise UsageError(f"there is no {what} {name!r}", hint=f"{apart}known: {', '.join(sorted(known))}")
     return names

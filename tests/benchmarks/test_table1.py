@@ -271,7 +271,11 @@ def test_presets_name_what_there_is(name):
 def test_unknown_names_are_told(capsys):
     assert cli.main(["run", "--data", "/nowhere"]) == 2
     assert "no such file" in capsys.readouterr().err.lower()
-    for arm, message in (("elo", "no recipe 'elo'"), ("el/no-links", "no change of a recipe 'no-links'")):
+    for arm, message in (
+        ("elo", "no recipe 'elo'"),
+        ("el/no-links", "no change of a recipe 'no-links'"),
+        ("xnor,el", "(?s)no recipe 'xnor,el'.*separated by spaces"),
+    ):
         with pytest.raises(UsageError, match=message):
             list(Wanted(PRESETS["cpu"], arms=(arm,)).cells())
 
